@@ -1,0 +1,39 @@
+"""The operator of KiT: tensors in, tensors out.
+
+``group_patches`` decides which patches meet (Eqs. 5-7, integers, no gradient);
+``knn_local_attention`` lets them meet (Eqs. 8-10, floats, differentiable).
+"""
+
+from kithkin.ops.baselines import global_attention, local_attention
+from kithkin.ops.dispatch import available_backends, knn_local_attention
+from kithkin.ops.grouping import (
+    PatchGroups,
+    default_n_buckets,
+    draw_rotations,
+    exact_groups,
+    group_patches,
+    lsh_hash,
+    sort_by_hash,
+)
+from kithkin.ops.patches import partition, unpartition
+from kithkin.ops.reference import WEIGHTINGS, aggregate, pairwise_attention, pairwise_weights
+
+__all__ = [
+    "WEIGHTINGS",
+    "PatchGroups",
+    "aggregate",
+    "available_backends",
+    "default_n_buckets",
+    "draw_rotations",
+    "exact_groups",
+    "global_attention",
+    "group_patches",
+    "knn_local_attention",
+    "local_attention",
+    "lsh_hash",
+    "pairwise_attention",
+    "pairwise_weights",
+    "partition",
+    "sort_by_hash",
+    "unpartition",
+]

@@ -1,0 +1,208 @@
+"""The layers of KiT. Maps are (B, H, W, C), channels last, all the way through a stage."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kithkin.errors import InputError
+from kithkin.ops import PatchGroups, group_patches, knn_local_attention, partition, unpartition
+from kithkin.ops.grouping import FEATURES, MAX_BUCKETS
+from kithkin.ops.reference import WEIGHTINGS
+
+HASH_INPUTS = ("feature", "query")
+
+
+class KNNLocalAttention(nn.Module):
+    """KLA: group similar patches by hashing, then attend from pixel to pixel within each group (Sec. 3.3).
+
+    There is no projection after the attention: with one head it would be absorbed by ψ. With more heads
+    ``output_proj`` mixes them.
+
+    Args:
+        channels: C of the map.
+        patch_size: side r of a patch, in pixels.
+        k: patches in a chunk; 1 lets each patch see itself alone (Eq. 2, no hashing is run).
+        n_hashes: hash rounds h.
+        n_buckets: hash buckets m, even; None follows the number of patches (decision D2).
+        n_heads: attention heads.
+        weighting: how Eq. 10 is normalised, ``"softmax"`` or ``"paper"`` (decision D4).
+        share_query_key: one projection for query and key, φ = θ (the paper's KiT_S).
+        hash_input: hash the ``"feature"`` that comes in, or the ``"query"`` (decision D15).
+        hash_features: hash the flattened ``"patch"`` or its ``"pooled"`` mean pixel (decision D1).
+        seed: of the fixed rotations.
+        backend: of :func:`kithkin.ops.knn_local_attention`; None takes the first that can serve.
+
+    Shape:
+        (B, H, W, C) -> (B, H, W, C), any H and W: the map is extended to whole patches by repeating its border.
+    """
+
+    rotations: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        patch_size: int = 4,
+        k: int = 4,
+        n_hashes: int = 4,
+        n_buckets: int | None = None,
+        n_heads: int = 1,
+        weighting: str = "softmax",
+        share_query_key: bool = False,
+        hash_input: str = "feature",
+        hash_features: str = "patch",
+        seed: int = 0,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        _one_of("weighting", weighting, WEIGHTINGS)
+        _one_of("hash_input", hash_input, HASH_INPUTS)
+        _one_of("hash_features", hash_features, FEATURES)
+        if channels % n_heads:
+            raise InputError(f"KNNLocalAttention: {channels} channels can't be split into {n_heads} heads")
+        self.patch_size, self.k, self.n_hashes, self.n_buckets = patch_size, k, n_hashes, n_buckets
+        self.n_heads, self.weighting, self.backend = n_heads, weighting, backend
+        self.hash_input, self.hash_features, self.seed = hash_input, hash_features, seed
+        self.query_proj = nn.Linear(channels, channels)
+        self.key_proj = self.query_proj if share_query_key else nn.Linear(channels, channels)
+        self.value_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels) if n_heads > 1 else nn.Identity()
+        n_features = channels * (patch_size**2 if hash_features == "patch" else 1)
+        columns = (n_buckets or MAX_BUCKETS) // 2
+        shape = (n_hashes, n_features, columns) if k > 1 else (0, n_features, columns)
+        self.register_buffer("rotations", torch.empty(shape), persistent=False)
+        self.redraw_rotations()
+
+    def redraw_rotations(self, generator: torch.Generator | None = None) -> None:
+        """Draw new rotations from a private generator, or put back the fixed ones that ``seed`` stands for.
+
+        The fixed ones come from NumPy's legacy generator, whose stream is frozen: a checkpoint restores a picture
+        to the same bytes under every version of the libraries, without storing them (decision D12).
+
+        Args:
+            generator: on the device of the buffer; None puts the fixed rotations back.
+        """
+        if generator is not None:
+            self.rotations.normal_(generator=generator)
+        else:
+            fixed = np.random.RandomState(self.seed).standard_normal(tuple(self.rotations.shape))
+            self.rotations.copy_(torch.from_numpy(fixed))
+
+    def group(self, patches: Tensor) -> PatchGroups:
+        """The groups in which the patches (B, N, P, C) of the incoming feature meet."""
+        hashed = self.query_proj(patches) if self.hash_input == "query" else patches
+        return group_patches(
+            hashed,
+            k=self.k,
+            n_hashes=self.n_hashes,
+            n_buckets=self.n_buckets,
+            rotations=self.rotations,
+            features=self.hash_features,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        right, below = -width % self.patch_size, -height % self.patch_size
+        if right or below:
+            x = F.pad(x.permute(0, 3, 1, 2), (0, right, 0, below), mode="replicate").permute(0, 2, 3, 1)
+        patches = partition(x, self.patch_size)
+        out = knn_local_attention(
+            self.query_proj(patches),
+            self.key_proj(patches),
+            self.value_proj(patches),
+            self.group(patches),
+            weighting=self.weighting,
+            n_heads=self.n_heads,
+            backend=self.backend,
+        )
+        whole = unpartition(self.output_proj(out), self.patch_size, (height + below, width + right))
+        return whole[:, :height, :width]
+
+    def extra_repr(self) -> str:
+        return f"patch_size={self.patch_size}, k={self.k}, n_hashes={self.n_hashes}, n_heads={self.n_heads}"
+
+
+class FeedForward(nn.Module):
+    """FFN(X) = MLP(DW(MLP(X))): widen, a 3×3 depth-wise convolution, narrow; a GELU after the first two.
+
+    Args:
+        channels: C of the map.
+        ratio: hidden channels over C.
+
+    Shape:
+        (B, H, W, C) -> (B, H, W, C).
+    """
+
+    def __init__(self, channels: int, ratio: float) -> None:
+        super().__init__()
+        hidden = round(channels * ratio)
+        self.widen = nn.Linear(channels, hidden)
+        self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.narrow = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.widen(x))
+        x = F.gelu(self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return self.narrow(x)
+
+
+class KNNTransformerBlock(nn.Module):
+    """KTB: X̂ = KLA(LN(X)) + X (Eq. 3), then FFN(LN(X̂)) + X̂ (Eq. 4).
+
+    Args:
+        channels: C of the map.
+        ffn_ratio: hidden channels of the feed-forward network over C.
+        attention: as the keyword arguments of :class:`KNNLocalAttention`.
+
+    Shape:
+        (B, H, W, C) -> (B, H, W, C).
+    """
+
+    def __init__(self, channels: int, *, ffn_ratio: float = 2.0, **attention: object) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(channels)
+        self.attention = KNNLocalAttention(channels, **attention)  # type: ignore[arg-type]
+        self.ffn_norm = nn.LayerNorm(channels)
+        self.ffn = FeedForward(channels, ffn_ratio)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attend(x)
+        return self.feed_forward(x)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Eq. (3): X̂ = KLA(LN(X)) + X."""
+        return self.attention(self.attention_norm(x)) + x
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Eq. (4): X = FFN(LN(X̂)) + X̂."""
+        return self.ffn(self.ffn_norm(x)) + x
+
+
+class Downsample(nn.Module):
+    """Halve both sides and double the channels: a 2×2 convolution of stride 2. (B, H, W, C) -> (B, H/2, W/2, 2C)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 2 * channels, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class Upsample(nn.Module):
+    """Double both sides and halve the channels: a linear layer and a pixel shuffle. (B, H, W, C) -> (B, 2H, 2W, C/2)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(channels, 2 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, channels = x.shape
+        wide = self.expand(x).view(batch, height, width, 2, 2, channels // 2)
+        return wide.transpose(2, 3).reshape(batch, 2 * height, 2 * width, channels // 2)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"KNNLocalAttention: {name} must be one of {', '.join(allowed)}, got {value!r}")

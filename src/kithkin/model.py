@@ -1,0 +1,248 @@
+"""KiT, the k-NN Image Transformer: a U-shaped network that predicts a residual (Fig. 2)."""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kithkin.errors import InputError
+from kithkin.layers import Downsample, KNNTransformerBlock, Upsample
+
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"width": 24, "ffn_ratio": 3.0},
+    "small": {"width": 32, "ffn_ratio": 4.0},
+    "base": {"width": 96, "ffn_ratio": 3.0},
+}
+
+
+@dataclass(frozen=True)
+class KiTConfig:
+    """Every choice of the network. It travels in the checkpoint's header.
+
+    Attributes:
+        width: channels of the first stage; stage i has width·2^i.
+        n_stages: encoder stages, and as many decoder stages.
+        depth: k-NN transformer blocks in a stage, the paper's b.
+        ffn_ratio: hidden channels of a feed-forward network over its channels.
+        stem_stride: 2 halves the map once more before the first stage, 1 does not (decision D7).
+        patch_size: side r of a patch, in pixels of the stage's map.
+        k: patches in a chunk; the bottleneck has k = 1.
+        n_hashes: hash rounds h.
+        n_buckets: hash buckets m, even; None follows the number of patches (decision D2).
+        n_heads: attention heads (decision D14).
+        weighting: ``"softmax"`` or ``"paper"`` (decision D4).
+        share_query_key: φ = θ, the paper's KiT_S.
+        hash_input: ``"feature"`` or ``"query"`` (decision D15).
+        hash_features: ``"patch"`` or ``"pooled"`` (decision D1).
+        rotation_seed: of the fixed hash rotations (decision D12).
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    width: int = 32
+    n_stages: int = 3
+    depth: int = 2
+    ffn_ratio: float = 2.0
+    stem_stride: int = 2
+    patch_size: int = 4
+    k: int = 4
+    n_hashes: int = 4
+    n_buckets: int | None = None
+    n_heads: int = 1
+    weighting: str = "softmax"
+    share_query_key: bool = False
+    hash_input: str = "feature"
+    hash_features: str = "patch"
+    rotation_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("width", "n_stages", "depth", "patch_size", "k", "n_hashes", "n_heads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"KiTConfig: {name} must be at least 1, got {getattr(self, name)}")
+        if self.stem_stride not in (1, 2):
+            raise InputError(f"KiTConfig: stem_stride must be 1 or 2, got {self.stem_stride}")
+        if self.n_buckets is not None and (self.n_buckets < 2 or self.n_buckets % 2):
+            raise InputError(f"KiTConfig: n_buckets must be even and at least 2, got {self.n_buckets}")
+        if not self.ffn_ratio > 0:
+            raise InputError(f"KiTConfig: ffn_ratio must be positive, got {self.ffn_ratio}")
+
+    @classmethod
+    def named(cls, size: str, **changes: Any) -> "KiTConfig":
+        """The configuration of a named size (tiny, small, base), with changes on top."""
+        if size not in SIZES:
+            raise InputError(f"KiTConfig: no size is called {size!r}; there are {', '.join(SIZES)}")
+        return cls.from_dict({**SIZES[size], **changes})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "KiTConfig":
+        """Build from plain values; an unknown key is refused with the nearest name."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+                raise InputError(f"KiTConfig: unknown key {name!r}{hint}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that :meth:`from_dict` takes back."""
+        return asdict(self)
+
+    @property
+    def stride(self) -> int:
+        """Input pixels a pixel of the bottleneck stands for; the input is extended to a multiple of it."""
+        return self.stem_stride * 2**self.n_stages
+
+
+class KiT(nn.Module):
+    """The k-NN Image Transformer (Fig. 2).
+
+    Three convolutions; encoder stages of k-NN transformer blocks, each followed by a downsampling; a bottleneck with
+    k = 1; decoder stages, each an upsampling, the encoder's feature concatenated, and blocks; three convolutions that
+    predict the residual I_r. The output is I = I_d + I_r.
+
+    Args:
+        config: every choice; None takes the defaults.
+
+    Shape:
+        (B, 3, H, W) RGB in [0, 1] -> (B, 3, H, W), not clamped. Any H and W ≥ 1; the image is extended to a multiple of
+        ``config.stride`` by reflection (by repeating its border where it is too small to reflect).
+    """
+
+    def __init__(self, config: KiTConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or KiTConfig()
+        widths = [config.width * 2**i for i in range(config.n_stages + 1)]
+        self.stem = _Stem(config)
+        self.encoder = nn.ModuleList(_stage(config, i, widths[i], config.k) for i in range(config.n_stages))
+        self.down = nn.ModuleList(Downsample(c) for c in widths[:-1])
+        self.bottleneck = _stage(config, config.n_stages, widths[-1], 1)
+        self.up = nn.ModuleList(Upsample(c) for c in widths[1:])
+        self.merge = nn.ModuleList(nn.Linear(2 * c, c) for c in widths[:-1])
+        self.decoder = nn.ModuleList(
+            _stage(config, config.n_stages + 1 + i, widths[i], config.k) for i in range(config.n_stages)
+        )
+        self.head = _Head(config)
+
+    def forward(self, image: Tensor) -> Tensor:
+        if image.ndim != 4 or image.shape[1] != 3:
+            raise InputError(f"KiT: expected images (B, 3, H, W), got shape {tuple(image.shape)}")
+        height, width = image.shape[2:]
+        padded = _extend(image, self.config.stride)
+        x = self.stem(padded)
+        skips = []
+        for stage, down in zip(self.encoder, self.down, strict=True):
+            x = stage(x)
+            skips.append(x)
+            x = down(x)
+        x = self.bottleneck(x)
+        for i in reversed(range(self.config.n_stages)):
+            x = self.merge[i](torch.cat([self.up[i](x), skips[i]], dim=-1))
+            x = self.decoder[i](x)
+        residual = self.head(x)[:, :, :height, :width]
+        return image + residual
+
+    def redraw_rotations(self, generator: torch.Generator | None = None) -> None:
+        """New hash rotations for every block from a private generator; None puts the fixed ones back."""
+        for module in self.modules():
+            if isinstance(module, KNNTransformerBlock):
+                module.attention.redraw_rotations(generator)
+
+    def set_backend(self, backend: str | None) -> "KiT":
+        """Make every block use this backend of the operator; None takes the first that can serve."""
+        for module in self.modules():
+            if isinstance(module, KNNTransformerBlock):
+                module.attention.backend = backend
+        return self
+
+
+class _Stem(nn.Module):
+    """Three convolutions at the input; the second has the stem's stride. (B, 3, H, W) -> (B, H/s, W/s, width)."""
+
+    def __init__(self, config: KiTConfig) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, config.width, 3, padding=1)
+        self.conv2 = nn.Conv2d(config.width, config.width, 3, padding=1, stride=config.stem_stride)
+        self.conv3 = nn.Conv2d(config.width, config.width, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.gelu(self.conv1(image.contiguous(memory_format=torch.channels_last)))
+        x = F.gelu(self.conv2(x))
+        return self.conv3(x).permute(0, 2, 3, 1)
+
+
+class _Head(nn.Module):
+    """Three convolutions at the output, with a pixel shuffle that undoes the stem's stride. The last starts at zero:
+    an untrained network returns its input. (B, H/s, W/s, width) -> (B, 3, H, W)."""
+
+    def __init__(self, config: KiTConfig) -> None:
+        super().__init__()
+        self.stride = config.stem_stride
+        self.conv1 = nn.Conv2d(config.width, config.width, 3, padding=1)
+        self.conv2 = nn.Conv2d(config.width, config.width * self.stride**2, 3, padding=1)
+        self.conv3 = nn.Conv2d(config.width, 3, 3, padding=1)
+        nn.init.zeros_(self.conv3.weight)
+        nn.init.zeros_(self.conv3.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.conv1(x.permute(0, 3, 1, 2)))
+        x = F.gelu(F.pixel_shuffle(self.conv2(x), self.stride))
+        return self.conv3(x)
+
+
+def _stage(config: KiTConfig, index: int, channels: int, k: int) -> nn.Sequential:
+    return nn.Sequential(
+        *(
+            KNNTransformerBlock(
+                channels,
+                ffn_ratio=config.ffn_ratio,
+                patch_size=config.patch_size,
+                k=k,
+                n_hashes=config.n_hashes,
+                n_buckets=config.n_buckets,
+                n_heads=config.n_heads,
+                weighting=config.weighting,
+                share_query_key=config.share_query_key,
+                hash_input=config.hash_input,
+                hash_features=config.hash_features,
+                seed=(config.rotation_seed + 1000 * index + block) % 2**32,
+            )
+            for block in range(config.depth)
+        )
+    )
+
+
+def _extend(image: Tensor, multiple: int) -> Tensor:
+    height, width = image.shape[2:]
+    below, right = -height % multiple, -width % multiple
+    mode = "reflect" if below < height and right < width else "replicate"
+    return F.pad(image, (0, right, 0, below), mode=mode)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable numbers of a module, shared ones once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@torch.no_grad()
+def count_macs(config: KiTConfig, size: tuple[int, int] = (256, 256)) -> int:
+    """Multiply-accumulates of one forward pass, hashing included, counted on the operations that really run.
+
+    Args:
+        config: the network.
+        size: (H, W) of the image, in pixels.
+
+    Returns:
+        MACs of matrix products and convolutions; elementwise operations are not counted.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = KiT(config).eval()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)))
+    return math.ceil(counter.get_total_flops() / 2)

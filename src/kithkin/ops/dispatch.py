@@ -1,0 +1,130 @@
+"""The table of backends, and the one function that runs them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kithkin.errors import BackendError, InputError
+from kithkin.ops import blocked, reference
+from kithkin.ops.grouping import PatchGroups
+
+Attention = Callable[[Tensor, Tensor, Tensor, PatchGroups, str, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute Eqs. (8)-(10).
+
+    Attributes:
+        name: what ``backend=`` takes.
+        why_not: (device type, dtype) -> None where the backend can serve, else one sentence.
+        run: (query, key, value, groups, weighting, n_heads) -> output.
+    """
+
+    name: str
+    why_not: Callable[[str, torch.dtype], str | None]
+    run: Attention
+
+
+def _floats_only(name: str) -> Callable[[str, torch.dtype], str | None]:
+    takes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+    def why_not(device_type: str, dtype: torch.dtype) -> str | None:
+        if dtype in takes:
+            return None
+        return f"{name} takes float16, bfloat16, float32 and float64, not {str(dtype).removeprefix('torch.')}"
+
+    return why_not
+
+
+# In order of preference: the first that can serve is taken where none is asked for.
+BACKENDS = (
+    Backend("blocked", _floats_only("blocked"), blocked.attention),
+    Backend("reference", _floats_only("reference"), reference.attention),
+)
+
+
+def available_backends(
+    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, str | None]:
+    """Which backends can serve tensors of this device and dtype.
+
+    Returns:
+        name -> None where it can be used, else the reason in one sentence; in order of preference.
+    """
+    kind = torch.device(device).type
+    return {backend.name: backend.why_not(kind, dtype) for backend in BACKENDS}
+
+
+def knn_local_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    groups: PatchGroups,
+    *,
+    weighting: str = "softmax",
+    n_heads: int = 1,
+    backend: str | None = None,
+) -> Tensor:
+    """k-NN local attention (Eqs. 8-10): each patch attends, pixel to pixel, to the patches of its group.
+
+    Args:
+        query, key, value: (B, N, P, C), one floating dtype, one device.
+        groups: who meets whom, from :func:`group_patches` or :func:`exact_groups`.
+        weighting: ``"softmax"`` (stable, default) or ``"paper"`` (Eq. 10 as printed), normalised jointly over the
+            candidates of all rounds; a candidate found in several rounds counts as often as it was found.
+        n_heads: channels are split into this many heads, each with its own attention and pair weights.
+        backend: a name from :func:`available_backends`; None takes the first that can serve.
+
+    Returns:
+        (B, N, P, C), dtype and device of ``value``, patches in their original order. Differentiable in
+        query, key and value.
+
+    Raises:
+        InputError: shapes, dtypes, heads or weighting don't fit.
+        BackendError: the named backend is unknown or can't serve this call.
+    """
+    _check(query, key, value, groups, weighting, n_heads)
+    chosen = _choose(backend, query.device.type, query.dtype)
+    return chosen.run(query, key, value, groups, weighting, n_heads)
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, weighting: str, n_heads: int) -> None:
+    shapes = [tuple(x.shape) for x in (query, key, value)]
+    if query.ndim != 4 or len(set(shapes)) > 1:
+        raise InputError(
+            "knn_local_attention: expected query, key and value of one shape (B, N, P, C), "
+            f"got {', '.join(map(str, shapes))}"
+        )
+    if len({(x.dtype, x.device) for x in (query, key, value)}) > 1:
+        kinds = ", ".join(f"{x.dtype} on {x.device}" for x in (query, key, value))
+        raise InputError(f"knn_local_attention: query, key and value must share dtype and device, got {kinds}")
+    batch, count, _, channels = query.shape
+    if (groups.order.shape[0], groups.n_patches) != (batch, count) or groups.order.device != query.device:
+        raise InputError(
+            f"knn_local_attention: the groups are of {groups.order.shape[0]} images of {groups.n_patches} patches on "
+            f"{groups.order.device}, the tensors of {batch} of {count} on {query.device}"
+        )
+    if weighting not in reference.WEIGHTINGS:
+        raise InputError(
+            f"knn_local_attention: weighting must be one of {', '.join(reference.WEIGHTINGS)}, got {weighting!r}"
+        )
+    if n_heads < 1 or channels % n_heads:
+        raise InputError(f"knn_local_attention: {channels} channels can't be split into {n_heads} heads")
+
+
+def _choose(name: str | None, device_type: str, dtype: torch.dtype) -> Backend:
+    reasons = {}
+    for candidate in BACKENDS:
+        if name not in (None, candidate.name):
+            continue
+        reason = candidate.why_not(device_type, dtype)
+        if reason is None:
+            return candidate
+        reasons[candidate.name] = reason
+    if not reasons:
+        known = ", ".join(b.name for b in BACKENDS)
+        raise BackendError(f"knn_local_attention: no backend is called {name!r}; there are {known}")
+    raise BackendError("knn_local_attention: " + "; ".join(reasons.values()))
