@@ -1,0 +1,102 @@
+"""Checkpoints: safetensors with the network's configuration in the header."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from kithkin.errors import CheckpointError, InputError
+from kithkin.model import KiT, KiTConfig
+
+FORMAT = "kithkin-1"
+
+
+def save_model(
+    model: KiT, path: str | Path, *, dtype: torch.dtype | None = None, metadata: dict[str, Any] | None = None
+) -> None:
+    """Write a network and its configuration to one safetensors file, atomically.
+
+    Args:
+        model: the network.
+        path: of the file; an existing one is replaced.
+        dtype: of the stored numbers, such as ``torch.float16``; None keeps theirs.
+        metadata: further values for the header, anything JSON can hold.
+
+    Raises:
+        CheckpointError: the file can't be written.
+    """
+    tensors = {name: x.detach().cpu().to(dtype or x.dtype).clone() for name, x in model.state_dict().items()}
+    header = {"format": FORMAT, "config": json.dumps(model.config.to_dict())}
+    header |= {key: json.dumps(value) for key, value in (metadata or {}).items()}
+    write_tensors(tensors, path, header)
+
+
+def read_model(path: str | Path) -> KiT:
+    """Build the network that a checkpoint holds, in float32 and evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: missing, not a safetensors file, truncated, of another make, or not what its own
+            configuration says.
+    """
+    tensors, header = read_tensors(path)
+    if header.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is a safetensors file, but not a kithkin checkpoint ({FORMAT})")
+    try:
+        model = KiT(KiTConfig.from_dict(json.loads(header["config"])))
+        model.load_state_dict({name: x.float() for name, x in tensors.items()})
+    except (KeyError, TypeError, json.JSONDecodeError, InputError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: the weights don't fit the configuration in the header: {reason}") from error
+    return model.eval()
+
+
+def write_tensors(tensors: dict[str, torch.Tensor], path: str | Path, header: dict[str, str]) -> None:
+    """Write named tensors atomically; raises CheckpointError where that fails."""
+    with replacing(Path(path)) as part:
+        save_file({name: x.contiguous() for name, x in tensors.items()}, part, metadata=header)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The named tensors and the header of a safetensors file; raises CheckpointError where that fails."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(str(path), "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); is the copy complete?") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place at the end, or leaves no trace.
+
+    Raises:
+        CheckpointError: the folder or the disk does not take it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        part = Path(name)
+        try:
+            yield part
+            part.chmod(0o666 & ~_umask())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} can't be written: {error}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

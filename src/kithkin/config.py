@@ -1,0 +1,197 @@
+"""The configuration of a training run: a complete TOML file, loaded strictly."""
+
+import tomllib
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kithkin.errors import InputError
+from kithkin.model import KiTConfig
+
+Positive = Annotated[int, Field(ge=1)]
+Sigma = Annotated[float, Field(ge=0, le=255)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Section):
+    """What a run trains on.
+
+    Attributes:
+        kind: ``"photos"`` are clean photographs, degraded on the fly; ``"pairs"`` holds ``input`` and ``target``
+            folders (or ``input_crops``, ``target_crops``) with equal file names.
+        folders: one or more folders, searched recursively. A recipe leaves them empty: they are given at the start.
+        crop: side of the random square crops, in pixels.
+        sigma: of Gaussian noise on the 0-255 scale, uniform in this range for each crop; for ``"photos"`` only.
+        cache_gb: decoded pictures kept in memory, in GB of uint8; the rest is decoded at each use.
+    """
+
+    kind: Literal["photos", "pairs"]
+    folders: tuple[Path, ...]
+    crop: Positive
+    sigma: tuple[Sigma, Sigma] | None = None
+    cache_gb: Annotated[float, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _sigma_goes_with_photos(self) -> "DataConfig":
+        if (self.kind == "photos") != (self.sigma is not None):
+            raise ValueError("sigma goes with kind = 'photos', and only with it")
+        if self.sigma is not None and self.sigma[0] > self.sigma[1]:
+            raise ValueError(f"sigma runs from low to high, got {list(self.sigma)}")
+        return self
+
+
+class ValidationConfig(_Section):
+    """How a run watches itself. The folder is of the same kind as the training data.
+
+    Attributes:
+        folder: None (in TOML: leave it out) runs no validation.
+        sigmas: noise levels on the 0-255 scale, each validated; for ``"photos"`` only.
+        crop: side of the central crop of each picture, in pixels.
+        every: steps between validations.
+    """
+
+    folder: Path | None = None
+    sigmas: tuple[Sigma, ...] = ()
+    crop: Positive
+    every: Positive
+
+
+class ScheduleConfig(_Section):
+    """How long, and at which learning rate: a linear warm-up, then a cosine to ``final_lr``.
+
+    Attributes:
+        batch_size: crops a step.
+        steps, epochs: the length of the run; exactly one is above 0. An epoch is a crop of every picture.
+        warmup: steps (epochs where the run is counted in epochs) of warm-up.
+        lr, final_lr: learning rate after the warm-up and at the end.
+    """
+
+    batch_size: Positive
+    steps: Annotated[int, Field(ge=0)]
+    epochs: Annotated[int, Field(ge=0)]
+    warmup: Annotated[int, Field(ge=0)]
+    lr: Annotated[float, Field(gt=0)]
+    final_lr: Annotated[float, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "ScheduleConfig":
+        if (self.steps > 0) == (self.epochs > 0):
+            raise ValueError(f"exactly one of steps and epochs is above 0, got {self.steps} and {self.epochs}")
+        return self
+
+    def in_steps(self, n_items: int) -> tuple[int, int]:
+        """(steps of the run, steps of warm-up) for a data set of ``n_items`` pictures."""
+        per_epoch = max(1, n_items // self.batch_size)
+        scale = per_epoch if self.epochs else 1
+        return (self.epochs or self.steps) * scale, self.warmup * scale
+
+
+class OptimizerConfig(_Section):
+    """AdamW.
+
+    Attributes:
+        betas, weight_decay: of AdamW.
+        grad_clip: largest norm of the gradient; 0 does not clip.
+        ema_decay: decay a step of the averaged weights that are validated and exported; 0 keeps no average.
+    """
+
+    betas: tuple[float, float]
+    weight_decay: Annotated[float, Field(ge=0)]
+    grad_clip: Annotated[float, Field(ge=0)]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+
+
+class LossConfig(_Section):
+    """Eq. 11: ``edge_weight`` is λ, ``epsilon`` is ε."""
+
+    edge_weight: Annotated[float, Field(ge=0)]
+    epsilon: Annotated[float, Field(gt=0)]
+
+
+class RunConfig(_Section):
+    """A complete training run.
+
+    Attributes:
+        name: of the model that comes out.
+        task: what it is for: denoise, deblur or derain.
+        seed: every random choice of the run follows from it and the step.
+        precision: ``"bfloat16"`` runs the network under autocast.
+        model: the keyword arguments of :class:`kithkin.model.KiTConfig`.
+    """
+
+    name: str
+    task: Literal["denoise", "deblur", "derain"]
+    seed: Annotated[int, Field(ge=0)]
+    precision: Literal["float32", "bfloat16"]
+    model: dict[str, Any]
+    data: DataConfig
+    validation: ValidationConfig
+    schedule: ScheduleConfig
+    optimizer: OptimizerConfig
+    loss: LossConfig
+
+    @model_validator(mode="after")
+    def _model_is_sound(self) -> "RunConfig":
+        KiTConfig.from_dict(self.model)
+        return self
+
+    @property
+    def network(self) -> KiTConfig:
+        """The network's configuration."""
+        return KiTConfig.from_dict(self.model)
+
+
+def list_recipes() -> dict[str, Path]:
+    """The recipes that come with the package: name -> file."""
+    folder = Path(str(resources.files("kithkin") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_config(source: str | Path, changes: dict[str, Any] | None = None) -> RunConfig:
+    """Load a recipe by name, or a TOML file by path.
+
+    Args:
+        source: a name from :func:`list_recipes`, or a path.
+        changes: dotted key -> value, laid over the file (``{"schedule.steps": 100}``).
+
+    Raises:
+        InputError: no such recipe, not TOML, an unknown key (with the nearest name) or a value out of range.
+    """
+    path = list_recipes().get(str(source), Path(source))
+    if not path.is_file():
+        raise InputError(f"{source} is neither a file nor a recipe; the recipes are {', '.join(list_recipes())}")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a TOML file: {error}") from error
+    return parse_config(values, changes, source=str(path))
+
+
+def parse_config(values: dict[str, Any], changes: dict[str, Any] | None = None, *, source: str) -> RunConfig:
+    """Check plain values and build the configuration; arguments and errors as in :func:`load_config`."""
+    values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    for dotted, value in (changes or {}).items():
+        section, _, key = dotted.rpartition(".")
+        (values.setdefault(section, {}) if section else values)[key] = value
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{source}: " + "; ".join(_explain(e) for e in error.errors())) from error
+
+
+def _explain(error: Any) -> str:
+    where = [str(part) for part in error["loc"]]
+    if error["type"] != "extra_forbidden":
+        return f"{'.'.join(where) or 'the run'}: {error['msg'].removeprefix('Value error, ')}"
+    model: Any = RunConfig
+    for part in where[:-1]:
+        model = model.model_fields[part].annotation
+    near = get_close_matches(where[-1], model.model_fields, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(model.model_fields)}"
+    return f"unknown key {'.'.join(where)}; {hint}"

@@ -1,0 +1,7 @@
+"""What is trained on and validated with: folders of pictures, degradations, sampling."""
+
+from kithkin.data.degrade import gaussian_noise
+from kithkin.data.folders import Pairs, Photos, open_folders
+from kithkin.data.sampling import Batch, sample_batch
+
+__all__ = ["Batch", "Pairs", "Photos", "gaussian_noise", "open_folders", "sample_batch"]

@@ -1,0 +1,61 @@
+"""Random crops. A batch is a function of the seed and the step alone, so a run resumes without any stored state."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kithkin.config import DataConfig
+from kithkin.data.degrade import gaussian_noise
+from kithkin.data.folders import Pairs, Photos
+from kithkin.errors import InputError
+
+
+class Batch(NamedTuple):
+    """Crops to train on, each (B, 3, S, S) float32 RGB in [0, 1] (noise may leave the range)."""
+
+    degraded: Tensor
+    target: Tensor
+
+
+def sample_batch(
+    dataset: Photos | Pairs, config: DataConfig, *, batch_size: int, seed: int, step: int, device: str = "cpu"
+) -> Batch:
+    """The batch of one step: every picture once an epoch, cropped, flipped and turned at random.
+
+    Args:
+        dataset: what to draw from.
+        config: crop size and degradation.
+        batch_size: crops.
+        seed, step: the batch is a function of these two.
+        device: where the batch goes and the noise is made.
+    """
+    rng = np.random.default_rng([seed, step])
+    crops = [_crop(dataset, i, config.crop, rng) for i in _items(len(dataset), batch_size, seed, step)]
+    stacked = [torch.from_numpy(np.stack(side)) for side in zip(*crops, strict=True)]
+    tensors = [x.to(device).permute(0, 3, 1, 2).float().div_(255) for x in stacked]
+    if config.sigma is None:
+        return Batch(*tensors)
+    low, high = config.sigma
+    sigma = torch.from_numpy(rng.uniform(low, high, batch_size).astype(np.float32))
+    generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+    return Batch(gaussian_noise(tensors[0], sigma.to(device), generator), tensors[0])
+
+
+def _items(count: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Which pictures: consecutive places of a row in which every epoch is a permutation of its own."""
+    places = range(step * batch_size, (step + 1) * batch_size)
+    permutations = {e: np.random.default_rng([seed, 1, e]).permutation(count) for e in {p // count for p in places}}
+    return [int(permutations[p // count][p % count]) for p in places]
+
+
+def _crop(dataset: Photos | Pairs, index: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    sides = dataset[index]
+    height, width = sides[0].shape[:2]
+    if min(height, width) < size:
+        raise InputError(f"{dataset.paths[index]} is {width}×{height}, smaller than a crop of {size}×{size}")
+    top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
+    turns, flip = int(rng.integers(4)), bool(rng.integers(2))
+    cut = (np.rot90(x[top : top + size, left : left + size], turns) for x in sides)
+    return tuple(np.ascontiguousarray(x[:, ::-1] if flip else x) for x in cut)

@@ -1,0 +1,12 @@
+"""Picture files in and out.
+
+The only place of kithkin that knows about bit depths, channel order, palettes, transparency, EXIF, colour
+profiles and file formats. Everything else works on `Picture.pixels`: (H, W, 3) float32 in [0, 1].
+"""
+
+from kithkin.images._find import SUFFIXES, find_pictures
+from kithkin.images._picture import MAX_PIXELS, Picture
+from kithkin.images._read import read_picture
+from kithkin.images._write import losses, write_picture
+
+__all__ = ["MAX_PIXELS", "SUFFIXES", "Picture", "find_pictures", "losses", "read_picture", "write_picture"]

@@ -1,0 +1,95 @@
+"""From a loaded Pillow image to samples, and the formats that Pillow reads alone: JPEG, WebP, BMP.
+
+The plugins are called directly, not through PIL.Image.open: that one enforces a limit of its own on the
+number of pixels, which could only be changed for the whole process.
+"""
+
+import io
+
+import numpy as np
+from PIL import BmpImagePlugin, Image, ImageChops, ImageCms, JpegImagePlugin, WebPImagePlugin
+
+from kithkin.images._picture import Picture, Refusal, check_size, make_picture
+
+_TARGET_MODES = {"1": "L", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "YCbCr": "RGB", "PA": "RGBA"}
+
+
+def samples_of(image: Image.Image) -> np.ndarray:
+    """Return a loaded image of any mode but CMYK as (H, W) or (H, W, 2..4) uint8 or uint16; Refusal otherwise."""
+    mode = image.mode
+    if mode == "P":
+        return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+    if mode in _TARGET_MODES:
+        return np.asarray(image.convert(_TARGET_MODES[mode]))
+    if mode in ("L", "LA", "RGB", "RGBA"):
+        return np.asarray(image)
+    if mode in ("I;16", "I;16B", "I;16L", "I;16N"):
+        return np.asarray(image).astype(np.uint16)
+    raise Refusal(f"has pixels of a kind that kithkin does not handle ({mode}); save it as RGB or gray first")
+
+
+def samples_of_cmyk(image: Image.Image, icc: bytes | None) -> tuple[np.ndarray, str]:
+    """Return a loaded CMYK image (0 = no ink) as sRGB (H, W, 3) uint8, and a sentence on how.
+
+    The profile does the conversion; without a usable one, the inks are taken as ideal ones.
+    """
+    if icc:
+        try:
+            rgb = ImageCms.profileToProfile(
+                image,
+                ImageCms.ImageCmsProfile(io.BytesIO(icc)),
+                ImageCms.createProfile("sRGB"),
+                renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+                outputMode="RGB",
+                flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            )
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            rgb = None
+        if rgb is not None:
+            return np.asarray(rgb), "CMYK was converted to sRGB with the profile in the file"
+    return np.asarray(image.convert("RGB")), "CMYK without a usable colour profile: the colours are approximate"
+
+
+def read_jpeg(data: bytes) -> Picture:
+    """Decode a JPEG file; of an MPO file the first picture, with a note. Raises Refusal or what Pillow raises."""
+    image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    check_size(*image.size)
+    # A file whose tail is zeros decodes to gray without an error. The end marker can't occur within the pixel
+    # data, so where none follows the header (at which the stream now stands), the tail is lost.
+    if image.fp is None or data.find(b"\xff\xd9", image.fp.tell()) < 0:
+        raise Refusal("is cut off or overwritten: the end of the JPEG is missing; use a complete copy of it")
+    image.load()
+    icc = image.info.get("icc_profile")
+    notes: tuple[str, ...] = ()
+    if image.mode == "CMYK":
+        # Adobe stores the inks inverted and says so with a marker; Pillow turns them round in any case.
+        inks = image if "adobe" in image.info else ImageChops.invert(image)
+        samples, note = samples_of_cmyk(inks, icc)
+        icc, notes = None, (note,)
+    else:
+        samples = samples_of(image)
+    if "mp" in image.info:
+        notes = (*notes, "holds more than one picture (MPO); only the first was read")
+    return make_picture(samples, icc=icc, exif=image.info.get("exif"), dpi=image.info.get("dpi"), notes=notes)
+
+
+def read_webp(data: bytes) -> Picture:
+    """Decode a WebP file. Raises Refusal, or what Pillow raises on damage."""
+    if data[12:16] == b"VP8X" and len(data) >= 30:
+        # Pillow sets memory aside for this size as soon as it opens the file.
+        check_size(*(1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27)))
+    image = WebPImagePlugin.WebPImageFile(io.BytesIO(data))
+    check_size(*image.size)
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise Refusal(f"is an animation of {frames} pictures; save the one to restore as a picture of its own")
+    image.load()
+    return make_picture(samples_of(image), icc=image.info.get("icc_profile"), exif=image.info.get("exif"))
+
+
+def read_bmp(data: bytes) -> Picture:
+    """Decode a BMP file. Raises Refusal, or what Pillow raises on damage."""
+    image = BmpImagePlugin.BmpImageFile(io.BytesIO(data))
+    check_size(*image.size)
+    image.load()
+    return make_picture(samples_of(image), dpi=image.info.get("dpi"))

@@ -1,0 +1,106 @@
+"""Reading a picture file: from the path to the decoder that its first bytes ask for."""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from kithkin.errors import ImageError
+from kithkin.images._picture import Picture, Refusal, one_line, os_reason, shown
+from kithkin.images._pillow import read_bmp, read_jpeg, read_webp
+from kithkin.images._png import read_png
+from kithkin.images._tiff import read_tiff
+
+_HEAD = 1024
+_READERS: dict[str, Callable[[bytes], Picture]] = {
+    "PNG": read_png,
+    "JPEG": read_jpeg,
+    "WebP": read_webp,
+    "TIFF": read_tiff,
+    "BMP": read_bmp,
+}
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_FOREIGN_STARTS = {
+    b"GIF8": "a GIF",
+    b"\0\0\0\x0cjP  ": "a JPEG 2000",
+    b"\xff\x4f\xff\x51": "a JPEG 2000",
+    b"\0\0\0\x0cJXL ": "a JPEG XL",
+    b"\xff\x0a": "a JPEG XL",
+    b"%PDF": "a PDF",
+    b"8BPS": "a Photoshop",
+}
+
+
+def read_picture(path: str | os.PathLike[str]) -> Picture:
+    """Read a PNG, JPEG, WebP, TIFF or BMP file, recognised by its content, as an upright Picture.
+
+    Gray, palette, RGB, each with or without transparency, at up to 8 or 16 bits a channel; CMYK, which is
+    converted to sRGB with the profile in the file (the profile is then dropped). ICC profile, EXIF and
+    resolution are kept; XMP, IPTC and comments are not, nor is the EXIF block of a TIFF.
+    `Picture.notes` names what was dropped or guessed.
+
+    16 bit colour PNG, and 16 bit TIFF with a compression such as LZW, need the package imagecodecs.
+
+    Raises ImageError, with one line that names the path, for everything that does not give a complete
+    picture: a missing or unreadable file, another format, damage, a cut off file, animations, several
+    pages, float samples, no pixels or more than MAX_PIXELS.
+    """
+    path = Path(path)
+    kind = "picture"
+    try:
+        data, kind = _load(path)
+        return _READERS[kind](data)
+    except Refusal as refusal:
+        raise ImageError(f"{shown(path)}: {refusal}") from refusal.__cause__
+    except MemoryError as error:
+        raise ImageError(f"{shown(path)}: does not fit in the memory; crop it or scale it down first") from error
+    except Exception as error:  # Damaged files make the decoders raise nearly every kind of error.
+        raise ImageError(
+            f"{shown(path)}: can't be decoded as {kind}, it is damaged or of an unusual make "
+            f"({one_line(error)}); use another copy, or save it again with an image editor"
+        ) from error
+
+
+def _load(path: Path) -> tuple[bytes, str]:
+    """Return the bytes of the file and the name of its format; raise Refusal where that is impossible."""
+    try:
+        status = os.stat(path)  # Before opening, because opening a pipe would wait for ever.
+        if stat.S_ISDIR(status.st_mode):
+            raise Refusal("is a folder; name a picture file in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise Refusal("is not a regular file; name a picture file")
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+            kind = _format_of(head)
+            return head + file.read(), kind
+    except FileNotFoundError as error:
+        raise Refusal("does not exist; check the path") from error
+    except OSError as error:
+        raise Refusal(f"can't be read: {os_reason(error)}") from error
+    except ValueError as error:
+        raise Refusal(f"is not a path ({one_line(error)}); check it") from error
+
+
+def _format_of(head: bytes) -> str:
+    """Return the format of a file that begins with `head`; raise Refusal for all but the five in _READERS."""
+    if not head:
+        raise Refusal("is empty (0 bytes); use another copy of it")
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "WebP"
+    if head.startswith(_TIFF_STARTS):
+        return "TIFF"
+    if head.startswith(b"BM"):
+        return "BMP"
+    name = next((name for start, name in _FOREIGN_STARTS.items() if head.startswith(start)), None)
+    if head[4:8] == b"ftyp":
+        name = "an AVIF" if head[8:11] == b"avi" else "a HEIC"
+    if b"<svg" in head.lower():
+        name = "an SVG"
+    formats = ", ".join(_READERS)
+    if name is None:
+        raise Refusal(f"is not a picture that kithkin knows ({formats}); check what the file is")
+    raise Refusal(f"is {name} file, which kithkin does not read; convert it to one of {formats} first")

@@ -1,0 +1,176 @@
+"""Writing a picture file, whole or not at all."""
+
+import contextlib
+import io
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from kithkin.errors import ImageError, InputError
+from kithkin.images._find import SUFFIXES
+from kithkin.images._picture import Picture, Refusal, one_line, os_reason, shown, to_samples
+from kithkin.images._png import encode_png16
+from kithkin.images._tiff import encode_tiff
+
+_FORMATS = dict(zip(SUFFIXES, ("PNG", "JPEG", "JPEG", "WebP", "TIFF", "TIFF", "BMP"), strict=True))
+_HOLDS_16_BITS = ("PNG", "TIFF")
+_HOLDS_ALPHA = ("PNG", "TIFF", "WebP")
+_JPEG_EXIF_LIMIT = 65533 - len(b"Exif\0\0")
+
+
+def losses(picture: Picture, path: str | os.PathLike[str]) -> list[str]:
+    """Return a sentence for each thing in `picture` that a file of the format of `path` can't hold.
+
+    Raises ImageError where the ending of `path` names no format that kithkin writes.
+    """
+    kind = _format_of(Path(path))
+    found = []
+    if picture.depth == 16 and kind not in _HOLDS_16_BITS:
+        found.append(f"{kind} holds 8 bits a channel: 16 are reduced to 8")
+    if picture.alpha is not None and kind not in _HOLDS_ALPHA and bool((picture.alpha < 1).any()):
+        found.append(f"{kind} holds no transparency: alpha is dropped")
+    if picture.icc and not _icc_for(picture, kind):
+        why = "no gray pictures, so no gray colour profile" if kind == "WebP" else "no colour profile"
+        found.append(f"{kind} holds {why}: it is dropped")
+    if picture.exif and not _exif_for(picture, kind):
+        why = f"at most {_JPEG_EXIF_LIMIT} bytes of EXIF data" if kind == "JPEG" else "no EXIF data in kithkin"
+        found.append(f"{kind} holds {why}: they are dropped")
+    return found
+
+
+def write_picture(
+    picture: Picture, path: str | os.PathLike[str], *, overwrite: bool = False, quality: int = 95
+) -> None:
+    """Write `picture` in the format that the ending of `path` names: PNG, JPEG, WebP, TIFF or BMP.
+
+    Pixels are clamped to [0, 1] and rounded half up. Gray pictures are written as gray (the plain mean of the
+    channels), in WebP as RGB with equal channels. 16 bits, alpha, ICC profile, EXIF and resolution are kept
+    where the format holds them: see `losses`. JPEG is written with `quality` 1..100 and full colour
+    resolution (4:4:4), everything else without loss. The same picture gives the same bytes.
+
+    The file appears complete or not at all: it is written under a hidden temporary name in the same folder
+    and then renamed, so a failure leaves an existing file as it was. A link at `path` is followed when
+    overwriting. 16 bit colour PNG needs the package imagecodecs.
+
+    Raises ImageError where the ending is unknown, the file exists and `overwrite` is False, the pixels are not
+    finite, the format can't hold the picture, or the system refuses to write; InputError for a wrong `quality`.
+    """
+    path = Path(path)
+    kind = _format_of(path)
+    if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
+        raise InputError(f"write_picture: quality must be an integer from 1 to 100, got {quality!r}")
+    try:
+        target = _target(path, overwrite)
+        _write_whole(_encoded(picture, kind, quality), target, overwrite)
+    except Refusal as refusal:
+        raise ImageError(f"{shown(path)}: {refusal}") from refusal.__cause__
+    except OSError as error:
+        raise ImageError(f"{shown(path)}: can't be written: {os_reason(error)}") from error
+    except (ValueError, RuntimeError) as error:  # a null character in the path; a link to itself
+        raise ImageError(f"{shown(path)}: is not a path ({one_line(error)}); check it") from error
+
+
+def _format_of(path: Path) -> str:
+    kind = _FORMATS.get(path.suffix.lower())
+    if kind is None:
+        ending = f"the ending {path.suffix!r}" if path.suffix else "no ending"
+        raise ImageError(f"{shown(path)}: has {ending}; kithkin writes {', '.join(SUFFIXES)}")
+    return kind
+
+
+def _target(path: Path, overwrite: bool) -> Path:
+    """Return the path to write to; raise Refusal where something is there that must stay, or no folder."""
+    if not overwrite and os.path.lexists(path):
+        raise Refusal("exists already; choose another name, or allow overwriting")
+    target = path.resolve() if overwrite and path.is_symlink() else path
+    if target.exists() and not stat.S_ISREG(os.stat(target).st_mode):
+        raise Refusal("is a folder or a device, not a file; choose another name")
+    if not target.parent.is_dir():
+        raise Refusal(f"can't be written: there is no folder {shown(target.parent)}; create it first")
+    return target
+
+
+def _write_whole(data: bytes, target: Path, overwrite: bool) -> None:
+    """Put `data` into `target` in one step; raise OSError or Refusal with nothing changed or left behind."""
+    temporary = target.with_name(f".kithkin-{secrets.token_hex(8)}.part")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if overwrite:
+            with contextlib.suppress(OSError):  # Nothing there, or a file system without modes.
+                os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
+            os.replace(temporary, target)
+        else:
+            _move_to_new_name(temporary, target)
+    finally:
+        with contextlib.suppress(OSError):  # After success the name is gone.
+            os.unlink(temporary)
+
+
+def _move_to_new_name(temporary: Path, target: Path) -> None:
+    """Rename, but fail where the name was taken meanwhile: a hard link does, a rename would replace."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError as error:
+        raise Refusal("exists already; choose another name, or allow overwriting") from error
+    except OSError:  # A file system without hard links; a small gap remains between the look and the rename.
+        if os.path.lexists(target):
+            raise Refusal("exists already; choose another name, or allow overwriting") from None
+        os.replace(temporary, target)
+
+
+def _encoded(picture: Picture, kind: str, quality: int) -> bytes:
+    """Return the bytes of the file; raise Refusal where the picture does not go into the format."""
+    try:
+        samples = _samples(picture, kind)
+        icc, exif, dpi = _icc_for(picture, kind), _exif_for(picture, kind), picture.dpi
+        if kind == "TIFF":
+            return encode_tiff(samples, icc, dpi)
+        if kind == "PNG" and samples.ndim == 3 and samples.dtype == np.uint16:
+            return encode_png16(samples, icc, exif, dpi)
+        options: dict[str, Any] = {"icc_profile": icc, "exif": b"Exif\0\0" + exif if exif else None, "dpi": dpi}
+        if kind == "JPEG":
+            options |= {"quality": quality, "subsampling": 0}
+        if kind == "WebP":
+            # exact: without it, the colours under transparent pixels are lost.
+            options |= {"lossless": True, "exact": True}
+        buffer = io.BytesIO()
+        kept = {key: value for key, value in options.items() if value is not None}
+        Image.fromarray(samples).save(buffer, kind.upper(), **kept)
+        return buffer.getvalue()
+    except Refusal:
+        raise
+    except MemoryError as error:
+        raise Refusal("there is not enough memory to encode the picture; scale it down first") from error
+    except Exception as error:  # Encoders raise several kinds, for instance where a side is too long.
+        raise Refusal(f"can't be encoded as {kind} ({one_line(error)}); choose another format") from error
+
+
+def _samples(picture: Picture, kind: str) -> np.ndarray:
+    """Return what the file holds: (H, W) or (H, W, 2..4), uint8 or uint16."""
+    depth = picture.depth if kind in _HOLDS_16_BITS else 8
+    gray = picture.gray and kind != "WebP"
+    colour = to_samples(picture.pixels.mean(axis=2) if gray else picture.pixels, depth)
+    if picture.alpha is None or kind not in _HOLDS_ALPHA:
+        return colour
+    return np.dstack([colour, to_samples(picture.alpha, depth)])
+
+
+def _icc_for(picture: Picture, kind: str) -> bytes | None:
+    """Return the profile as far as the format takes it; one for gray does not fit to RGB pixels."""
+    misfit = kind == "WebP" and picture.icc is not None and picture.icc[16:20] == b"GRAY"
+    return None if kind == "BMP" or misfit else picture.icc
+
+
+def _exif_for(picture: Picture, kind: str) -> bytes | None:
+    """Return the EXIF block as far as the format takes it."""
+    too_long = kind == "JPEG" and picture.exif is not None and len(picture.exif) > _JPEG_EXIF_LIMIT
+    return None if kind in ("BMP", "TIFF") or too_long else picture.exif

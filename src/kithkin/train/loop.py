@@ -1,0 +1,242 @@
+"""The training loop (Sec. 4.1)."""
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from kithkin.checkpoint import save_model
+from kithkin.config import RunConfig
+from kithkin.data import Batch, Pairs, Photos, open_folders, sample_batch
+from kithkin.errors import InputError
+from kithkin.losses import restoration_loss
+from kithkin.train.plot import plot_curves
+from kithkin.train.schedule import learning_rate
+from kithkin.train.state import TrainState, checkpoints
+from kithkin.train.validation import validate
+
+LOG_EVERY = 50
+CHECKPOINT_SECONDS = 300
+PREFETCH = 3
+
+# Keys that may differ when a run is resumed: they change where it ends and what is watched, not what was done.
+FREE_TO_CHANGE = {"schedule", "validation", "name"}
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def train(
+    config: RunConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    minutes: float | None = None,
+    device: str = "cpu",
+    report: Report | None = None,
+) -> Path | None:
+    """Train a network: AdamW on Eq. 11, linear warm-up and cosine, checkpoints, validation, a log, a plot.
+
+    A resumed run equals an uninterrupted one bit for bit on one machine: batches, noise and hash rotations are
+    functions of the seed and the step.
+
+    Args:
+        config: the complete run, with its folders.
+        out: the run's folder: ``step-…`` checkpoints, ``log.jsonl``, ``curves.png`` and at the end
+            ``<name>.safetensors`` in float16.
+        resume: go on from the last checkpoint in ``out`` where there is one.
+        minutes: stop after this long, with a checkpoint.
+        device: of the network.
+        report: called with every row of the log, and with ``{"step": …, "steps": …}`` after every step.
+
+    Returns:
+        The finished weights, or None where the run was stopped before its end (time-box, SIGINT or SIGTERM).
+
+    Raises:
+        InputError: the folder already holds a run, or one of another configuration, or the data don't fit.
+    """
+    out = Path(out)
+    dataset = open_folders(config.data)
+    steps, warmup = config.schedule.in_steps(len(dataset))
+    state = TrainState.create(config, device)
+    _take_over(state, out, config, resume)
+    watched = _validation_data(config)
+    run = _Run(config, out, device, steps, warmup, report or (lambda row: None))
+    deadline = time.monotonic() + minutes * 60 if minutes is not None else float("inf")
+    saved_at = time.monotonic()
+    # Closed in this order: signals last, so that none cuts off the final checkpoint.
+    with _interruptible() as interrupted, _prefetched(dataset, config, state.step, steps, device) as batches:
+        for batch in batches:
+            run.step(state, batch)
+            if state.step % config.validation.every == 0 or state.step == steps:
+                run.watch(state, watched)
+            stop = interrupted() or time.monotonic() > deadline
+            if stop or state.step == steps or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                state.save(out, config)
+                saved_at = time.monotonic()
+            if stop:
+                break
+        plot_curves(out / "log.jsonl", out / "curves.png")
+        if state.step < steps:
+            return None
+        final = out / f"{config.name}.safetensors"
+        metadata = {"run": config.model_dump(mode="json"), "step": state.step, "seconds": round(state.seconds)}
+        save_model(state.average, final, dtype=torch.float16, metadata=metadata)
+        return final
+
+
+class _Run:
+    """What stays the same from step to step, and the log."""
+
+    def __init__(
+        self, config: RunConfig, out: Path, device: str, steps: int, warmup: int, report: Report
+    ) -> None:
+        self.config, self.out, self.device = config, out, device
+        self.steps, self.warmup, self.report = steps, warmup, report
+        self.losses: list[torch.Tensor] = []
+        self.seconds = 0.0
+
+    def step(self, state: TrainState, batch: Batch) -> None:
+        started = time.monotonic()
+        schedule, optimizer = self.config.schedule, self.config.optimizer
+        lr = learning_rate(
+            state.step, steps=self.steps, warmup=self.warmup, lr=schedule.lr, final_lr=schedule.final_lr
+        )
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        rotations = torch.Generator(self.device).manual_seed(self.config.seed * 1_000_003 + state.step + 1)
+        state.model.train()
+        state.model.redraw_rotations(rotations)
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            restored = state.model(batch.degraded)
+        loss = restoration_loss(
+            restored.float(),
+            batch.target,
+            edge_weight=self.config.loss.edge_weight,
+            epsilon=self.config.loss.epsilon,
+        )
+        state.optimizer.zero_grad()
+        loss.backward()
+        if optimizer.grad_clip:
+            torch.nn.utils.clip_grad_norm_(state.model.parameters(), optimizer.grad_clip)
+        state.optimizer.step()
+        state.step += 1
+        state.update_average(optimizer.ema_decay)
+        self.losses.append(loss.detach())
+        elapsed = time.monotonic() - started
+        self.seconds += elapsed
+        state.seconds += elapsed
+        self.report({"step": state.step, "steps": self.steps})
+        if state.step % LOG_EVERY == 0 or state.step == self.steps:
+            self._log_losses(state, lr)
+
+    def _log_losses(self, state: TrainState, lr: float) -> None:
+        rate = len(self.losses) * self.config.schedule.batch_size / self.seconds
+        loss = torch.stack(self.losses).mean().item()
+        row = {"step": state.step, "loss": loss, "lr": lr, "crops_per_s": rate, "seconds": state.seconds}
+        self.log({name: float(f"{value:.6g}") if name != "step" else value for name, value in row.items()})
+        self.losses, self.seconds = [], 0.0
+
+    def watch(self, state: TrainState, watched: Photos | Pairs | None) -> None:
+        if watched is None:
+            return
+        state.average.redraw_rotations()
+        scores = validate(state.average, watched, self.config, self.device)
+        self.log({"step": state.step, "psnr": {name: round(value, 4) for name, value in scores.items()}})
+
+    def log(self, row: dict[str, Any]) -> None:
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.report(row)
+
+
+def _take_over(state: TrainState, out: Path, config: RunConfig, resume: bool) -> None:
+    found = checkpoints(out)
+    out.mkdir(parents=True, exist_ok=True)
+    if not found:
+        (out / "log.jsonl").unlink(missing_ok=True)
+        return
+    if not resume:
+        raise InputError(f"{out} already holds a run at {found[-1].name}; add --resume to go on, or choose another --out")
+    before = json.loads((found[-1] / "run.json").read_text(encoding="utf-8"))["config"]
+    now = config.model_dump(mode="json")
+    changed = [key for key in now if key not in FREE_TO_CHANGE and now[key] != before.get(key)]
+    if changed:
+        raise InputError(f"{out} holds a run with another {', '.join(changed)}; choose another --out")
+    state.load(found[-1])
+    _forget_after(out / "log.jsonl", state.step)
+
+
+def _forget_after(log: Path, step: int) -> None:
+    """Drop the rows that were logged after the checkpoint: they are going to be logged again."""
+    if log.exists():
+        rows = [row for row in log.read_text(encoding="utf-8").splitlines() if json.loads(row)["step"] <= step]
+        log.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+
+
+def _validation_data(config: RunConfig) -> Photos | Pairs | None:
+    if config.validation.folder is None:
+        return None
+    folders = {"folders": (config.validation.folder,)}
+    return open_folders(config.data.model_copy(update=folders))
+
+
+@contextmanager
+def _prefetched(
+    dataset: Photos | Pairs, config: RunConfig, first: int, steps: int, device: str
+) -> Iterator[Iterator[Batch]]:
+    """The batches of the steps from ``first`` on, a few made ahead in threads."""
+
+    def make(step: int) -> Batch:
+        return sample_batch(
+            dataset,
+            config.data,
+            batch_size=config.schedule.batch_size,
+            seed=config.seed,
+            step=step,
+            device=device,
+        )
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        ahead: list[Future[Batch]] = []
+
+        def stream() -> Iterator[Batch]:
+            for step in range(first, steps):
+                while len(ahead) < PREFETCH and step + len(ahead) < steps:
+                    ahead.append(pool.submit(make, step + len(ahead)))
+                yield ahead.pop(0).result()
+
+        try:
+            yield stream()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn SIGINT and SIGTERM into a request to stop after the step; a second one stops at once."""
+    asked = False
+    before: dict[int, Any] = {}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(number, before[number])
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, ask)
+    except ValueError:  # not in the main thread: signals are not ours to take
+        pass
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,40 @@
+"""The curves of a run as a picture."""
+
+import json
+from pathlib import Path
+
+
+def plot_curves(log: Path, target: Path) -> bool:
+    """Draw loss, learning rate and validation PSNR over the steps.
+
+    Args:
+        log: ``log.jsonl`` of a run.
+        target: the PNG to write.
+
+    Returns:
+        False where there is nothing to draw or matplotlib is not installed (extra ``plot``).
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+    losses = [row for row in rows if "loss" in row]
+    if not losses:
+        return False
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps = [row["step"] for row in losses]
+    left.plot(steps, [row["loss"] for row in losses], color="tab:blue", label="loss")
+    left.set(xlabel="step", ylabel="loss", yscale="log")
+    rate = left.twinx()
+    rate.plot(steps, [row["lr"] for row in losses], color="tab:gray", linestyle=":", label="learning rate")
+    rate.set_ylabel("learning rate")
+    watched = [row for row in rows if "psnr" in row]
+    for name in watched[0]["psnr"] if watched else ():
+        right.plot([row["step"] for row in watched], [row["psnr"][name] for row in watched], label=name)
+    right.set(xlabel="step", ylabel="validation PSNR (dB)")
+    if watched:
+        right.legend()
+    figure.savefig(target, dpi=110)
+    return True

@@ -1,0 +1,107 @@
+"""Everything a run must remember, and its way to disk and back.
+
+A checkpoint is a folder ``step-00001000`` of small safetensors files. ``model`` and ``average`` are ordinary
+checkpoints of a network; a folder that carries its final name is complete.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kithkin.checkpoint import read_tensors, save_model, write_tensors
+from kithkin.config import RunConfig
+from kithkin.errors import CheckpointError
+from kithkin.model import KiT
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class TrainState:
+    """A run between two steps.
+
+    Attributes:
+        model: what is trained.
+        average: its exponential moving average; the model itself where none is kept.
+        optimizer: AdamW.
+        step: steps done.
+        seconds: spent on them.
+    """
+
+    model: KiT
+    average: KiT
+    optimizer: torch.optim.AdamW
+    step: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def create(cls, config: RunConfig, device: str) -> "TrainState":
+        """The state before the first step; the initial weights follow from the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            model = KiT(config.network).to(device).train()
+        average = model
+        if config.optimizer.ema_decay:
+            average = KiT(config.network).to(device).eval()
+            average.load_state_dict(model.state_dict())
+        decayed = [p for p in model.parameters() if p.ndim > 1]
+        plain = [p for p in model.parameters() if p.ndim <= 1]
+        groups = [
+            {"params": decayed, "weight_decay": config.optimizer.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        return cls(model, average, torch.optim.AdamW(groups, lr=0.0, betas=config.optimizer.betas))
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """Move the average towards the model; quicker in the first steps, when the model is far from its end."""
+        if self.average is not self.model:
+            share = 1 - min(decay, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), share)
+
+    def save(self, folder: Path, config: RunConfig) -> Path:
+        """Write a checkpoint below ``folder`` and remove the older ones; a run that is killed here loses nothing."""
+        final = folder / f"step-{self.step:08d}"
+        part = folder / f"{final.name}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        save_model(self.model, part / "model.safetensors")
+        if self.average is not self.model:
+            save_model(self.average, part / "average.safetensors")
+        for moment, tensors in self._moments().items():
+            write_tensors(tensors, part / f"{moment}.safetensors", {})
+        run = {"step": self.step, "seconds": self.seconds, "config": config.model_dump(mode="json")}
+        (part / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
+        if final.exists():
+            shutil.rmtree(final)
+        part.rename(final)
+        for old in checkpoints(folder)[:-1]:
+            shutil.rmtree(old)
+        return final
+
+    def load(self, folder: Path) -> None:
+        """Take over a checkpoint that :meth:`save` wrote, bit for bit."""
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        self.step, self.seconds = run["step"], run["seconds"]
+        self.model.load_state_dict(read_tensors(folder / "model.safetensors")[0])
+        if self.average is not self.model:
+            self.average.load_state_dict(read_tensors(folder / "average.safetensors")[0])
+        moments = {moment: read_tensors(folder / f"{moment}.safetensors")[0] for moment in MOMENTS}
+        for name, parameter in self.model.named_parameters():
+            if name not in moments[MOMENTS[0]]:
+                raise CheckpointError(f"{folder} has no optimiser state for {name}")
+            state = {moment: moments[moment][name].to(parameter.device) for moment in MOMENTS}
+            self.optimizer.state[parameter] = {"step": torch.tensor(float(self.step)), **state}
+
+    def _moments(self) -> dict[str, dict[str, Tensor]]:
+        named = dict(self.model.named_parameters())
+        return {m: {n: self.optimizer.state[p][m].cpu() for n, p in named.items()} for m in MOMENTS}
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints below a run's folder, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", p.name))
