@@ -191,7 +191,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double both sides and halve the channels: a linear layer and a pixel shuffle. (B, H, W, C) -> (B, 2H, 2W, C/2)."""
+    """Double both sides, halve the channels: a linear layer and a pixel shuffle. (B, H, W, C) -> (B, 2H, 2W, C/2)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

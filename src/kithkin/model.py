@@ -19,6 +19,9 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+_BEFORE_GELU = ("stem.conv1", "stem.conv2", "head.conv1", "head.conv2", "ffn.widen", "ffn.depthwise")
+
+
 @dataclass(frozen=True)
 class KiTConfig:
     """Every choice of the network. It travels in the checkpoint's header.
@@ -128,6 +131,27 @@ class KiT(nn.Module):
             _stage(config, config.n_stages + 1 + i, widths[i], config.k) for i in range(config.n_stages)
         )
         self.head = _Head(config)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Variance 1 / fan-in, 2 / fan-in before a GELU; no offsets; every residual branch and the head start at zero,
+        so an untrained network returns its input.
+
+        Nothing normalises the sums that the branches add to, and a noisy picture differs from a clean one by little:
+        with PyTorch's initial weights the offsets drown that difference and training never leaves the identity.
+        """
+        for name, layer in self.named_modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                gain = 2.0 if name.endswith(_BEFORE_GELU) else 1.0
+                nn.init.normal_(layer.weight, std=math.sqrt(gain / layer.weight[0].numel()))
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        for block in self.modules():
+            if isinstance(block, KNNTransformerBlock):
+                attention = block.attention
+                last = attention.value_proj if self.config.n_heads == 1 else attention.output_proj
+                nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+                nn.init.zeros_(block.ffn.narrow.weight)
+        nn.init.zeros_(self.head.conv3.weight)
 
     def forward(self, image: Tensor) -> Tensor:
         if image.ndim != 4 or image.shape[1] != 3:
@@ -177,8 +201,8 @@ class _Stem(nn.Module):
 
 
 class _Head(nn.Module):
-    """Three convolutions at the output, with a pixel shuffle that undoes the stem's stride. The last starts at zero:
-    an untrained network returns its input. (B, H/s, W/s, width) -> (B, 3, H, W)."""
+    """Three convolutions at the output, with a pixel shuffle that undoes the stem's stride.
+    (B, H/s, W/s, width) -> (B, 3, H, W)."""
 
     def __init__(self, config: KiTConfig) -> None:
         super().__init__()
@@ -186,8 +210,6 @@ class _Head(nn.Module):
         self.conv1 = nn.Conv2d(config.width, config.width, 3, padding=1)
         self.conv2 = nn.Conv2d(config.width, config.width * self.stride**2, 3, padding=1)
         self.conv3 = nn.Conv2d(config.width, 3, 3, padding=1)
-        nn.init.zeros_(self.conv3.weight)
-        nn.init.zeros_(self.conv3.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.conv1(x.permute(0, 3, 1, 2)))

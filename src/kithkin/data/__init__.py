@@ -2,6 +2,16 @@
 
 from kithkin.data.degrade import gaussian_noise
 from kithkin.data.folders import Pairs, Photos, open_folders
-from kithkin.data.sampling import Batch, sample_batch
+from kithkin.data.sampling import Batch, Crops, degrade_crops, draw_crops, sample_batch
 
-__all__ = ["Batch", "Pairs", "Photos", "gaussian_noise", "open_folders", "sample_batch"]
+__all__ = [
+    "Batch",
+    "Crops",
+    "Pairs",
+    "Photos",
+    "degrade_crops",
+    "draw_crops",
+    "gaussian_noise",
+    "open_folders",
+    "sample_batch",
+]

@@ -31,16 +31,41 @@ def sample_batch(
         seed, step: the batch is a function of these two.
         device: where the batch goes and the noise is made.
     """
+    return degrade_crops(draw_crops(dataset, config, batch_size=batch_size, seed=seed, step=step), config, device)
+
+
+class Crops(NamedTuple):
+    """Crops as they were read, with what the degradation is going to draw from.
+
+    Attributes:
+        sides: (clean,) or (input, target), each uint8 (B, S, S, 3).
+        sigmas: (B,) float32 noise levels on the 0-255 scale; empty where no noise is asked for.
+        noise_seed: of the noise.
+    """
+
+    sides: tuple[np.ndarray, ...]
+    sigmas: np.ndarray
+    noise_seed: int
+
+
+def draw_crops(dataset: Photos | Pairs, config: DataConfig, *, batch_size: int, seed: int, step: int) -> Crops:
+    """The part of :func:`sample_batch` that reads files. It runs no tensor operation, so threads may run it beside the
+    training step without a second team of workers fighting for the cores."""
     rng = np.random.default_rng([seed, step])
     crops = [_crop(dataset, i, config.crop, rng) for i in _items(len(dataset), batch_size, seed, step)]
-    stacked = [torch.from_numpy(np.stack(side)) for side in zip(*crops, strict=True)]
-    tensors = [x.to(device).permute(0, 3, 1, 2).float().div_(255) for x in stacked]
+    sides = tuple(np.stack(side) for side in zip(*crops, strict=True))
+    sigmas = np.empty(0, np.float32) if config.sigma is None else rng.uniform(*config.sigma, batch_size)
+    return Crops(sides, sigmas.astype(np.float32), int(rng.integers(2**62)))
+
+
+def degrade_crops(crops: Crops, config: DataConfig, device: str = "cpu") -> Batch:
+    """The part of :func:`sample_batch` that runs on the device: to float, and noise where the run asks for it."""
+    tensors = [torch.from_numpy(x).to(device).permute(0, 3, 1, 2).float().div_(255) for x in crops.sides]
     if config.sigma is None:
         return Batch(*tensors)
-    low, high = config.sigma
-    sigma = torch.from_numpy(rng.uniform(low, high, batch_size).astype(np.float32))
-    generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
-    return Batch(gaussian_noise(tensors[0], sigma.to(device), generator), tensors[0])
+    generator = torch.Generator(device).manual_seed(crops.noise_seed)
+    sigmas = torch.from_numpy(crops.sigmas).to(device)
+    return Batch(gaussian_noise(tensors[0], sigmas, generator), tensors[0])
 
 
 def _items(count: int, batch_size: int, seed: int, step: int) -> list[int]:

@@ -189,8 +189,9 @@ def imagecodecs_for(what: str) -> ModuleType:
 
 
 def one_line(text: object) -> str:
-    """Return text on one printable line, for the end of a message."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split()) or type(text).__name__
+    """Return text on one printable line of at most 200 characters, for use within a message."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return line[:197] + "..." if len(line) > 200 else line or type(text).__name__
 
 
 def shown(path: os.PathLike[str]) -> str:

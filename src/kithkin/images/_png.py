@@ -10,6 +10,9 @@ from PIL import PngImagePlugin
 from kithkin.images._picture import Picture, Refusal, check_size, imagecodecs_for, make_picture
 from kithkin.images._pillow import samples_of
 
+PNG_LEVEL = 4
+"""How hard deflate tries, 0..9: half the time of the usual 6 for files about 5 percent larger."""
+
 _GRAY, _RGB = 0, 2
 
 
@@ -76,7 +79,8 @@ def _imagemagick_exif(text: object) -> bytes | None:
 
 def encode_png16(samples: np.ndarray, icc: bytes | None, exif: bytes | None, dpi: tuple[float, float] | None) -> bytes:
     """Encode (H, W, 2..4) uint16 as PNG with its metadata. Raises Refusal where imagecodecs is missing."""
-    data: bytes = imagecodecs_for("writing PNG with 16 bit colour").png_encode(np.ascontiguousarray(samples))
+    codecs = imagecodecs_for("writing PNG with 16 bit colour")
+    data: bytes = codecs.png_encode(np.ascontiguousarray(samples), level=PNG_LEVEL)
     extra = b""
     if icc:
         extra += _chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc))

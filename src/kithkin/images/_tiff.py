@@ -8,7 +8,7 @@ import numpy as np
 import tifffile
 from PIL import TiffImagePlugin
 
-from kithkin.images._picture import Picture, Refusal, check_size, imagecodecs_for, make_picture
+from kithkin.images._picture import Picture, Refusal, check_size, imagecodecs_for, make_picture, one_line
 from kithkin.images._pillow import samples_of, samples_of_cmyk
 
 _ICC, _ORIENTATION, _EXIF, _DNG_VERSION, _RESOLUTION_UNIT = 34675, 274, 34665, 50706, 296
@@ -71,7 +71,8 @@ def _check_page(page: Any, data: bytes) -> None:
         raise Refusal("is a TIFF volume, not a picture; save one slice of it as a file of its own")
     if page.sampleformat != 1 or page.bitspersample not in (1, 2, 4, 8, 16):
         kind = {2: "signed integer", 3: "float", 5: "complex integer", 6: "complex"}.get(page.sampleformat, "integer")
-        raise Refusal(f"is a TIFF of {page.bitspersample} bit {kind} samples; save it with 8 or 16 bit integers first")
+        bits = one_line(page.bitspersample)  # A tuple where the channels differ.
+        raise Refusal(f"is a TIFF of {bits} bit {kind} samples; save it with 8 or 16 bit integers first")
     if page.compression == _OLD_JPEG:
         return  # Its data are not where the offsets say.
     starts, sizes = page.dataoffsets, page.databytecounts

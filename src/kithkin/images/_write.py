@@ -14,7 +14,7 @@ from PIL import Image
 from kithkin.errors import ImageError, InputError
 from kithkin.images._find import SUFFIXES
 from kithkin.images._picture import Picture, Refusal, one_line, os_reason, shown, to_samples
-from kithkin.images._png import encode_png16
+from kithkin.images._png import PNG_LEVEL, encode_png16
 from kithkin.images._tiff import encode_tiff
 
 _FORMATS = dict(zip(SUFFIXES, ("PNG", "JPEG", "JPEG", "WebP", "TIFF", "TIFF", "BMP"), strict=True))
@@ -139,9 +139,12 @@ def _encoded(picture: Picture, kind: str, quality: int) -> bytes:
         options: dict[str, Any] = {"icc_profile": icc, "exif": b"Exif\0\0" + exif if exif else None, "dpi": dpi}
         if kind == "JPEG":
             options |= {"quality": quality, "subsampling": 0}
+        if kind == "PNG":
+            options["compress_level"] = PNG_LEVEL
         if kind == "WebP":
-            # exact: without it, the colours under transparent pixels are lost.
-            options |= {"lossless": True, "exact": True}
+            # exact: without it, the colours under transparent pixels are lost. quality and method are the effort
+            # here: a sixth of the time of the defaults for files about 6 percent larger.
+            options |= {"lossless": True, "exact": True, "quality": 20, "method": 1}
         buffer = io.BytesIO()
         kept = {key: value for key, value in options.items() if value is not None}
         Image.fromarray(samples).save(buffer, kind.upper(), **kept)

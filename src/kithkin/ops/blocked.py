@@ -68,7 +68,7 @@ def _rows(x: Tensor) -> Tensor:
 
 class _BlockedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: torch.autograd.function.FunctionCtx,
         query: Tensor,
         key: Tensor,
@@ -95,9 +95,7 @@ class _BlockedAttention(torch.autograd.Function):
 class _Problem:
     """One call: the flattened tensors and how to walk them in blocks."""
 
-    def __init__(
-        self, query: Tensor, key: Tensor, value: Tensor, table: _Table, paper: bool, n_heads: int
-    ) -> None:
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor, table: _Table, paper: bool, n_heads: int) -> None:
         self.shape = query.shape
         batch, count, self.pixels, channels = query.shape
         self.n_rows = batch * count
@@ -158,7 +156,7 @@ def _forward(p: _Problem) -> tuple[Tensor, Tensor]:
     """The output (B, N, P, C) and, per patch and head, the logarithm of the sum of weights (paper: the sum)."""
     sorted_out = p.q.new_empty((p.n_chunks * p.kq, p.q.shape[1]), dtype=p.exact)
     sorted_sum = p.q.new_empty((p.n_chunks, p.heads, p.kq), dtype=p.exact)
-    sorted_top = torch.zeros_like(sorted_sum)
+    sorted_top = torch.empty_like(sorted_sum)
     out = total = top = None
     for j in range(p.n_hashes):
         for block in p.blocks():
@@ -169,8 +167,7 @@ def _forward(p: _Problem) -> tuple[Tensor, Tensor]:
             weighted = attend.mul_(weights[:, :, None, :, None]).flatten(3).flatten(1, 2).to(v.dtype)
             sorted_out[block.start * p.kq : block.stop * p.kq] = p.put(torch.bmm(weighted, v))
             sorted_sum[block] = weights.sum(-1).view(-1, p.heads, p.kq)
-            if block_top is not None:
-                sorted_top[block] = block_top.view(-1, p.heads, p.kq)
+            sorted_top[block] = block_top.view(-1, p.heads, p.kq)
         place = p.table.place[j]
         new_out = sorted_out.index_select(0, place)
         new_sum, new_top = (x.transpose(1, 2).reshape(-1, p.heads)[place] for x in (sorted_sum, sorted_top))
@@ -178,7 +175,7 @@ def _forward(p: _Problem) -> tuple[Tensor, Tensor]:
             out, total, top = new_out, new_sum, new_top
         else:
             highest = torch.maximum(top, new_top)
-            old_share, new_share = (top - highest).exp_(), (new_top - highest).exp_()
+            old_share, new_share = (x / highest if p.paper else (x - highest).exp_() for x in (top, new_top))
             p.by_head(out).mul_(p.patch_rows(old_share)).addcmul_(p.by_head(new_out), p.patch_rows(new_share))
             total = total.mul_(old_share).addcmul_(new_sum, new_share)
             top = highest
@@ -186,13 +183,17 @@ def _forward(p: _Problem) -> tuple[Tensor, Tensor]:
     assert total is not None
     assert top is not None
     p.by_head(out).div_(p.patch_rows(total))
-    return out.view(p.shape), total if p.paper else total.log_().add_(top)
+    return out.view(p.shape), total.mul_(top) if p.paper else total.log_().add_(top)
 
 
-def _unnormalised_weights(p: _Problem, pair_logits: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Weights of one round before the division by their sum, and the maximum taken out of the exponent."""
+def _unnormalised_weights(p: _Problem, pair_logits: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weights of one round before the division by their sum, none above 1 (float16 would overflow), and what was taken
+    out of them: the maximum of the exponent, or (paper) the largest magnitude."""
     if p.paper:
-        return (pair_logits if valid is None else pair_logits.masked_fill_(~valid, 0.0)), None
+        if valid is not None:
+            pair_logits.masked_fill_(~valid, 0.0)
+        largest = pair_logits.abs().amax(-1).clamp_(min=torch.finfo(p.exact).tiny)
+        return pair_logits.div_(largest.unsqueeze(-1)), largest
     if valid is not None:
         pair_logits.masked_fill_(~valid, torch.finfo(p.exact).min)
     top = pair_logits.amax(-1)
@@ -203,8 +204,9 @@ def _unnormalised_weights(p: _Problem, pair_logits: Tensor, valid: Tensor | None
 def _backward(p: _Problem, out: Tensor, norm: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value.
 
-    With w the pair weights, A the softmaxes, G = ∂o ψᵀ and δ_p = <∂o_p, o_p>: a pair's logits get w A∘(G - rowsum(A∘G)),
-    and its weight's logit gets (<A, G> - δ_p) times w (softmax) or 1/Σ (paper), which lands on the diagonal.
+    With w the pair weights, A the softmaxes, G = ∂o ψᵀ and δ_p = <∂o_p, o_p>: a pair's logits get
+    w A∘(G - rowsum(A∘G)), and its weight's logit gets (<A, G> - δ_p) times w (softmax) or 1/Σ (paper),
+    which lands on the diagonal.
     """
     grad = grad.reshape(p.n_rows, -1)
     delta = (p.by_head(grad.to(p.exact)) * p.by_head(out.reshape(p.n_rows, -1).to(p.exact))).sum(dim=(1, 3))
@@ -214,8 +216,9 @@ def _backward(p: _Problem, out: Tensor, norm: Tensor, grad: Tensor) -> tuple[Ten
             queries, candidates = p.table.queries[j, block], p.table.candidates[j, block]
             q, g = p.take(p.q, queries), p.take(grad, queries)
             k, v = p.take(p.k, candidates), p.take(p.v, candidates)
-            of_query = [x[queries].transpose(1, 2).reshape(-1, p.kq, 1) for x in (norm, delta)]
-            d_logits, weighted = _block_gradients(p, q, k, v, g, *of_query, p.pair_valid(j, block))
+            row_norm, row_delta = (x[queries].transpose(1, 2).reshape(-1, p.kq, 1) for x in (norm, delta))
+            valid = p.pair_valid(j, block)
+            d_logits, weighted = _block_gradients(p, q, k, v, g, row_norm, row_delta, valid)
             rows_q, rows_c = queries.flatten(), candidates.flatten()
             totals[0].index_add_(0, rows_q, p.put(torch.bmm(d_logits, k)).to(p.exact), alpha=p.scale)
             totals[1].index_add_(0, rows_c, p.put(torch.bmm(d_logits.transpose(1, 2), q)).to(p.exact), alpha=p.scale)

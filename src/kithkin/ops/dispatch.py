@@ -46,9 +46,7 @@ BACKENDS = (
 )
 
 
-def available_backends(
-    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> dict[str, str | None]:
+def available_backends(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, str | None]:
     """Which backends can serve tensors of this device and dtype.
 
     Returns:

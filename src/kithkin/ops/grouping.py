@@ -198,7 +198,7 @@ def group_patches(
         raise InputError(f"group_patches: k and n_hashes must be at least 1, got k={k}, n_hashes={n_hashes}")
     if features not in FEATURES:
         raise InputError(f"group_patches: features must be one of {', '.join(FEATURES)}, got {features!r}")
-    batch, count, pixels, channels = patches.shape
+    batch, count = patches.shape[:2]
     if k == 1 or count <= 2 * k:
         identity = torch.arange(count, device=patches.device).expand(batch, 1, count)
         return PatchGroups(identity, k=1 if k == 1 else count, look_back=False)
@@ -223,11 +223,11 @@ def exact_groups(patches: Tensor, *, k: int = 4) -> PatchGroups:
 
     Args:
         patches: (B, N, P, C) floats.
-        k: neighbours of a patch, itself included; all N where N < k.
+        k: neighbours of a patch, itself the first; all N where N < k.
 
     Returns:
         Groups with ``neighbors`` (B, N, min(k, N)), nearest first by Euclidean distance between flattened
-        patches, ties by index.
+        patches, ties by index but for the patch itself.
 
     Raises:
         InputError: not (B, N, P, C), or k < 1.
@@ -236,8 +236,9 @@ def exact_groups(patches: Tensor, *, k: int = 4) -> PatchGroups:
         raise InputError(f"exact_groups: expected patches (B, N, P, C) and k ≥ 1, got {tuple(patches.shape)}, k={k}")
     batch, count = patches.shape[:2]
     flat = patches.detach().flatten(2).double()
-    # The subtraction form keeps a patch's distance to itself and to its copies at exactly 0.
+    # The subtraction form keeps a patch's distance to its copies at exactly 0; it comes before all of them itself.
     distances = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
+    distances.diagonal(dim1=1, dim2=2).fill_(-1)
     nearest = distances.sort(dim=-1, stable=True).indices[..., :k]
     identity = torch.arange(count, device=patches.device).expand(batch, 1, count)
     return PatchGroups(identity, k=1, look_back=False, neighbors=nearest)

@@ -14,7 +14,7 @@ import torch
 
 from kithkin.checkpoint import save_model
 from kithkin.config import RunConfig
-from kithkin.data import Batch, Pairs, Photos, open_folders, sample_batch
+from kithkin.data import Batch, Crops, Pairs, Photos, degrade_crops, draw_crops, open_folders
 from kithkin.errors import InputError
 from kithkin.losses import restoration_loss
 from kithkin.train.plot import plot_curves
@@ -94,9 +94,7 @@ def train(
 class _Run:
     """What stays the same from step to step, and the log."""
 
-    def __init__(
-        self, config: RunConfig, out: Path, device: str, steps: int, warmup: int, report: Report
-    ) -> None:
+    def __init__(self, config: RunConfig, out: Path, device: str, steps: int, warmup: int, report: Report) -> None:
         self.config, self.out, self.device = config, out, device
         self.steps, self.warmup, self.report = steps, warmup, report
         self.losses: list[torch.Tensor] = []
@@ -105,15 +103,14 @@ class _Run:
     def step(self, state: TrainState, batch: Batch) -> None:
         started = time.monotonic()
         schedule, optimizer = self.config.schedule, self.config.optimizer
-        lr = learning_rate(
-            state.step, steps=self.steps, warmup=self.warmup, lr=schedule.lr, final_lr=schedule.final_lr
-        )
+        lr = learning_rate(state.step, steps=self.steps, warmup=self.warmup, lr=schedule.lr, final_lr=schedule.final_lr)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         rotations = torch.Generator(self.device).manual_seed(self.config.seed * 1_000_003 + state.step + 1)
         state.model.train()
         state.model.redraw_rotations(rotations)
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+        half = self.config.precision == "bfloat16"
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=half):
             restored = state.model(batch.degraded)
         loss = restoration_loss(
             restored.float(),
@@ -163,7 +160,7 @@ def _take_over(state: TrainState, out: Path, config: RunConfig, resume: bool) ->
         (out / "log.jsonl").unlink(missing_ok=True)
         return
     if not resume:
-        raise InputError(f"{out} already holds a run at {found[-1].name}; add --resume to go on, or choose another --out")
+        raise InputError(f"{out} holds a run at {found[-1].name}; add --resume to go on, or choose another --out")
     before = json.loads((found[-1] / "run.json").read_text(encoding="utf-8"))["config"]
     now = config.model_dump(mode="json")
     changed = [key for key in now if key not in FREE_TO_CHANGE and now[key] != before.get(key)]
@@ -191,26 +188,20 @@ def _validation_data(config: RunConfig) -> Photos | Pairs | None:
 def _prefetched(
     dataset: Photos | Pairs, config: RunConfig, first: int, steps: int, device: str
 ) -> Iterator[Iterator[Batch]]:
-    """The batches of the steps from ``first`` on, a few made ahead in threads."""
+    """The batches of the steps from ``first`` on; their files are read a few steps ahead, in threads."""
 
-    def make(step: int) -> Batch:
-        return sample_batch(
-            dataset,
-            config.data,
-            batch_size=config.schedule.batch_size,
-            seed=config.seed,
-            step=step,
-            device=device,
-        )
+    def draw(step: int) -> Crops:
+        size = config.schedule.batch_size
+        return draw_crops(dataset, config.data, batch_size=size, seed=config.seed, step=step)
 
     with ThreadPoolExecutor(max_workers=2) as pool:
-        ahead: list[Future[Batch]] = []
+        ahead: list[Future[Crops]] = []
 
         def stream() -> Iterator[Batch]:
             for step in range(first, steps):
                 while len(ahead) < PREFETCH and step + len(ahead) < steps:
-                    ahead.append(pool.submit(make, step + len(ahead)))
-                yield ahead.pop(0).result()
+                    ahead.append(pool.submit(draw, step + len(ahead)))
+                yield degrade_crops(ahead.pop(0).result(), config.data, device)
 
         try:
             yield stream()
@@ -231,7 +222,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(number, before[number])
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
             before[number] = signal.signal(number, ask)
     except ValueError:  # not in the main thread: signals are not ours to take
         pass
