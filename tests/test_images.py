@@ -15,8 +15,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 
 from kithkin.errors import ImageError, InputError

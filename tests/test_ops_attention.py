@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-import oracle
 from kithkin.errors import BackendError, InputError
 from kithkin.ops import (
     PatchGroups,
@@ -20,6 +19,8 @@ from kithkin.ops import (
     pairwise_attention,
     pairwise_weights,
 )
+
+import oracle
 
 BACKENDS = list(available_backends())
 FAST = [name for name in BACKENDS if name != "reference"]

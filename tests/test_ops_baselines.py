@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-import oracle
 from kithkin.ops import global_attention, local_attention
+
+import oracle
 
 SHAPES = [(1, 1, 4, 3), (2, 5, 4, 3), (1, 3, 1, 1), (2, 4, 9, 5)]
 BOTH = [(global_attention, oracle.global_attention), (local_attention, oracle.local_attention)]

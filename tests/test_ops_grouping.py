@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-import oracle
 from kithkin.errors import InputError
 from kithkin.ops import PatchGroups, default_n_buckets, exact_groups, group_patches, lsh_hash, sort_by_hash
+
+import oracle
 
 
 def normal(*shape, seed=0, dtype=torch.float32):

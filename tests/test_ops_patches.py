@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-import oracle
 from kithkin.errors import InputError
 from kithkin.ops import partition, unpartition
+
+import oracle
 
 
 def numbered_image(batch, height, width, channels):

@@ -49,7 +49,8 @@ def read_model(path: str | Path) -> KiT:
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path} is a safetensors file, but not a kithkin checkpoint ({FORMAT})")
     try:
-        model = KiT(KiTConfig.from_dict(json.loads(header["config"])))
+        with torch.random.fork_rng(devices=[]):
+            model = KiT(KiTConfig.from_dict(json.loads(header["config"])))
         model.load_state_dict({name: x.float() for name, x in tensors.items()})
     except (KeyError, TypeError, json.JSONDecodeError, InputError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -61,6 +62,7 @@ def write_tensors(tensors: dict[str, torch.Tensor], path: str | Path, header: di
     """Write named tensors atomically; raises CheckpointError where that fails."""
     with replacing(Path(path)) as part:
         save_file({name: x.contiguous() for name, x in tensors.items()}, part, metadata=header)
+        _sort_metadata(part)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -72,6 +74,18 @@ def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, s
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}); is the copy complete?") from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes the header's values in an order of chance; in order, equal networks make equal files."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 @contextmanager

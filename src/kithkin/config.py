@@ -13,6 +13,7 @@ from kithkin.model import KiTConfig
 
 Positive = Annotated[int, Field(ge=1)]
 Sigma = Annotated[float, Field(ge=0, le=255)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Section(BaseModel):
@@ -101,7 +102,7 @@ class OptimizerConfig(_Section):
         ema_decay: decay a step of the averaged weights that are validated and exported; 0 keeps no average.
     """
 
-    betas: tuple[float, float]
+    betas: tuple[Beta, Beta]
     weight_decay: Annotated[float, Field(ge=0)]
     grad_clip: Annotated[float, Field(ge=0)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
@@ -127,7 +128,7 @@ class RunConfig(_Section):
 
     name: str
     task: Literal["denoise", "deblur", "derain"]
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     precision: Literal["float32", "bfloat16"]
     model: dict[str, Any]
     data: DataConfig
@@ -139,6 +140,8 @@ class RunConfig(_Section):
     @model_validator(mode="after")
     def _model_is_sound(self) -> "RunConfig":
         KiTConfig.from_dict(self.model)
+        if self.data.kind == "pairs" and self.validation.sigmas:
+            raise ValueError("validation.sigmas go with data.kind = 'photos', and only with it")
         return self
 
     @property
@@ -178,6 +181,8 @@ def parse_config(values: dict[str, Any], changes: dict[str, Any] | None = None, 
     values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     for dotted, value in (changes or {}).items():
         section, _, key = dotted.rpartition(".")
+        if section and not isinstance(values.get(section, {}), dict):
+            raise InputError(f"{source}: {dotted} leads nowhere: {section} is no section")
         (values.setdefault(section, {}) if section else values)[key] = value
     try:
         return RunConfig.model_validate(values)

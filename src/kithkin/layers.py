@@ -59,6 +59,11 @@ class KNNLocalAttention(nn.Module):
         _one_of("weighting", weighting, WEIGHTINGS)
         _one_of("hash_input", hash_input, HASH_INPUTS)
         _one_of("hash_features", hash_features, FEATURES)
+        if min(patch_size, k, n_hashes, n_heads) < 1:
+            raise InputError(
+                "KNNLocalAttention: patch_size, k, n_hashes and n_heads must be at least 1, "
+                f"got {patch_size}, {k}, {n_hashes} and {n_heads}"
+            )
         if channels % n_heads:
             raise InputError(f"KNNLocalAttention: {channels} channels can't be split into {n_heads} heads")
         self.patch_size, self.k, self.n_hashes, self.n_buckets = patch_size, k, n_hashes, n_buckets

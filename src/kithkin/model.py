@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kithkin.errors import InputError
-from kithkin.layers import Downsample, KNNTransformerBlock, Upsample
+from kithkin.layers import HASH_INPUTS, Downsample, KNNTransformerBlock, Upsample
+from kithkin.ops import WEIGHTINGS
+from kithkin.ops.grouping import FEATURES
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"width": 24, "ffn_ratio": 3.0},
@@ -64,6 +66,7 @@ class KiTConfig:
     rotation_seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in ("width", "n_stages", "depth", "patch_size", "k", "n_hashes", "n_heads"):
             if getattr(self, name) < 1:
                 raise InputError(f"KiTConfig: {name} must be at least 1, got {getattr(self, name)}")
@@ -73,6 +76,22 @@ class KiTConfig:
             raise InputError(f"KiTConfig: n_buckets must be even and at least 2, got {self.n_buckets}")
         if not self.ffn_ratio > 0:
             raise InputError(f"KiTConfig: ffn_ratio must be positive, got {self.ffn_ratio}")
+        if round(self.width * self.ffn_ratio) < 1:
+            raise InputError(f"KiTConfig: ffn_ratio {self.ffn_ratio} leaves no hidden channel of {self.width}")
+        if self.width % self.n_heads:
+            raise InputError(f"KiTConfig: n_heads must divide width, got {self.n_heads} and {self.width}")
+        for name, allowed in (("weighting", WEIGHTINGS), ("hash_input", HASH_INPUTS), ("hash_features", FEATURES)):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"KiTConfig: {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+    def _check_types(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if field.name == "n_buckets":
+                kind = type(None) if value is None else int
+            right = isinstance(value, int | float if kind is float else kind)
+            if not right or (isinstance(value, bool) and kind is not bool):
+                raise InputError(f"KiTConfig: {field.name} must be {kind.__name__}, got {value!r}")
 
     @classmethod
     def named(cls, size: str, **changes: Any) -> "KiTConfig":
@@ -154,8 +173,8 @@ class KiT(nn.Module):
         nn.init.zeros_(self.head.conv3.weight)
 
     def forward(self, image: Tensor) -> Tensor:
-        if image.ndim != 4 or image.shape[1] != 3:
-            raise InputError(f"KiT: expected images (B, 3, H, W), got shape {tuple(image.shape)}")
+        if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
+            raise InputError(f"KiT: expected images (B, 3, H, W) with pixels, got shape {tuple(image.shape)}")
         height, width = image.shape[2:]
         padded = _extend(image, self.config.stride)
         x = self.stem(padded)
@@ -264,7 +283,8 @@ def count_macs(config: KiTConfig, size: tuple[int, int] = (256, 256)) -> int:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = KiT(config).eval()
+    with torch.random.fork_rng(devices=[]):
+        model = KiT(config).eval()
     with FlopCounterMode(display=False) as counter:
         model(torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)))
     return math.ceil(counter.get_total_flops() / 2)

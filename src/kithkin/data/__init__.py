@@ -1,6 +1,6 @@
 """What is trained on and validated with: folders of pictures, degradations, sampling."""
 
-from kithkin.data.degrade import gaussian_noise
+from kithkin.data.degrade import benchmark_noise, gaussian_noise
 from kithkin.data.folders import Pairs, Photos, open_folders
 from kithkin.data.sampling import Batch, Crops, degrade_crops, draw_crops, sample_batch
 
@@ -9,6 +9,7 @@ __all__ = [
     "Crops",
     "Pairs",
     "Photos",
+    "benchmark_noise",
     "degrade_crops",
     "draw_crops",
     "gaussian_noise",

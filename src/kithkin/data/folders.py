@@ -106,7 +106,12 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
         found = [folder / name for name in names if (folder / name).is_dir()]
         if not found:
             raise InputError(f"{folder} has no folder {' or '.join(names)}; a folder of pairs holds input and target")
-        sides.append({path.relative_to(found[0]).with_suffix(""): path for path in _pictures(found[0])})
+        side: dict[Path, Path] = {}
+        for path in _pictures(found[0]):
+            other = side.setdefault(path.relative_to(found[0]).with_suffix(""), path)
+            if other is not path:
+                raise InputError(f"{other} and {path} differ in their endings alone; keep one of them")
+        sides.append(side)
     inputs, targets = sides
     alone = sorted(str(name) for name in inputs.keys() ^ targets.keys())
     if alone:

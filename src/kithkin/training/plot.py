@@ -31,8 +31,9 @@ def plot_curves(log: Path, target: Path) -> bool:
     rate.plot(steps, [row["lr"] for row in losses], color="tab:gray", linestyle=":", label="learning rate")
     rate.set_ylabel("learning rate")
     watched = [row for row in rows if "psnr" in row]
-    for name in watched[0]["psnr"] if watched else ():
-        right.plot([row["step"] for row in watched], [row["psnr"][name] for row in watched], label=name)
+    for name in dict.fromkeys(name for row in watched for name in row["psnr"]):
+        points = [(row["step"], row["psnr"][name]) for row in watched if name in row["psnr"]]
+        right.plot(*zip(*points, strict=True), label=name)
     right.set(xlabel="step", ylabel="validation PSNR (dB)")
     if watched:
         right.legend()

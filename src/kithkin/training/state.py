@@ -4,10 +4,11 @@ A checkpoint is a folder ``step-00001000`` of small safetensors files. ``model``
 checkpoints of a network; a folder that carries its final name is complete.
 """
 
+import copy
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ class TrainState:
         optimizer: AdamW.
         step: steps done.
         seconds: spent on them.
+        losses: of the steps since the last row of the log.
     """
 
     model: KiT
@@ -38,6 +40,7 @@ class TrainState:
     optimizer: torch.optim.AdamW
     step: int = 0
     seconds: float = 0.0
+    losses: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def create(cls, config: RunConfig, device: str) -> "TrainState":
@@ -45,10 +48,7 @@ class TrainState:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             model = KiT(config.network).to(device).train()
-        average = model
-        if config.optimizer.ema_decay:
-            average = KiT(config.network).to(device).eval()
-            average.load_state_dict(model.state_dict())
+        average = copy.deepcopy(model).eval() if config.optimizer.ema_decay else model
         decayed = [p for p in model.parameters() if p.ndim > 1]
         plain = [p for p in model.parameters() if p.ndim <= 1]
         groups = [
@@ -74,7 +74,8 @@ class TrainState:
             save_model(self.average, part / "average.safetensors")
         for moment, tensors in self._moments().items():
             write_tensors(tensors, part / f"{moment}.safetensors", {})
-        run = {"step": self.step, "seconds": self.seconds, "config": config.model_dump(mode="json")}
+        losses = [loss.item() for loss in self.losses]
+        run = {"step": self.step, "seconds": self.seconds, "losses": losses, "config": config.model_dump(mode="json")}
         (part / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
         if final.exists():
             shutil.rmtree(final)
@@ -87,6 +88,7 @@ class TrainState:
         """Take over a checkpoint that :meth:`save` wrote, bit for bit."""
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         self.step, self.seconds = run["step"], run["seconds"]
+        self.losses = [torch.tensor(loss) for loss in run.get("losses", [])]
         self.model.load_state_dict(read_tensors(folder / "model.safetensors")[0])
         if self.average is not self.model:
             self.average.load_state_dict(read_tensors(folder / "average.safetensors")[0])

@@ -1,5 +1,5 @@
 """Training: one loop, its state on disk, its schedule."""
 
-from kithkin.train.loop import train
+from kithkin.training.loop import train
 
 __all__ = ["train"]

@@ -17,10 +17,10 @@ from kithkin.config import RunConfig
 from kithkin.data import Batch, Crops, Pairs, Photos, degrade_crops, draw_crops, open_folders
 from kithkin.errors import InputError
 from kithkin.losses import restoration_loss
-from kithkin.train.plot import plot_curves
-from kithkin.train.schedule import learning_rate
-from kithkin.train.state import TrainState, checkpoints
-from kithkin.train.validation import validate
+from kithkin.training.plot import plot_curves
+from kithkin.training.schedule import learning_rate
+from kithkin.training.state import TrainState, checkpoints
+from kithkin.training.validation import validate
 
 LOG_EVERY = 50
 CHECKPOINT_SECONDS = 300
@@ -82,12 +82,12 @@ def train(
                 saved_at = time.monotonic()
             if stop:
                 break
+        final = None
+        if state.step == steps:
+            final = out / f"{config.name}.safetensors"
+            metadata = {"run": config.model_dump(mode="json"), "step": state.step, "seconds": round(state.seconds)}
+            save_model(state.average, final, dtype=torch.float16, metadata=metadata)
         plot_curves(out / "log.jsonl", out / "curves.png")
-        if state.step < steps:
-            return None
-        final = out / f"{config.name}.safetensors"
-        metadata = {"run": config.model_dump(mode="json"), "step": state.step, "seconds": round(state.seconds)}
-        save_model(state.average, final, dtype=torch.float16, metadata=metadata)
         return final
 
 
@@ -97,8 +97,7 @@ class _Run:
     def __init__(self, config: RunConfig, out: Path, device: str, steps: int, warmup: int, report: Report) -> None:
         self.config, self.out, self.device = config, out, device
         self.steps, self.warmup, self.report = steps, warmup, report
-        self.losses: list[torch.Tensor] = []
-        self.seconds = 0.0
+        self.crops, self.seconds = 0, 0.0
 
     def step(self, state: TrainState, batch: Batch) -> None:
         started = time.monotonic()
@@ -125,7 +124,8 @@ class _Run:
         state.optimizer.step()
         state.step += 1
         state.update_average(optimizer.ema_decay)
-        self.losses.append(loss.detach())
+        state.losses.append(loss.detach())
+        self.crops += len(batch.target)
         elapsed = time.monotonic() - started
         self.seconds += elapsed
         state.seconds += elapsed
@@ -134,11 +134,11 @@ class _Run:
             self._log_losses(state, lr)
 
     def _log_losses(self, state: TrainState, lr: float) -> None:
-        rate = len(self.losses) * self.config.schedule.batch_size / self.seconds
-        loss = torch.stack(self.losses).mean().item()
+        rate = self.crops / self.seconds
+        loss = torch.stack([x.cpu() for x in state.losses]).mean().item()
         row = {"step": state.step, "loss": loss, "lr": lr, "crops_per_s": rate, "seconds": state.seconds}
         self.log({name: float(f"{value:.6g}") if name != "step" else value for name, value in row.items()})
-        self.losses, self.seconds = [], 0.0
+        state.losses, self.crops, self.seconds = [], 0, 0.0
 
     def watch(self, state: TrainState, watched: Photos | Pairs | None) -> None:
         if watched is None:
@@ -173,7 +173,8 @@ def _take_over(state: TrainState, out: Path, config: RunConfig, resume: bool) ->
 def _forget_after(log: Path, step: int) -> None:
     """Drop the rows that were logged after the checkpoint: they are going to be logged again."""
     if log.exists():
-        rows = [row for row in log.read_text(encoding="utf-8").splitlines() if json.loads(row)["step"] <= step]
+        whole = log.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()  # the last may have been cut off
+        rows = [row for row in whole if json.loads(row)["step"] <= step]
         log.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
 
 

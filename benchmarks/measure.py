@@ -1,0 +1,67 @@
+"""What every benchmark here shares: the machine's description, memory peaks, repeated timing, the JSON file."""
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """The CPU, the versions and the threads that a number belongs to."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return {
+        "cpu": model,
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def seconds(run: Callable[[], Any], *, repeats: int) -> float:
+    """Median of the times of ``repeats`` runs after one that is not counted."""
+    run()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def peak_extra_megabytes(run: Callable[[], Any]) -> float:
+    """By how much resident memory rose, at its highest, while ``run`` ran. Linux; call it once a process."""
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again here
+    before = _status("VmRSS")
+    run()
+    return (_status("VmHWM") - before) / 1e6
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def in_a_new_process(script: str, *arguments: str) -> Any:
+    """What ``script`` prints as JSON when it runs with these arguments: memory is measured in a process of its own."""
+    command = [sys.executable, script, *arguments]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def keep(name: str, result: dict[str, Any]) -> None:
+    """Write ``results/<name>.json`` with the machine and the command that made it."""
+    RESULTS.mkdir(exist_ok=True)
+    command = f"python benchmarks/{Path(sys.argv[0]).name}"
+    text = json.dumps({"command": command, "machine": machine(), **result}, indent=1)
+    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    print(text)

@@ -1,0 +1,54 @@
+"""The command ``kithkin``: one file a verb. Heavy imports stand inside the verbs, so ``--help`` is quick."""
+
+import sys
+
+import typer
+
+from kithkin.cli.doctor import doctor
+from kithkin.cli.evaluate import evaluate
+from kithkin.cli.models import models
+from kithkin.cli.recipes import recipes
+from kithkin.cli.restore import EPILOG as RESTORE_EPILOG, restore
+from kithkin.cli.train import train
+from kithkin.errors import KithkinError
+
+app = typer.Typer(
+    name="kithkin",
+    help="Restore photographs with KiT, the k-NN Image Transformer: remove noise, train, compare.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from kithkin import __version__
+
+        typer.echo(f"kithkin {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+app.command("restore", epilog=RESTORE_EPILOG)(restore)
+app.command("eval")(evaluate)
+app.command("train")(train)
+app.add_typer(models, name="models")
+app.add_typer(recipes, name="recipes")
+app.command("doctor")(doctor)
+
+
+def main() -> None:
+    """Run the command line; an expected error is one line and exit code 1."""
+    try:
+        app()
+    except KithkinError as error:
+        typer.echo(f"kithkin: {error}", err=True)
+        sys.exit(1)

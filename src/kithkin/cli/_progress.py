@@ -1,0 +1,54 @@
+"""What training and evaluation show while they run."""
+
+import json
+import sys
+from types import TracebackType
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def progress_bar(*more: TextColumn, quiet: bool = False) -> Progress:
+    """A bar with ETA on the terminal's error stream; nothing where that is not a terminal, or on request."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), *more)
+    return Progress(*columns, console=console, disable=quiet or not console.is_terminal)
+
+
+class TrainingProgress:
+    """The bar of a run on a terminal; the rows of its log as lines where output is piped, or as JSON on request."""
+
+    def __init__(self, batch_size: int, *, as_json: bool) -> None:
+        self._json = as_json
+        self._bar = progress_bar(TextColumn("{task.fields[note]}"), quiet=as_json)
+        self._task = self._bar.add_task("train", total=None, note="")
+        self._batch_size = batch_size
+
+    def __enter__(self) -> "TrainingProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def report(self, row: dict[str, Any]) -> None:
+        """Take a row of the log, or the place in the run after a step."""
+        if "steps" in row:
+            self._bar.update(self._task, completed=row["step"], total=row["steps"])
+            return
+        if self._json:
+            typer.echo(json.dumps(row))
+            return
+        if "loss" in row:
+            note = f"loss {row['loss']:.4f}, {row['crops_per_s']:.0f} crops/s"
+            self._bar.update(self._task, note=note)
+        else:
+            note = "PSNR " + ", ".join(f"{name} {value:.2f} dB" for name, value in row["psnr"].items())
+        if not sys.stderr.isatty():
+            typer.echo(f"step {row['step']}: {note}", err=True)
+        elif "psnr" in row:
+            self._bar.console.print(f"step {row['step']}: {note}", highlight=False)

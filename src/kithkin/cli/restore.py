@@ -1,0 +1,224 @@
+"""``kithkin restore``."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from kithkin.errors import InputError, KithkinError
+
+if TYPE_CHECKING:
+    from kithkin.model import KiT
+    from kithkin.restore_files import Outcome, Plan, RestoreOptions
+
+EPILOG = """\
+Examples:
+
+`kithkin restore photo.jpg` writes photo-restored.jpg beside it.
+
+`kithkin restore trip scan.png --out done --compare` restores the pictures of a folder, and a file, into done.
+"""
+
+
+class Ending(StrEnum):
+    """The formats that results are written in."""
+
+    PNG = "png"
+    JPG = "jpg"
+    WEBP = "webp"
+    TIFF = "tiff"
+    BMP = "bmp"
+
+
+# readable=False leaves it to the reader to say that one file can't be read: the parser would refuse all of them.
+Paths = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="IN", help="Pictures (PNG, JPEG, WebP, TIFF, BMP), and folders of them at any depth.", readable=False
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        help="A folder for the results, or a file name where IN is one file. Without it, photo.jpg gives "
+        "photo-restored.jpg beside it, and the folder trip gives trip-restored.",
+        show_default=False,
+        readable=False,
+    ),
+]
+Model = Annotated[str, typer.Option("--model", "-m", help="A name from `kithkin models`, or a checkpoint's path.")]
+Tile = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|N|off",
+        help="Restore large pictures in tiles: auto takes sides of 512 pixels (1024 on a GPU), a number sets the side "
+        "(64 or more; smaller needs less memory), off restores each picture in one pass.",
+    ),
+]
+Overlap = Annotated[int, typer.Option(metavar="PIXELS", help="What neighbouring tiles share, to blend them.")]
+Strength = Annotated[float, typer.Option(metavar="0..1", help="1 is fully restored, 0 the input, 0.5 half of both.")]
+Sigma = Annotated[
+    float | None,
+    typer.Option(metavar="0..255", help="Not needed: the models find the noise level themselves.", show_default=False),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Such as cpu or cuda; without it, the GPU where there is one.", show_default=False),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        help="How attention is computed, a name from `kithkin doctor`; without it, the fastest that works.",
+        show_default=False,
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that exist; else they are skipped.")]
+Format = Annotated[
+    Ending | None,
+    typer.Option("--format", help="Format of the results; without it, that of each input.", show_default=False),
+]
+Quality = Annotated[int, typer.Option(metavar="1..100", help="Of JPEG results; other formats lose nothing.")]
+Compare = Annotated[bool, typer.Option("--compare", help="Also write NAME-compare.png: before and after.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a file, instead of `in -> out`.")]
+
+
+def restore(
+    paths: Paths,
+    out: Out = None,
+    model: Model = "denoise",
+    tile: Tile = "auto",
+    overlap: Overlap = 32,
+    strength: Strength = 1.0,
+    sigma: Sigma = None,
+    device: Device = None,
+    backend: Backend = None,
+    overwrite: Overwrite = False,
+    ending: Format = None,
+    quality: Quality = 95,
+    compare: Compare = False,
+    as_json: AsJson = False,
+) -> None:
+    """Restore pictures: remove their noise, or what else the model was trained for.
+
+    The inputs are never changed. Bit depth, transparency, colour profile and EXIF are kept.
+
+    A file that fails is named with the reason, and the others go on. Exit code: 0, 1 where a file failed, 2 for a
+    wrong command, 130 after Ctrl-C.
+    """
+    with _exit_codes():
+        from kithkin.restore_files import RestoreOptions, plan_files
+
+        if sigma is not None:
+            raise InputError(
+                "--sigma: the model is blind: it finds the noise level itself and takes no hint; leave it out"
+            )
+        options = RestoreOptions(
+            tile=_side(tile), overlap=overlap, strength=strength, quality=quality, overwrite=overwrite
+        )
+        plan = plan_files(paths, out=out, ending=ending, compare=compare, overwrite=overwrite)
+        failed = _run(_network(model, device, backend), plan, options, as_json)
+    if failed:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Turn what keeps the command from running into one line and exit code 2, and Ctrl-C into 130."""
+    try:
+        yield
+    except KithkinError as error:
+        typer.echo(f"kithkin: {error}", err=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        typer.echo("kithkin: stopped; what was written so far is complete", err=True)
+        raise typer.Exit(130) from error
+
+
+def _side(tile: str) -> str | int:
+    return int(tile) if tile.removeprefix("-").isdecimal() else tile
+
+
+def _network(name: str, device: str | None, backend: str | None) -> "KiT":
+    from kithkin.cli._device import choose_device
+    from kithkin.ops import available_backends
+    from kithkin.zoo import load_model
+
+    device = choose_device(device)
+    if backend is not None:
+        reasons = available_backends(device)
+        if backend not in reasons:
+            raise InputError(f"--backend: there is no {backend!r}; there are {', '.join(reasons)}")
+        if reasons[backend] is not None:
+            raise InputError(f"--backend {backend}: {reasons[backend]}; leave it out, or take another")
+    return load_model(name, device=device).set_backend(backend)
+
+
+def _run(network: "KiT", plan: "Plan", options: "RestoreOptions", as_json: bool) -> int:
+    """Restore, report each file as soon as it is known, and return how many inputs failed."""
+    from rich.markup import escape
+
+    from kithkin.cli._progress import progress_bar
+    from kithkin.images._picture import shown
+    from kithkin.restore_files import restore_files
+
+    # While the bar is shown, sys.stdout leads to its stream, above it: right only where that is the same terminal.
+    stream = None if sys.stdout.isatty() else sys.stdout
+    failures = []
+    total = len(plan.settled) + len(plan.jobs)
+    with progress_bar() as bar:
+        task = bar.add_task("restore", total=total)
+        done = 0
+
+        def report(outcome: "Outcome") -> None:
+            nonlocal done
+            done += 1
+            bar.update(task, completed=done)
+            _report(outcome, as_json, stream)
+            if outcome.status == "failed":
+                failures.append(outcome)
+
+        def advance(part: float) -> None:
+            source = plan.jobs[done - len(plan.settled)].source
+            bar.update(task, completed=done + part, description=escape(shown(source)))
+
+        for outcome in plan.settled:
+            report(outcome)
+        for outcome in restore_files(network, plan.jobs, options=options, progress=advance):
+            report(outcome)
+    if failures and total > 1:
+        lines = "\n".join(f"  {outcome.reason}" for outcome in failures)
+        typer.echo(f"{len(failures)} of {total} failed:\n{lines}", err=True)
+    return len(failures)
+
+
+def _report(outcome: "Outcome", as_json: bool, stream: TextIO | None) -> None:
+    """Print what became of one input; by print, since typer's echo would write across the bar."""
+    from kithkin.images._picture import shown
+
+    for note in outcome.notes:
+        print(f"kithkin: {shown(outcome.source)}: {note}", file=sys.stderr)
+    if outcome.reason is not None:
+        print(f"kithkin: {outcome.reason}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(_row(outcome)), file=stream, flush=True)
+    elif outcome.status == "written":
+        print(f"{shown(outcome.source)} -> {shown(outcome.target or outcome.source)}", file=stream, flush=True)
+
+
+def _row(outcome: "Outcome") -> dict[str, Any]:
+    return {
+        "input": str(outcome.source),
+        "output": None if outcome.target is None else str(outcome.target),
+        "compare": None if outcome.compare is None else str(outcome.compare),
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "notes": list(outcome.notes),
+        "seconds": round(outcome.seconds, 3),
+    }

@@ -1,0 +1,56 @@
+"""``kithkin train``."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+
+def train(
+    recipe: str = typer.Argument(..., help="A name from `kithkin recipes`, or the path of a TOML file."),
+    data: list[Path] = typer.Option(
+        [], "--data", "-d", help="Folder of photographs, or with `input` and `target`; may be given several times."
+    ),
+    out: Path = typer.Option(..., "--out", "-o", help="Folder of the run: checkpoints, log, curves, weights."),
+    validation: Path = typer.Option(None, "--validation", help="Folder to validate on while training."),
+    changes: list[str] = typer.Option(
+        [], "--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as `schedule.steps=1000`."
+    ),
+    resume: bool = typer.Option(False, "--resume", help="Go on from the last checkpoint in --out."),
+    minutes: float = typer.Option(None, "--minutes", min=0, help="Stop with a checkpoint after this long."),
+    device: str = typer.Option(None, "--device", help="Such as cpu or cuda; the GPU is taken where there is one."),
+    as_json: bool = typer.Option(False, "--json", help="Print every row of the log as a line of JSON."),
+) -> None:
+    """Train a network from a recipe.
+
+    Ctrl-C stops after the step, with a checkpoint; the same command with --resume goes on as if nothing had happened.
+
+        kithkin train denoise-tiny --data photos --validation held-out --out runs/denoise
+    """
+    from kithkin.cli._device import choose_device
+    from kithkin.config import load_config
+    from kithkin.training import train as run
+
+    laid_over: dict[str, Any] = dict(_parse(change) for change in changes)
+    if data:
+        laid_over["data.folders"] = data
+    if validation:
+        laid_over["validation.folder"] = validation
+    config = load_config(recipe, laid_over)
+    from kithkin.cli._progress import TrainingProgress
+
+    with TrainingProgress(config.schedule.batch_size, as_json=as_json) as progress:
+        weights = run(config, out, resume=resume, minutes=minutes, device=choose_device(device), report=progress.report)
+    typer.echo(f"{weights}" if weights else f"stopped before the end; go on with --resume --out {out}", err=as_json)
+
+
+def _parse(change: str) -> tuple[str, Any]:
+    import tomllib
+
+    key, found, text = change.partition("=")
+    if not found:
+        raise typer.BadParameter(f"{change!r} is not KEY=VALUE", param_hint="--set")
+    try:
+        return key.strip(), tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), text.strip()

@@ -1,0 +1,391 @@
+"""Restoring a picture in memory: any of the usual types in, the same type out, in tiles where it is large.
+
+The picture stays in main memory and one tile at a time, alone in its batch, goes to the model's device. So the
+result does not depend on what else is restored, and the network's memory does not grow with the picture.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from kithkin.errors import InputError, KithkinError
+from kithkin.images import Picture
+from kithkin.images._picture import Refusal
+from kithkin.images._pillow import samples_of
+from kithkin.model import KiT
+
+OVERLAP = 32
+"""Pixels that neighbouring tiles share at least, unless another number is asked for."""
+CPU_TILE = 512
+CUDA_TILE = 1024
+SMALLEST_TILE = 64
+"""Side in pixels below which a tile shows the model too little, and saves no memory worth it."""
+_RANGE = (-4.0, 5.0)
+"""Strong noise carries floats this far beyond [0, 1]; what lies outside is on another scale, such as 0-255."""
+
+Restorable = TypeVar("Restorable", Tensor, np.ndarray, Image.Image, Picture)
+Rebuild = Callable[[Tensor], Any]
+
+
+def restore(
+    model: KiT,
+    image: Restorable,
+    *,
+    tile: str | int = "auto",
+    overlap: int = OVERLAP,
+    strength: float = 1.0,
+    progress: Callable[[float], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Restorable:
+    """Return the picture as the model restores it: same type, layout, size, dtype and range, clamped to [0, 1].
+
+    A picture no larger than one tile is restored in one pass, so the result is the model's output. A larger one is cut
+    into tiles of one size, a multiple of the model's stride, and blended linearly where they overlap.
+    The model runs in evaluation mode and is left as it was; the global random state is not touched.
+
+    Args:
+        model: the network, on the device where it shall run.
+        image: one of
+            torch (3, H, W) or (B, 3, H, W), floating in [0, 1] or uint8;
+            numpy (H, W, 3) or gray (H, W), float32 or float64 in [0, 1], uint8 or uint16;
+            a PIL image (a palette comes back as RGB, a bitmap as L, transparency as an alpha channel);
+            a Picture. Alpha is kept as it is; a gray picture stays gray, as the mean of the restored channels.
+        tile: ``"auto"`` (512 on the CPU, 1024 on a GPU), the largest side of a tile in pixels (at least 64 and
+            twice the overlap), or ``"off"`` for one pass whatever the size.
+        overlap: pixels that neighbouring tiles share at least; rounded up to the model's stride.
+        strength: 0 returns the input, 1 the restored picture, anything between a mixture.
+        progress: called with the finished fraction in [0, 1]; it falls when a picture is started again.
+        note: called with a sentence for the user when the memory made the tiles smaller; None makes it a warning.
+
+    Raises:
+        InputError: the image, or an argument, is not one of the above, or holds NaN or infinite values.
+        KithkinError: the memory does not suffice (for tiles of 64 pixels, or for one pass with ``"off"``), or the model
+            gives NaN or infinite values.
+    """
+    check_tiling(tile, overlap)
+    check_strength(strength)
+    planes, rebuild = _opened(image)
+    _check_values(planes)
+    if strength == 0:
+        return rebuild(planes.clamp(0, 1))
+    result = _restored(model, planes, _Tiling(tile, overlap), progress or (lambda fraction: None), note or _warn).to(
+        planes.dtype
+    )
+    if strength != 1:
+        torch.lerp(planes, result, strength, out=result)
+    return rebuild(result.clamp_(0, 1))
+
+
+def check_tiling(tile: str | int, overlap: int) -> None:
+    """Raise InputError for a tile or an overlap that :func:`restore` does not take."""
+    if isinstance(overlap, bool) or not isinstance(overlap, int) or overlap < 0:
+        raise InputError(f"restore: overlap must be a whole number of pixels from 0, got {overlap!r}")
+    if tile == "off":
+        return
+    if tile != "auto" and (isinstance(tile, bool) or not isinstance(tile, int) or tile < SMALLEST_TILE):
+        raise InputError(f"restore: tile must be 'auto', 'off' or at least {SMALLEST_TILE} pixels, got {tile!r}")
+    side = CPU_TILE if isinstance(tile, str) else tile
+    if 2 * overlap > side:
+        raise InputError(
+            f"restore: an overlap of {overlap} needs tiles of at least {2 * overlap} pixels, got {tile!r}; "
+            f"take an overlap of at most {side // 2}, or a larger tile"
+        )
+
+
+def check_strength(strength: float) -> None:
+    """Raise InputError for a strength that :func:`restore` does not take."""
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 1:
+        raise InputError(f"restore: strength must be a number from 0 (the input) to 1 (restored), got {strength!r}")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the main memory or the device's memory is used up."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    signs = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=2)
+
+
+def _opened(image: Any) -> tuple[Tensor, Rebuild]:
+    """Return (B, C, H, W) float32 or float64 on the CPU, C = 3 or 1 for gray, and the way back to the image's type."""
+    if isinstance(image, Picture):
+        return _opened_picture(image)
+    if isinstance(image, Image.Image):
+        return _opened_pillow(image)
+    if isinstance(image, np.ndarray):
+        return _opened_array(image)
+    if isinstance(image, Tensor):
+        return _opened_tensor(image)
+    raise InputError(
+        "restore: expected a torch tensor, a numpy array, a PIL image or a kithkin.images.Picture, "
+        f"got {type(image).__name__}; read files with read_picture"
+    )
+
+
+def _opened_tensor(image: Tensor) -> tuple[Tensor, Rebuild]:
+    if image.ndim not in (3, 4) or image.shape[-3] != 3 or 0 in image.shape:
+        raise InputError(f"restore: expected a tensor (3, H, W) or (B, 3, H, W), not empty, got {tuple(image.shape)}")
+    if not image.is_floating_point() and image.dtype != torch.uint8:
+        raise InputError(f"restore: expected a tensor of floats in [0, 1] or of uint8, got {image.dtype}")
+    dtype, device, shape, top = image.dtype, image.device, image.shape, _top(image.dtype == torch.uint8, 8)
+    planes = image.detach().cpu().to(torch.float64 if dtype == torch.float64 else torch.float32)
+    planes = planes.div_(top) if top else planes
+
+    def rebuild(result: Tensor) -> Tensor:
+        return (_rounded(result, top) if top else result).to(dtype).to(device).reshape(shape)
+
+    return planes.reshape(-1, *shape[-3:]), rebuild
+
+
+def _opened_array(image: np.ndarray) -> tuple[Tensor, Rebuild]:
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or 0 in image.shape:
+        raise InputError(
+            f"restore: expected an array (H, W, 3) or gray (H, W), not empty, got {image.shape}; "
+            "give alpha channels as a PIL image or a Picture, and batches as torch (B, 3, H, W)"
+        )
+    if image.dtype.type not in (np.uint8, np.uint16, np.float32, np.float64):
+        raise InputError(
+            f"restore: expected an array of float32 or float64 in [0, 1], uint8 or uint16, got {image.dtype}"
+        )
+    dtype, gray, top = image.dtype, image.ndim == 2, _top(image.dtype.kind == "u", 8 * image.dtype.itemsize)
+    wide = np.float64 if dtype.type == np.float64 else np.float32
+    values = torch.from_numpy(np.require(image, wide, requirements=["C", "W"]))
+    values = values.div_(top) if top else values
+
+    def rebuild(result: Tensor) -> np.ndarray:
+        samples = _rounded(result, top) if top else result
+        samples = samples[0, 0] if gray else samples[0].permute(1, 2, 0)
+        return samples.numpy().astype(dtype, order="C")
+
+    return (values[None] if gray else values.permute(2, 0, 1))[None], rebuild
+
+
+def _opened_pillow(image: Image.Image) -> tuple[Tensor, Rebuild]:
+    if image.mode in ("L", "RGB") and image.has_transparency_data:  # One colour stands for transparent.
+        image = image.convert({"L": "LA", "RGB": "RGBA"}[image.mode])
+    info = {key: value for key, value in image.info.items() if key != "transparency"}
+    try:
+        samples = samples_of(image)
+    except Refusal as refusal:
+        raise InputError(f"restore: the image {refusal}") from refusal
+    channels = 1 if samples.ndim == 2 else samples.shape[2]
+    colour = samples if channels in (1, 3) else samples[..., 0] if channels == 2 else samples[..., :3]
+    planes, rebuild_array = _opened_array(colour)
+
+    def rebuild(result: Tensor) -> Image.Image:
+        array = rebuild_array(result)
+        out = Image.fromarray(array if channels in (1, 3) else np.dstack([array, samples[..., -1]]))
+        out.info.update(info)
+        return out
+
+    return planes, rebuild
+
+
+def _opened_picture(picture: Picture) -> tuple[Tensor, Rebuild]:
+    planes, rebuild_array = _opened_array(picture.pixels[..., 0] if picture.gray else picture.pixels)
+
+    def rebuild(result: Tensor) -> Picture:
+        array = rebuild_array(result)
+        return picture.with_pixels(np.repeat(array[..., None], 3, axis=2) if picture.gray else array)
+
+    return planes, rebuild
+
+
+def _top(integer: bool, bits: int) -> int | None:
+    return 2**bits - 1 if integer else None
+
+
+def _rounded(values: Tensor, top: int) -> Tensor:
+    return values.mul_(top).add_(0.5).floor_()
+
+
+def _check_values(planes: Tensor) -> None:
+    low, high = (float(v) for v in planes.aminmax())
+    if not np.isfinite(low) or not np.isfinite(high):
+        raise InputError("restore: the image holds NaN or infinite values; replace them by values in [0, 1] first")
+    if low < _RANGE[0] or high > _RANGE[1]:
+        raise InputError(
+            f"restore: expected floats in [0, 1], got values from {low:g} to {high:g}; "
+            "divide by the largest possible value, such as 255, first"
+        )
+
+
+class _Tiling(NamedTuple):
+    tile: str | int
+    overlap: int
+
+    def side(self, size: tuple[int, int], device: torch.device) -> int:
+        """The largest side of a tile of an (H, W) picture."""
+        if isinstance(self.tile, int):
+            return self.tile
+        return max(size) if self.tile == "off" else CUDA_TILE if device.type == "cuda" else CPU_TILE
+
+
+def _restored(
+    model: KiT, planes: Tensor, tiling: _Tiling, progress: Callable[[float], None], note: Callable[[str], None]
+) -> Tensor:
+    """Return what the model makes of (B, C, H, W), float32 on the CPU, not clamped."""
+    result = torch.empty(planes.shape, dtype=torch.float32)
+    count = len(planes)
+    with _evaluating(model):
+        for i in range(count):
+
+            def advance(part: float, done: int = i) -> None:
+                progress((done + part) / count)
+
+            _restore_one(model, planes[i], result[i], tiling, advance, note)
+    if not all(torch.isfinite(v) for v in result.aminmax()):
+        raise KithkinError("restore: the model gives NaN or infinite values; its weights are damaged, take others")
+    return result
+
+
+@contextmanager
+def _evaluating(model: KiT) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _restore_one(
+    model: KiT,
+    image: Tensor,
+    out: Tensor,
+    tiling: _Tiling,
+    progress: Callable[[float], None],
+    note: Callable[[str], None],
+) -> None:
+    """Restore (C, H, W) into `out`; where the memory does not suffice, again with tiles of half the side."""
+    height, width = image.shape[1:]
+    device = _home(model)[0]
+    side = min(tiling.side((height, width), device), max(height, width))
+    while True:
+        try:
+            return _fill(model, image, out, (side, tiling.overlap), progress)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+        # Only here, after the except clause, are the tensors of the failed pass released.
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        if tiling.tile == "off":
+            raise KithkinError(
+                f"restore: not enough memory on {device} for {width} x {height} at once; use tile='auto'"
+            )
+        if side <= SMALLEST_TILE:
+            raise KithkinError(
+                f"restore: not enough memory on {device}, even for tiles of {SMALLEST_TILE} pixels; free some, use "
+                "another device or a smaller model"
+            )
+        smaller = max(SMALLEST_TILE, (side + 1) // 2)
+        note(f"not enough memory on {device} for tiles of {side} pixels: started again with {smaller}")
+        side = smaller
+
+
+def _fill(model: KiT, image: Tensor, out: Tensor, tiles: tuple[int, int], progress: Callable[[float], None]) -> None:
+    """Restore (C, H, W) into `out`, band by band of tiles of at most `tiles` = (side, overlap) pixels."""
+    side, overlap = tiles
+    height, width = image.shape[1:]
+    progress(0.0)
+    if height <= side and width <= side:
+        out.copy_(_pass(model, image))
+        return progress(1.0)
+    rows = cuts(height, side, overlap, model.config.stride)
+    columns = cuts(width, side, overlap, model.config.stride)
+    band = torch.empty(image.shape[0], rows.size, width)
+    for i, top in enumerate(rows.starts):
+        bottom = min(top + rows.size, height)
+        for j, left in enumerate(columns.starts):
+            crop = image[:, top:bottom, left : left + columns.size]
+            piece = _pass(model, _extended(crop, rows.size, columns.size))[:, : crop.shape[1], : crop.shape[2]]
+            _blend(band[:, : bottom - top], piece, left, columns.end(j - 1), dim=2)
+            progress((i + (j + 1) / len(columns.starts)) / len(rows.starts))
+        _blend(out, band[:, : bottom - top], top, rows.end(i - 1), dim=1)
+    return None
+
+
+class Cuts(NamedTuple):
+    """Where one axis is cut: tiles of `size` pixels from each of `starts`; the last may reach beyond the picture."""
+
+    size: int
+    starts: tuple[int, ...]
+
+    def end(self, index: int) -> int:
+        """Where a tile ends; 0 before the first one."""
+        return self.starts[index] + self.size if index >= 0 else 0
+
+
+def cuts(length: int, side: int, overlap: int, stride: int) -> Cuts:
+    """Cut an axis into as few tiles of at most `side` pixels as it takes, all of one size and spread evenly.
+
+    Size and starts are multiples of `stride`, so that every tile meets the model's grid as the whole picture does.
+
+    Args:
+        length: of the axis, in pixels.
+        side: of the largest tile; where the stride is large, a tile has at least two strides.
+        overlap: pixels that neighbours share at least; rounded up to the stride, and at most half of `side` before.
+        stride: of the model.
+    """
+    whole = _ceil(length, stride)
+    overlap = _ceil(min(overlap, side // 2), stride)
+    side = max(side // stride * stride, overlap + stride)
+    if whole <= side:
+        return Cuts(whole, (0,))
+    count = -(-(whole - overlap) // (side - overlap))
+    size = _ceil(-(-(whole + (count - 1) * overlap) // count), stride)
+    steps = (whole - size) // stride
+    gaps = count - 1
+    return Cuts(size, tuple(stride * ((2 * i * steps + gaps) // (2 * gaps)) for i in range(count)))
+
+
+def _ceil(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _blend(canvas: Tensor, piece: Tensor, start: int, covered: int, *, dim: int) -> None:
+    """Put `piece` into `canvas` from `start` on; before `covered`, where another lies already, in a linear transition.
+
+    A mean of two equal numbers is that number exactly, which a sum of weighted tiles would miss by rounding.
+    """
+    length = piece.shape[dim]
+    shared = min(max(covered - start, 0), length)
+    ramp = ((torch.arange(shared) + 0.5) / max(shared, 1)).view([-1 if d == dim else 1 for d in range(3)])
+    canvas.narrow(dim, start, shared).lerp_(piece.narrow(dim, 0, shared), ramp)
+    canvas.narrow(dim, start + shared, length - shared).copy_(piece.narrow(dim, shared, length - shared))
+
+
+def _extended(crop: Tensor, height: int, width: int) -> Tensor:
+    """Extend (C, h, w) below and to the right as the model extends a picture: by reflection, or its last pixels."""
+    below, right = height - crop.shape[1], width - crop.shape[2]
+    if not below and not right:
+        return crop
+    mode = "reflect" if below < crop.shape[1] and right < crop.shape[2] else "replicate"
+    return F.pad(crop[None], (0, right, 0, below), mode=mode)[0]
+
+
+def _pass(model: KiT, crop: Tensor) -> Tensor:
+    """Return what the model makes of one (C, h, w), float32 on the CPU; gray goes in thrice and comes out as a mean."""
+    device, dtype = _home(model)
+    batch = crop.expand(3, -1, -1)[None].to(device, dtype).contiguous()
+    with torch.inference_mode():
+        result = model(batch)[0].float()
+        return (result.mean(0, keepdim=True) if len(crop) == 1 else result).cpu()
+
+
+def _home(model: KiT) -> tuple[torch.device, torch.dtype]:
+    weight = next(model.parameters(), torch.empty(0))
+    return weight.device, weight.dtype

@@ -1,0 +1,475 @@
+"""The command ``kithkin restore``, in process: lines, exit codes, bad files among good ones."""
+
+import errno
+import io
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image, ImageCms
+from rich.console import Console
+from rich.progress import Progress
+from typer.testing import CliRunner
+
+from kithkin import restore_files as files
+from kithkin.checkpoint import save_model
+from kithkin.cli.restore import EPILOG, restore
+from kithkin.images import read_picture
+from kithkin.model import KiT, KiTConfig
+from kithkin.restoration import OVERLAP
+
+app = typer.Typer()
+app.command("restore", epilog=EPILOG)(restore)
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    model = KiT(KiTConfig(width=8, depth=1, n_hashes=1))
+    with torch.no_grad():
+        weight = model.head.conv3.weight
+        weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    save_model(model, path)
+    return path
+
+
+@pytest.fixture
+def run(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments, model=weights):
+        return CliRunner().invoke(app, [*map(str, arguments), "--model", str(model), "--device", "cpu"])
+
+    return call
+
+
+def save(name, size=(10, 14), seed=0, **options):
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def pixels_of(path):
+    return np.asarray(Image.open(path))
+
+
+def leftovers():
+    return [path for path in Path().rglob("*") if path.name.startswith(".") or path.suffix == ".part"]
+
+
+def test_a_file_gives_one_line_and_one_file(run):
+    save("a.png")
+    before = Path("a.png").read_bytes()
+    result = run("a.png")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "a.png -> a-restored.png\n", "")
+    assert pixels_of("a-restored.png").shape == (10, 14, 3)
+    assert (pixels_of("a-restored.png") != pixels_of("a.png")).any()
+    assert Path("a.png").read_bytes() == before
+    assert leftovers() == []
+
+
+def test_files_and_folders_in_order(run):
+    save("b.png")
+    save("trip/day/c.png")
+    save("trip/a.bmp")
+    result = run("b.png", "trip")
+    assert result.stdout.splitlines() == [
+        "b.png -> b-restored.png",
+        "trip/a.bmp -> trip-restored/a.bmp",
+        "trip/day/c.png -> trip-restored/day/c.png",
+    ]
+    assert result.exit_code == 0
+    assert all(Path(line.split(" -> ")[1]).is_file() for line in result.stdout.splitlines())
+
+
+def test_out_and_format(run):
+    save("a.png")
+    assert run("a.png", "-o", "deep/b.webp").stdout == "a.png -> deep/b.webp\n"
+    assert run("a.png", "-o", "folder", "--format", "jpg").stdout == "a.png -> folder/a-restored.jpg\n"
+    assert Image.open("folder/a-restored.jpg").format == "JPEG"
+    assert Image.open("deep/b.webp").format == "WEBP"
+
+
+def test_quality_makes_smaller_files(run):
+    save("a.png", (40, 40))
+    for quality in (30, 95):
+        run("a.png", "-o", f"{quality}.jpg", "--quality", quality)
+    assert Path("30.jpg").stat().st_size < Path("95.jpg").stat().st_size
+
+
+def test_strength_0_gives_the_input_bytes(run):
+    save("a.png")
+    run("a.png", "--strength", "0")
+    np.testing.assert_array_equal(pixels_of("a.png"), pixels_of("a-restored.png"))
+
+
+def test_tile_options_reach_the_picture(run):
+    save("a.png", (100, 150))
+    for name, options in {
+        "whole": ["--tile", "off"],
+        "64": ["--tile", "64"],
+        "0": ["--tile", "64", "--overlap", "0"],
+    }.items():
+        assert run("a.png", "-o", f"{name}.png", *options).exit_code == 0
+    assert (pixels_of("whole.png") != pixels_of("64.png")).any()
+    assert (pixels_of("64.png") != pixels_of("0.png")).any()
+
+
+def test_the_default_overlap_is_the_librarys():
+    import inspect
+
+    assert inspect.signature(restore).parameters["overlap"].default == OVERLAP
+
+
+def test_16_bits_stay_16_bits(run):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    samples = np.random.default_rng(0).integers(0, 65536, (9, 11, 3), dtype=np.uint16)
+    Path("a.png").write_bytes(imagecodecs.png_encode(samples))
+    assert run("a.png", "--strength", "0").exit_code == 0
+    np.testing.assert_array_equal(imagecodecs.png_decode(Path("a-restored.png").read_bytes()), samples)
+    run("a.png", "-o", "b.png")
+    restored = imagecodecs.png_decode(Path("b.png").read_bytes())
+    assert restored.dtype == np.uint16
+    assert len(np.unique(restored % 256)) > 50
+
+
+def test_alpha_profile_and_gray_are_kept(run):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 11, 4), dtype=np.uint8))
+    image.save("a.png", icc_profile=SRGB)
+    Image.fromarray(np.asarray(image)[..., 0]).save("gray.png")
+    assert run("a.png", "gray.png").exit_code == 0
+    restored = Image.open("a-restored.png")
+    assert restored.getchannel("A").tobytes() == image.getchannel("A").tobytes()
+    assert restored.info["icc_profile"] == SRGB
+    assert Image.open("gray-restored.png").mode == "L"
+
+
+def test_a_lying_photograph_is_stood_up_and_keeps_its_exif(run):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Maker"
+    save("a.jpg", (10, 20), exif=exif)
+    assert run("a.jpg").exit_code == 0
+    restored = Image.open("a-restored.jpg")
+    assert restored.size == (10, 20)
+    assert restored.getexif()[0x0112] == 1
+    assert restored.getexif()[0x010F] == "Maker"
+
+
+def test_losses_are_told_on_the_error_stream(run):
+    Image.fromarray(np.zeros((5, 5, 4), np.uint8)).save("a.png")
+    result = run("a.png", "--format", "jpg")
+    assert result.exit_code == 0
+    assert result.stderr == "kithkin: a.png: JPEG holds no transparency: alpha is dropped\n"
+
+
+def bomb():
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+
+
+def encoded(kind):
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+BAD = {
+    "cut.png": lambda: encoded("PNG")[:900],
+    "cut.jpg": lambda: encoded("JPEG")[:900],
+    "text.png": lambda: b"this is no picture",
+    "empty.png": lambda: b"",
+    "bomb.png": bomb,
+    "anim.gif": lambda: encoded("GIF"),
+}
+
+
+def test_bad_files_are_named_and_the_others_go_on(run):
+    for name, content in BAD.items():
+        Path(name).write_bytes(content())
+    Path("folder.png").mkdir()
+    save("first.png")
+    save("last.png")
+    os.mkfifo("pipe.png")
+    bad = [*BAD, "folder.png", "pipe.png", "missing.png"]
+    result = run("first.png", *bad, "last.png")
+    assert result.exit_code == 1
+    assert result.stdout == "first.png -> first-restored.png\nlast.png -> last-restored.png\n"
+    lines = result.stderr.splitlines()
+    at = lines.index(f"{len(bad)} of {len(bad) + 2} failed:")
+    told, listed = lines[:at], lines[at + 1 :]
+    assert sorted(line.removeprefix("kithkin: ").split(":")[0] for line in told) == sorted(bad)
+    assert [line.removeprefix("kithkin: ") for line in told] == [line.removeprefix("  ") for line in listed]
+    reasons = dict(line.removeprefix("kithkin: ").split(": ", 1) for line in told)
+    assert "is empty" in reasons["empty.png"]
+    assert "does not exist" in reasons["missing.png"]
+    assert "holds no picture" in reasons["folder.png"]
+    assert "100000 x 100000" in reasons["bomb.png"]
+    assert "convert it" in reasons["anim.gif"]
+    assert "not a regular file" in reasons["pipe.png"]
+    assert sorted(path.name for path in Path().glob("*-restored*")) == ["first-restored.png", "last-restored.png"]
+    assert leftovers() == []
+
+
+def test_one_bad_file_is_one_line(run):
+    result = run("missing.png")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "kithkin: missing.png: does not exist; check the path\n"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions don't bind root")
+def test_permissions(run):
+    save("secret.png").chmod(0)
+    save("in/a.png")
+    Path("closed").mkdir(mode=0o500)
+    result = run("secret.png", "in", "-o", "closed/x")
+    assert result.exit_code == 1
+    assert result.stderr.count("check the permissions") == 4
+
+
+def test_the_parser_does_not_refuse_all_for_one_unreadable_file(run, monkeypatch):
+    save("secret.png")
+    save("b.png")
+    real = open
+
+    def closed(path, *more, **options):
+        if str(path) == "secret.png":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, *more, **options)
+
+    monkeypatch.setattr("builtins.open", closed)
+    monkeypatch.setattr(os, "access", lambda path, mode, **options: str(path) != "secret.png")
+    result = run("secret.png", "b.png")
+    assert (result.exit_code, result.stdout) == (1, "b.png -> b-restored.png\n")
+    assert "kithkin: secret.png: can't be read: Permission denied; check the permissions\n" in result.stderr
+
+
+def test_an_output_that_cannot_be_made_is_one_failure(run):
+    save("a.png")
+    Path("taken").touch()
+    result = run("a.png", "-o", "taken/below/x")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("kithkin: taken/below/x/a-restored.png: can't be written")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("call", ["open", "fsync"])
+def test_a_full_disk_leaves_nothing_half_written(run, monkeypatch, call):
+    for name in ("a.png", "b.png", "c.png"):
+        save(name)
+    save("c-restored.png", seed=9)
+    before = Path("c-restored.png").read_bytes()
+    real, writes = getattr(os, call), []
+
+    def full(what, *more, **options):
+        if call == "fsync" or str(what).endswith(".part"):
+            writes.append(what)
+            if len(writes) != 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return real(what, *more, **options)
+
+    monkeypatch.setattr(os, call, full)
+    result = run("a.png", "b.png", "c.png", "--overwrite")
+    assert result.exit_code == 1
+    assert result.stdout == "b.png -> b-restored.png\n"
+    assert "2 of 3 failed:" in result.stderr
+    assert "a-restored.png: can't be written: No space left on device; free some space" in result.stderr
+    assert not Path("a-restored.png").exists()
+    assert Path("c-restored.png").read_bytes() == before
+    assert leftovers() == []
+
+
+def test_existing_results_are_skipped_and_replaced_on_request(run):
+    save("a.png")
+    save("b.png")
+    save("a-restored.png", seed=5)
+    before = Path("a-restored.png").read_bytes()
+    result = run("a.png", "b.png")
+    assert (result.exit_code, result.stdout) == (0, "b.png -> b-restored.png\n")
+    assert result.stderr.startswith("kithkin: a-restored.png: exists already")
+    assert Path("a-restored.png").read_bytes() == before
+    result = run("a.png", "b.png", "--overwrite")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert len(result.stdout.splitlines()) == 2
+    assert Path("a-restored.png").read_bytes() != before
+
+
+def test_a_wildcard_used_twice_changes_nothing(run):
+    save("a.png")
+    run("a.png", "--compare")
+    content = {path.name: path.read_bytes() for path in Path().iterdir()}
+    result = run(*sorted(content), "--compare")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert {path.name: path.read_bytes() for path in Path().iterdir()} == content
+
+
+def test_the_same_bytes_alone_together_and_again(run):
+    for i in range(3):
+        save(f"{i}.png", (20 + i, 90), seed=i)
+    run("0.png", "1.png", "2.png", "-o", "all", "--tile", "64")
+    run("2.png", "0.png", "-o", "two", "--tile", "64")
+    run("0.png", "-o", "one", "--tile", "64")
+    for name in ("two", "one"):
+        for path in Path(name).iterdir():
+            assert path.read_bytes() == Path("all", path.name).read_bytes()
+
+
+def test_json_lines_alone_on_stdout(run):
+    save("a.png")
+    save("b.png")
+    save("b-restored.png")
+    Path("bad.png").write_bytes(b"")
+    result = run("a.png", "b.png", "bad.png", "--json", "--compare")
+    rows = {row["input"]: row for row in map(json.loads, result.stdout.splitlines())}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "a.png": "written",
+        "b.png": "skipped",
+        "bad.png": "failed",
+    }
+    assert set(rows["a.png"]) == {"input", "output", "compare", "status", "reason", "notes", "seconds"}
+    assert (rows["a.png"]["output"], rows["a.png"]["compare"]) == ("a-restored.png", "a-compare.png")
+    assert rows["a.png"]["reason"] is None
+    assert rows["a.png"]["seconds"] > 0
+    assert rows["bad.png"]["reason"].startswith("bad.png: is empty")
+    assert result.exit_code == 1
+
+
+def test_compare_shows_before_and_after(run):
+    save("a.png")
+    assert run("a.png", "--compare").exit_code == 0
+    both = pixels_of("a-compare.png")
+    assert both.shape == (10, 14 + 8 + 14, 3)
+    np.testing.assert_array_equal(both[:, :14], pixels_of("a.png"))
+    np.testing.assert_array_equal(both[:, 22:], pixels_of("a-restored.png"))
+    assert (both[:, 14:22] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["a.png", "--sigma", "25"], "--sigma: the model is blind"),
+        (["a.png", "--sigma", "0"], "--sigma: the model is blind"),
+        (["a.png", "--tile", "12"], "tile must be 'auto', 'off' or at least 64 pixels, got 12"),
+        (["a.png", "--tile", "-64"], "got -64"),
+        (["a.png", "--tile", "big"], "got 'big'"),
+        (["a.png", "--overlap", "300"], "an overlap of 300 needs tiles of at least 600"),
+        (["a.png", "--strength", "2"], "strength must be"),
+        (["a.png", "--strength", "nan"], "strength must be"),
+        (["a.png", "--quality", "0"], "quality must be"),
+        (["a.png", "--backend", "magic"], "there is no 'magic'; there are "),
+        (["a.png", "a.bmp", "--format", "png"], "would both give"),
+        (["a.png", "-o", "a.png", "--overwrite"], "would replace its own input"),
+        (["a.png", "a.bmp", "-o", "x.png"], "is a file name, but"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(run, arguments, match):
+    save("a.png")
+    save("a.bmp")
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("kithkin: ")
+    assert match in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert sorted(path.name for path in Path().iterdir()) == ["a.bmp", "a.png"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["a.png", "--format", "gif"], ["a.png", "--nonsense"]])
+def test_the_parser_exits_with_2(run, arguments):
+    assert run(*arguments).exit_code == 2
+
+
+def test_a_missing_model_is_exit_code_2(run):
+    save("a.png")
+    result = run("a.png", model="nothing.safetensors")
+    assert result.exit_code == 2
+    assert "nothing.safetensors" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_device_that_is_not_there_is_exit_code_2(weights, tmp_path):
+    path = save(tmp_path / "a.png")
+    result = CliRunner().invoke(app, [str(path), "-m", str(weights), "--device", "abacus"])
+    assert result.exit_code == 2
+    assert "abacus" in result.stderr
+
+
+@pytest.mark.parametrize("backend", ["reference", "blocked"])
+def test_a_backend_is_used(run, monkeypatch, backend):
+    save("a.png")
+    seen = []
+    real = KiT.set_backend
+    monkeypatch.setattr(KiT, "set_backend", lambda model, name: seen.append(name) or real(model, name))
+    assert run("a.png", "--backend", backend).exit_code == 0
+    assert seen == [backend]
+
+
+def test_ctrl_c_is_130_and_what_was_written_is_whole(run, monkeypatch):
+    save("a.png")
+    save("b.png")
+    real = files.restore_file
+
+    def stop(model, source, target, **options):
+        if source.name == "b.png":
+            raise KeyboardInterrupt
+        return real(model, source, target, **options)
+
+    monkeypatch.setattr(files, "restore_file", stop)
+    result = run("a.png", "b.png")
+    assert result.exit_code == 130
+    assert result.stdout == "a.png -> a-restored.png\n"
+    assert read_picture("a-restored.png").pixels.shape == (10, 14, 3)
+    assert leftovers() == []
+
+
+def test_lines_stay_on_stdout_while_a_bar_is_on_the_terminal(run, monkeypatch):
+    terminal = io.StringIO()
+    console = Console(file=terminal, force_terminal=True)
+    monkeypatch.setattr("kithkin.cli._progress.progress_bar", lambda: Progress(console=console))
+    save("[bold]a.png")
+    result = run("[bold]a.png")
+    assert result.stdout == "[bold]a.png -> [bold]a-restored.png\n"
+    assert "[bold]a.png" in terminal.getvalue()
+    assert "->" not in terminal.getvalue()
+
+
+def test_names_that_are_not_text_do_not_stop_the_command(run):
+    name = os.fsdecode(b"caf\xe9\n.png")
+    save("a.png").rename(name)
+    result = run(name)
+    assert result.exit_code == 0
+    assert result.stdout == "'caf\\udce9\\n.png' -> 'caf\\udce9\\n-restored.png'\n"
+    assert json.loads(run(name, "--overwrite", "--json").stdout)["input"] == name
+
+
+def test_help_tells_every_option_and_two_examples():
+    result = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, ["--help"])
+    assert result.exit_code == 0
+    options = [
+        "out",
+        "model",
+        "tile",
+        "overlap",
+        "strength",
+        "sigma",
+        "device",
+        "backend",
+        "overwrite",
+        "format",
+        "quality",
+        "compare",
+        "json",
+    ]
+    assert all(f"--{option}" in result.stdout for option in options)
+    assert result.stdout.count("kithkin restore ") == 2
+    assert "--no-" not in result.stdout

@@ -1,0 +1,298 @@
+"""The configuration of a run: every recipe, and every way to get one wrong."""
+
+import copy
+import math
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from kithkin.config import RunConfig, list_recipes, load_config, parse_config
+from kithkin.errors import InputError
+from kithkin.model import SIZES, KiTConfig
+
+PAPER = ["gopro", "rain13k", "sidd"]
+SECTIONS = ["model", "data", "validation", "schedule", "optimizer", "loss"]
+
+
+def values(name="sidd"):
+    return tomllib.loads(list_recipes()[name].read_text(encoding="utf-8"))
+
+
+# The recipes
+
+
+def test_there_are_recipes():
+    assert set(list_recipes()) >= {"denoise-tiny", "denoise-small", *PAPER}
+    assert all(path.suffix == ".toml" and path.is_file() for path in list_recipes().values())
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_loads(name):
+    config = load_config(name)
+    assert config.name == name
+    assert config.data.folders == ()
+    assert config.network == KiTConfig(**config.model)
+    assert load_config(list_recipes()[name]) == config
+    assert load_config(str(list_recipes()[name])) == config
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_a_recipe_leaves_nothing_to_a_default(name):
+    """But for what TOML can't say (no n_buckets) and for what is given at the start or goes with photographs."""
+    given = values(name)
+    assert set(given) == set(RunConfig.model_fields)
+    assert set(given["model"]) == {field.name for field in fields(KiTConfig)} - {"n_buckets"}
+    for section in SECTIONS[1:]:
+        known = set(RunConfig.model_fields[section].annotation.model_fields)
+        assert known - set(given[section]) <= {"sigma", "folder", "sigmas"}, section
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_paper_s_numbers_are_in_its_recipes(name):
+    """Sec. 4.1, and the ε of Sec. 3.4."""
+    config = load_config(name)
+    assert (config.schedule.batch_size, config.data.crop, config.schedule.epochs) == (16, 128, 300)
+    assert (config.schedule.lr, config.schedule.steps) == (1e-4, 0)
+    assert config.schedule.warmup > 0
+    assert config.loss.epsilon == 1e-3
+    assert config.data.kind == "pairs"
+    assert config.optimizer.ema_decay == 0
+    assert config.optimizer.grad_clip == 0
+    network = config.network
+    assert (network.patch_size, network.k, network.n_hashes, network.depth) == (4, 4, 4, 2)
+    assert not network.share_query_key
+    assert network == KiTConfig.named("base")
+
+
+def test_the_tasks_of_the_recipes():
+    assert {name: load_config(name).task for name in PAPER} == {
+        "sidd": "denoise",
+        "gopro": "deblur",
+        "rain13k": "derain",
+    }
+    assert load_config("sidd").loss.edge_weight == 0
+    assert load_config("gopro").loss.edge_weight == load_config("rain13k").loss.edge_weight == 0.05
+    for name in list_recipes():
+        if load_config(name).data.kind == "photos":
+            assert load_config(name).task == "denoise"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_named_size_has_a_recipe_of_its_width(size):
+    shapes = [(load_config(name).model["width"], load_config(name).model["ffn_ratio"]) for name in list_recipes()]
+    assert (SIZES[size]["width"], SIZES[size]["ffn_ratio"]) in shapes
+
+
+# Changes
+
+
+def test_a_change_by_dotted_key():
+    changes = {"schedule.steps": 7, "schedule.epochs": 0, "name": "mine", "data.folders": ["a", "b"], "model.k": 2}
+    config = load_config("sidd", changes)
+    assert (config.schedule.steps, config.schedule.epochs, config.name, config.network.k) == (7, 0, "mine", 2)
+    assert config.data.folders == (Path("a"), Path("b"))
+    untouched = load_config("sidd")
+    assert config.optimizer == untouched.optimizer
+    assert config.data.crop == untouched.data.crop
+
+
+def test_changes_do_not_reach_back_into_what_was_given():
+    given = values()
+    before = copy.deepcopy(given)
+    parse_config(given, {"data.crop": 64, "model.k": 2, "seed": 3}, source="here")
+    assert given == before
+
+
+def test_a_section_can_be_made_by_a_change():
+    given = values()
+    loss = given.pop("loss")
+    config = parse_config(given, {f"loss.{key}": value for key, value in loss.items()}, source="here")
+    assert config == load_config("sidd")
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("sead", "seed"),
+        ("data.crops", "data.*crop"),
+        ("data.sigmas", "sigma"),
+        ("validation.evry", "every"),
+        ("schedule.batchsize", "batch_size"),
+        ("optimizer.weight_dekay", "weight_decay"),
+        ("loss.edge_wight", "edge_weight"),
+        ("model.widht", "width"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_name(key, near):
+    with pytest.raises(InputError, match=near) as caught:
+        load_config("sidd", {key: 1})
+    assert key.rpartition(".")[2] in str(caught.value)
+    assert "did you mean" in str(caught.value)
+    assert "sidd.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["zzz", *(f"{section}.zzz" for section in SECTIONS)])
+def test_an_unknown_key_like_no_other_is_refused_in_every_section(key):
+    with pytest.raises(InputError, match=r"zzz.*known:"):
+        load_config("sidd", {key: 1})
+
+
+@pytest.mark.parametrize("key", ["nothing.crop", "data.crop.x", "name.x", "seed.x", ".", "data."])
+def test_a_dotted_key_that_leads_nowhere_is_refused(key):
+    with pytest.raises(InputError):
+        load_config("sidd", {key: 1})
+
+
+def test_every_mistake_is_listed():
+    with pytest.raises(InputError, match=r"crop.*lr"):
+        load_config("sidd", {"data.crop": 0, "schedule.lr": -1})
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("task", "upscale"),
+        ("seed", -1),
+        ("seed", 2**64),
+        ("precision", "float16"),
+        ("name", None),
+        ("data.kind", "video"),
+        ("data.crop", 0),
+        ("data.crop", 64.5),
+        ("data.crop", "wide"),
+        ("data.folders", "photos"),
+        ("data.cache_gb", -1),
+        ("validation.crop", 0),
+        ("validation.every", 0),
+        ("schedule.batch_size", 0),
+        ("schedule.steps", -1),
+        ("schedule.warmup", -1),
+        ("schedule.lr", 0),
+        ("schedule.lr", math.nan),
+        ("schedule.final_lr", -1e-6),
+        ("optimizer.betas", [0.9]),
+        ("optimizer.betas", [0.9, 1.0]),
+        ("optimizer.betas", [-0.1, 0.9]),
+        ("optimizer.weight_decay", -1),
+        ("optimizer.grad_clip", -1),
+        ("optimizer.ema_decay", 1),
+        ("optimizer.ema_decay", -0.1),
+        ("loss.edge_weight", -0.1),
+        ("loss.epsilon", 0),
+        ("model", 3),
+        ("model.k", 0),
+        ("model.n_buckets", 3),
+        ("model.width", "wide"),
+        ("model.weighting", "sum"),
+        ("model.n_heads", 5),
+        ("data", "photos"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(key, value):
+    with pytest.raises(InputError, match=key.rpartition(".")[2]):
+        load_config("sidd", {key: value})
+
+
+@pytest.mark.parametrize("key", ["name", "seed", "task", "precision", *SECTIONS])
+def test_a_missing_part_is_refused_by_name(key):
+    given = values()
+    del given[key]
+    with pytest.raises(InputError, match=rf"here.*{key}"):
+        parse_config(given, source="here")
+
+
+@pytest.mark.parametrize("key", ["data.crop", "data.kind", "schedule.lr", "optimizer.betas", "loss.epsilon"])
+def test_a_missing_key_is_refused_by_name(key):
+    given = values()
+    section, name = key.split(".")
+    del given[section][name]
+    with pytest.raises(InputError, match=key):
+        parse_config(given, source="here")
+
+
+@pytest.mark.parametrize("sigma", [[50, 10], [-1, 5], [0, 256], [10], [1, 2, 3], "high"])
+def test_noise_levels_that_can_not_be_meant(sigma):
+    with pytest.raises(InputError, match="sigma"):
+        load_config("denoise-tiny", {"data.sigma": sigma})
+
+
+@pytest.mark.parametrize("sigma", [[0, 0], [25, 25], [0, 255]])
+def test_noise_levels_at_the_edges(sigma):
+    assert load_config("denoise-tiny", {"data.sigma": sigma}).data.sigma == tuple(sigma)
+
+
+def test_noise_goes_with_photographs_alone():
+    with pytest.raises(InputError, match="sigma"):
+        load_config("sidd", {"data.sigma": [0, 50]})
+    with pytest.raises(InputError, match="sigma"):
+        load_config("denoise-tiny", {"data.kind": "pairs"})
+    with pytest.raises(InputError, match="sigma"):
+        load_config("sidd", {"data.kind": "photos"})
+
+
+def test_noise_in_validation_goes_with_photographs_alone():
+    with pytest.raises(InputError, match="sigma"):
+        load_config("sidd", {"validation.sigmas": [15, 25]})
+    with pytest.raises(InputError, match="sigma"):
+        load_config("denoise-tiny", {"validation.sigmas": [300]})
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(0, 0), (10, 10)])
+def test_a_run_has_one_length(steps, epochs):
+    with pytest.raises(InputError, match="steps and epochs"):
+        load_config("sidd", {"schedule.steps": steps, "schedule.epochs": epochs})
+
+
+def test_epochs_in_steps():
+    schedule = load_config("sidd").schedule
+    assert schedule.in_steps(1600) == (300 * 100, 3 * 100)
+    assert schedule.in_steps(1615) == (300 * 100, 3 * 100)
+    assert schedule.in_steps(5) == (300, 3)  # fewer pictures than a batch
+    counted = load_config("denoise-tiny").schedule
+    assert counted.in_steps(5) == counted.in_steps(10**6) == (counted.steps, counted.warmup)
+
+
+def test_a_configuration_is_frozen_and_survives_json():
+    config = load_config("denoise-tiny", {"data.folders": ["a"], "validation.folder": "b"})
+    with pytest.raises(ValidationError):
+        config.seed = 3
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+# Files
+
+
+def test_a_file_by_its_path(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        list_recipes()["sidd"].read_text(encoding="utf-8").replace("seed = 0", "seed = 5"), encoding="utf-8"
+    )
+    assert load_config(path).seed == 5
+    path.write_text(path.read_text(encoding="utf-8") + "\nepsilo = 3\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"mine\.toml.*epsilo.*epsilon"):
+        load_config(path)
+
+
+def test_a_recipe_that_does_not_exist_is_refused_with_those_that_do(tmp_path):
+    for source in ("sid", tmp_path / "missing.toml", tmp_path):
+        with pytest.raises(InputError, match="denoise-tiny.*sidd"):
+            load_config(source)
+
+
+@pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe\x00", b"[data\n", b"name = 1\nname = 2"])
+def test_a_file_that_is_no_toml(tmp_path, content):
+    (tmp_path / "a.toml").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.toml is not a TOML file"):
+        load_config(tmp_path / "a.toml")
+
+
+def test_an_empty_file_names_what_is_missing(tmp_path):
+    (tmp_path / "a.toml").write_bytes(b"")
+    with pytest.raises(InputError, match="schedule"):
+        load_config(tmp_path / "a.toml")

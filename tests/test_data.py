@@ -1,0 +1,364 @@
+"""Folders and sampling: which picture, which crop, which noise."""
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kithkin.config import DataConfig
+from kithkin.data import Pairs, Photos, degrade_crops, draw_crops, gaussian_noise, open_folders, sample_batch
+from kithkin.errors import InputError, KithkinError
+
+
+def chart(index, height=40, width=56):
+    """A picture that names itself and every one of its places: red its number, green the row, blue the column."""
+    picture = np.empty((height, width, 3), np.uint8)
+    picture[..., 0] = index
+    picture[..., 1] = np.arange(height)[:, None]
+    picture[..., 2] = np.arange(width)[None, :]
+    return picture
+
+
+def write(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def photos(tmp_path, count=5, **size):
+    for i in range(count):
+        write(tmp_path / "photos" / f"{i:02}.png", chart(i, **size))
+    return tmp_path / "photos"
+
+
+def pairs(tmp_path, count=5, names=("input", "target")):
+    for i in range(count):
+        write(tmp_path / "pairs" / names[0] / f"{i:02}.png", chart(i))
+        write(tmp_path / "pairs" / names[1] / f"{i:02}.png", 255 - chart(i))
+    return tmp_path / "pairs"
+
+
+def of_photos(folder, **changes):
+    return DataConfig(
+        **{"kind": "photos", "folders": (folder,), "crop": 16, "sigma": (0, 50), "cache_gb": 1, **changes}
+    )
+
+
+def of_pairs(folder, **changes):
+    return DataConfig(**{"kind": "pairs", "folders": (folder,), "crop": 16, "cache_gb": 1, **changes})
+
+
+def draw(dataset, config, step, batch_size=4, seed=0):
+    return draw_crops(dataset, config, batch_size=batch_size, seed=seed, step=step)
+
+
+def numbers_of(crops):
+    return [int(crop[0, 0, 0]) for crop in crops.sides[0]]
+
+
+# A batch is a function of the seed and the step
+
+
+@pytest.mark.parametrize("kind", ["photos", "pairs"])
+def test_a_batch_is_a_function_of_the_seed_and_the_step(tmp_path, kind):
+    config = of_photos(photos(tmp_path)) if kind == "photos" else of_pairs(pairs(tmp_path))
+
+    def sample(seed, step):
+        batch = sample_batch(open_folders(config), config, batch_size=4, seed=seed, step=step)
+        return torch.stack(list(batch))
+
+    first = sample(3, 7)
+    for other in ((3, 8), (4, 7), (3, 0), (0, 3)):
+        assert not torch.equal(sample(*other), first)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    random.seed(99)
+    assert torch.equal(sample(3, 7), first)
+
+
+def test_the_order_of_the_steps_and_a_warm_cache_do_not_matter(tmp_path):
+    config = of_photos(photos(tmp_path))
+    dataset, cold = open_folders(config), Photos(config.folders)
+    forward = [draw(dataset, config, step) for step in range(6)]
+    backward = [draw(cold, config, step) for step in reversed(range(6))]
+    for a, b in zip(forward, reversed(backward), strict=True):
+        assert np.array_equal(a.sides[0], b.sides[0])
+        assert np.array_equal(a.sigmas, b.sigmas)
+        assert a.noise_seed == b.noise_seed
+
+
+def test_the_global_random_states_are_left_alone(tmp_path):
+    config = of_photos(photos(tmp_path))
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    sample_batch(open_folders(config), config, batch_size=4, seed=0, step=0)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
+    assert random.getstate() == before[2]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 8, 25])
+def test_every_epoch_visits_every_picture_once(tmp_path, batch_size):
+    config = of_photos(photos(tmp_path))
+    dataset = open_folders(config)
+    visited = []
+    for step in range(50 // batch_size + 1):
+        visited += numbers_of(draw(dataset, config, step, batch_size))
+    epochs = [visited[start : start + 5] for start in range(0, 50, 5)]
+    assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 5  # each in an order of its own
+
+
+def test_a_batch_of_a_step_begins_where_the_last_one_ended(tmp_path):
+    config = of_photos(photos(tmp_path))
+    dataset = open_folders(config)
+    small = [i for step in range(8) for i in numbers_of(draw(dataset, config, step, 2))]
+    large = [i for step in range(2) for i in numbers_of(draw(dataset, config, step, 8))]
+    assert small == large
+
+
+def test_the_form_of_a_batch(tmp_path):
+    config = of_photos(photos(tmp_path))
+    batch = sample_batch(open_folders(config), config, batch_size=3, seed=0, step=0)
+    for side in batch:
+        assert tuple(side.shape) == (3, 3, 16, 16)
+        assert side.dtype == torch.float32
+    assert batch.target.min() >= 0
+    assert batch.target.max() <= 1
+    assert torch.equal((batch.target * 255).round() / 255, batch.target)
+
+
+# Crops
+
+
+def as_cut(crop, places):
+    """The square of the chart that a crop was cut from, and which of its eight turns it is."""
+    top, left = int(crop[..., 1].min()), int(crop[..., 2].min())
+    square = places[top : top + len(crop), left : left + len(crop)]
+    turned = [np.rot90(square, turns) for turns in range(4)]
+    found = [i for i, x in enumerate([*turned, *(x[:, ::-1] for x in turned)]) if np.array_equal(x, crop[..., 1:])]
+    assert len(found) == 1
+    return top, left, found[0]
+
+
+def test_a_crop_is_a_square_of_its_picture_in_one_of_eight_turns(tmp_path):
+    config = of_photos(photos(tmp_path))
+    dataset = open_folders(config)
+    places = chart(0)[..., 1:]
+    found = [as_cut(crop, places) for step in range(120) for crop in draw(dataset, config, step).sides[0]]
+    tops, lefts, turns = zip(*found, strict=True)
+    assert set(tops) == set(range(40 - 16 + 1))
+    assert set(lefts) == set(range(56 - 16 + 1))
+    assert min(np.bincount(turns, minlength=8)) > 480 / 8 * 0.6
+
+
+def test_a_crop_may_be_the_whole_picture(tmp_path):
+    config = of_photos(photos(tmp_path, height=16, width=16))
+    crops = draw(open_folders(config), config, 0)
+    assert [as_cut(crop, chart(0, 16, 16)[..., 1:])[:2] for crop in crops.sides[0]] == [(0, 0)] * 4
+
+
+@pytest.mark.parametrize("names", [("input", "target"), ("input_crops", "target_crops")])
+def test_the_crops_of_a_pair_are_aligned(tmp_path, names):
+    config = of_pairs(pairs(tmp_path, names=names))
+    dataset = open_folders(config)
+    for step in range(20):
+        crops = draw(dataset, config, step)
+        assert np.array_equal(crops.sides[0], 255 - crops.sides[1])
+        batch = degrade_crops(crops, config)
+        torch.testing.assert_close(batch.degraded, 1 - batch.target)
+        assert np.array_equal(np.rint(batch.degraded.permute(0, 2, 3, 1).numpy() * 255), crops.sides[0])
+
+
+def test_pairs_get_no_noise(tmp_path):
+    config = of_pairs(pairs(tmp_path))
+    crops = draw(open_folders(config), config, 0)
+    assert crops.sigmas.shape == (0,)
+
+
+# Noise
+
+
+def test_noise_levels_fill_their_range(tmp_path):
+    config = of_photos(photos(tmp_path), sigma=(10, 50))
+    dataset = open_folders(config)
+    sigmas = np.concatenate([draw(dataset, config, step, 8).sigmas for step in range(60)])
+    assert sigmas.dtype == np.float32
+    assert sigmas.min() >= 10
+    assert sigmas.max() <= 50
+    assert np.histogram(sigmas, bins=4, range=(10, 50))[0].min() > 480 / 4 * 0.7
+
+
+def test_the_noise_has_the_level_it_is_said_to_have(tmp_path):
+    config = of_photos(photos(tmp_path, height=70, width=70), crop=64, sigma=(5, 75))
+    dataset = open_folders(config)
+    for step in range(5):
+        crops = draw(dataset, config, step)
+        batch = degrade_crops(crops, config)
+        noise = (batch.degraded - batch.target).double() * 255
+        found = noise.flatten(1).std(dim=1).numpy()
+        np.testing.assert_allclose(found, crops.sigmas, rtol=0.04)
+        assert (noise.flatten(1).mean(dim=1).abs().numpy() / crops.sigmas < 0.05).all()
+        assert abs(np.corrcoef(noise[0].flatten(), noise[1].flatten())[0, 1]) < 0.05
+        assert abs(np.corrcoef(noise[0, 0].flatten(), noise[0, 1].flatten())[0, 1]) < 0.08
+
+
+def test_noise_is_not_clipped():
+    clean = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 32, 32)
+    noisy = gaussian_noise(clean, torch.tensor([50.0, 50.0]), torch.Generator().manual_seed(0))
+    assert noisy[0].min() < -0.3
+    assert noisy[1].max() > 1.3
+    assert noisy.mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_noise_by_hand_and_per_picture():
+    clean = torch.full((3, 3, 8, 8), 0.5)
+    sigma = torch.tensor([0.0, 25.5, 51.0])
+    noisy = gaussian_noise(clean, sigma, torch.Generator().manual_seed(4))
+    unit = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(noisy[0], clean[0])
+    torch.testing.assert_close(noisy, clean + unit * torch.tensor([0.0, 0.1, 0.2]).view(3, 1, 1, 1))
+
+
+def test_a_range_of_one_level_is_that_level(tmp_path):
+    config = of_photos(photos(tmp_path), sigma=(25, 25))
+    assert draw(open_folders(config), config, 0).sigmas.tolist() == [25.0] * 4
+
+
+# Folders
+
+
+def test_photographs_are_found_at_any_depth_in_any_format(tmp_path):
+    for name in ("a.png", "deep/b.jpg", "deep/er/c.PNG", "d.bmp"):
+        write(tmp_path / name, chart(1))
+    (tmp_path / "notes.txt").write_text("no picture")
+    dataset = Photos([tmp_path])
+    assert [path.name for path in dataset.paths] == ["a.png", "d.bmp", "b.jpg", "c.PNG"]
+    assert len(dataset) == 4
+    (pixels,) = dataset[0]
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, chart(1))
+
+
+def test_several_folders_are_one_row(tmp_path):
+    write(tmp_path / "b" / "1.png", chart(1))
+    write(tmp_path / "a" / "2.png", chart(2))
+    dataset = Photos([tmp_path / "b", tmp_path / "a"])
+    assert [int(dataset[i][0][0, 0, 0]) for i in range(2)] == [1, 2]
+
+
+def test_gray_and_transparent_pictures_become_rgb(tmp_path):
+    Image.fromarray(chart(7)[..., 1]).save(tmp_path / "gray.png")
+    dataset = Photos([tmp_path])
+    assert np.array_equal(dataset[0][0], np.repeat(chart(7)[..., 1:2], 3, axis=-1))
+
+
+def test_the_cache_keeps_to_its_budget(tmp_path, monkeypatch):
+    reads = []
+    import kithkin.data.folders as module
+
+    read = module.read_picture
+    monkeypatch.setattr(module, "read_picture", lambda path: reads.append(path.name) or read(path))
+    size = chart(0).nbytes
+    folder = photos(tmp_path)
+    for budget, expected in ((0, 10), (2.5 * size / 1e9, 8), (1, 5)):
+        reads.clear()
+        dataset = Photos([folder], cache_gb=budget)
+        twice = [[dataset[i][0] for i in range(5)] for _ in range(2)]
+        assert len(reads) == expected
+        assert all(np.array_equal(a, b) for a, b in zip(*twice, strict=True))
+
+
+def test_the_kind_chooses_the_data_set(tmp_path):
+    assert isinstance(open_folders(of_photos(photos(tmp_path))), Photos)
+    assert isinstance(open_folders(of_pairs(pairs(tmp_path))), Pairs)
+
+
+def test_pairs_may_differ_in_their_endings(tmp_path):
+    write(tmp_path / "input" / "x" / "1.jpg", chart(1))
+    write(tmp_path / "target" / "x" / "1.png", chart(1))
+    dataset = Pairs([tmp_path])
+    assert [(a.name, b.name) for a, b in dataset.paths] == [("1.jpg", "1.png")]
+    assert np.array_equal(dataset[0][1], chart(1))
+
+
+# What is refused
+
+
+def test_no_folder_at_all():
+    with pytest.raises(InputError, match="--data"):
+        open_folders(SimpleNamespace(folders=(), kind="photos", cache_gb=0))
+
+
+@pytest.mark.parametrize("kind", [Photos, Pairs])
+def test_a_missing_folder(tmp_path, kind):
+    with pytest.raises(KithkinError, match="missing"):
+        kind([tmp_path / "missing"])
+
+
+def test_a_file_instead_of_a_folder(tmp_path):
+    path = write(tmp_path / "a.png", chart(1))
+    with pytest.raises(InputError, match=r"a\.png is not a folder"):
+        Photos([path])
+
+
+def test_an_empty_folder_even_beside_a_full_one(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no picture")
+    with pytest.raises(InputError, match="empty holds no picture"):
+        Photos([photos(tmp_path), tmp_path / "empty"])
+
+
+@pytest.mark.parametrize("side", ["input", "target"])
+def test_pairs_without_one_side(tmp_path, side):
+    write(tmp_path / side / "1.png", chart(1))
+    with pytest.raises(InputError, match="target" if side == "input" else "input"):
+        Pairs([tmp_path])
+
+
+@pytest.mark.parametrize("side", ["input", "target"])
+def test_a_picture_without_a_partner(tmp_path, side):
+    folder = pairs(tmp_path)
+    write(folder / side / "alone.png", chart(9))
+    with pytest.raises(InputError, match="1 pictures have no partner.*alone"):
+        Pairs([folder])
+
+
+def test_many_pictures_without_a_partner_are_counted(tmp_path):
+    folder = pairs(tmp_path)
+    for i in range(10, 15):
+        write(folder / "input" / f"{i}.png", chart(9))
+    with pytest.raises(InputError, match="5 pictures.*10, 11, 12…"):
+        Pairs([folder])
+
+
+def test_two_inputs_of_one_name_are_not_passed_over(tmp_path):
+    folder = pairs(tmp_path)
+    write(folder / "input" / "00.jpg", chart(9))
+    with pytest.raises(InputError, match="00"):
+        Pairs([folder])
+
+
+def test_sizes_that_differ_in_a_pair(tmp_path):
+    folder = pairs(tmp_path)
+    write(folder / "target" / "03.png", chart(9, 40, 55))
+    dataset = Pairs([folder])
+    with pytest.raises(InputError, match=r"input.03\.png is 56×40.*target.03\.png is 55×40"):
+        dataset[3]
+
+
+@pytest.mark.parametrize("crop", [41, 57])
+def test_a_crop_larger_than_a_picture(tmp_path, crop):
+    config = of_photos(photos(tmp_path), crop=crop)
+    with pytest.raises(InputError, match=rf"\d\d\.png.*56×40, smaller than a crop of {crop}×{crop}"):
+        draw(open_folders(config), config, 0)
+
+
+def test_a_file_that_is_no_picture(tmp_path):
+    folder = photos(tmp_path)
+    (folder / "02.png").write_bytes(b"not a picture")
+    config = of_photos(folder)
+    with pytest.raises(KithkinError, match=r"02\.png"):
+        draw(open_folders(config), config, 0, batch_size=5)

@@ -1,0 +1,644 @@
+"""Training: it learns, it can be stopped and resumed without a trace, and it never does so silently."""
+
+import itertools
+import json
+import math
+import os
+import random
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import kithkin.training.loop as loop
+from kithkin.checkpoint import read_model, read_tensors
+from kithkin.config import parse_config
+from kithkin.data import open_folders, sample_batch
+from kithkin.errors import InputError
+from kithkin.layers import KNNLocalAttention
+from kithkin.metrics import psnr
+from kithkin.model import KiT
+from kithkin.training import train
+from kithkin.training.plot import plot_curves
+from kithkin.training.schedule import learning_rate
+from kithkin.training.state import TrainState, checkpoints
+from kithkin.training.validation import validate
+
+TIMINGS = {"seconds", "crops_per_s"}
+TENSORS = ("model", "average", "exp_avg", "exp_avg_sq")
+
+
+def scene(seed, size):
+    """A smooth picture with edges: waves of three colours and some discs."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:size, 0:size] / size
+    picture = np.stack([0.5 + 0.3 * np.sin(rng.normal(0, 6) * x + rng.normal(0, 6) * y + c) for c in range(3)], -1)
+    for _ in range(4):
+        disc = (x - rng.uniform()) ** 2 + (y - rng.uniform()) ** 2 < rng.uniform(0.1, 0.3) ** 2
+        picture[disc] = rng.uniform(0, 1, 3)
+    return np.rint(picture.clip(0, 1) * 255).astype(np.uint8)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(5):
+        Image.fromarray(scene(i, 40)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def plotless(request, monkeypatch):
+    """Curves take longer than these runs: only the tests that ask for them draw them."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(loop, "plot_curves", lambda log, target: False)
+
+
+@pytest.fixture
+def drawn():
+    """Draw the curves."""
+    pytest.importorskip("matplotlib")
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """A row in the log every 4 steps instead of 50."""
+    monkeypatch.setattr(loop, "LOG_EVERY", 4)
+
+
+def run_config(photos, changes=None):
+    values = {
+        "name": "toy",
+        "task": "denoise",
+        "seed": 1,
+        "precision": "float32",
+        "model": {"width": 8, "depth": 1, "n_hashes": 1, "n_stages": 1, "k": 2},
+        "data": {"kind": "photos", "folders": [photos], "crop": 32, "sigma": [10, 50], "cache_gb": 1},
+        "validation": {"folder": photos, "sigmas": [25], "crop": 32, "every": 6},
+        "schedule": {"batch_size": 2, "steps": 12, "epochs": 0, "warmup": 2, "lr": 3e-3, "final_lr": 1e-5},
+        "optimizer": {"betas": [0.9, 0.99], "weight_decay": 1e-2, "grad_clip": 1.0, "ema_decay": 0.9},
+        "loss": {"edge_weight": 0.05, "epsilon": 1e-3},
+    }
+    return parse_config(values, changes, source="the test")
+
+
+def at_step(step, act):
+    """A report that acts once, after this step."""
+    return lambda row: act() if "steps" in row and row["step"] == step else None
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def log_of(out, without=TIMINGS):
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in row.items() if key not in without} for row in rows]
+
+
+def bits_of(checkpoint):
+    found = {}
+    for part in TENSORS:
+        for name, tensor in read_tensors(checkpoint / f"{part}.safetensors")[0].items():
+            found[part, name] = tensor.contiguous().view(torch.uint8)
+    return found
+
+
+def assert_same_run(first, second):
+    """Model, average, moments, final weights and the log, but for what a clock wrote."""
+    folders = [checkpoints(first), checkpoints(second)]
+    assert [p.name for p in folders[0]] == [p.name for p in folders[1]]
+    a, b = bits_of(folders[0][-1]), bits_of(folders[1][-1])
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    finals = [read_tensors(folder / "toy.safetensors")[0] for folder in (first, second)]
+    assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[0])
+    assert log_of(first) == log_of(second)
+
+
+# It learns
+
+
+def test_a_tiny_network_learns_to_denoise(tmp_path, monkeypatch):
+    """On eight fixed scenes under noise of sigma 50, in 100 steps: 4 dB over the identity, where it starts."""
+    monkeypatch.setattr(loop, "LOG_EVERY", 10)
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    for i in range(8):
+        Image.fromarray(scene(i, 32)).save(folder / f"{i}.png")
+    changes = {
+        "model": {"width": 8, "depth": 1, "n_hashes": 1, "n_stages": 1, "stem_stride": 1},
+        "data.sigma": [50, 50],
+        "loss.edge_weight": 0.0,
+        "validation.sigmas": [50],
+        "validation.every": 100,
+        "schedule.batch_size": 4,
+        "schedule.steps": 100,
+        "schedule.warmup": 10,
+        "schedule.lr": 1e-2,
+    }
+    config = run_config(folder, changes)
+    identity = validate(KiT(config.network), open_folders(config.data), config, "cpu")["sigma50"]
+    assert 14 < identity < 16.5
+    final = train(config, tmp_path / "out")
+    rows = log_of(tmp_path / "out")
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[-1] < 0.65 * losses[0]
+    watched = [row["psnr"]["sigma50"] for row in rows if "psnr" in row]
+    assert watched[-1] > identity + 4.0
+    trained = validate(read_model(final), open_folders(config.data), config, "cpu")["sigma50"]
+    assert trained == pytest.approx(watched[-1], abs=0.05)  # the file of float16 is as good
+
+
+# It resumes
+
+
+@pytest.mark.parametrize(
+    ("changes", "stops"),
+    [
+        ({}, [4]),
+        ({}, [8]),
+        ({}, [4, 8]),
+        ({"optimizer.ema_decay": 0.0}, [4]),
+        ({"precision": "bfloat16", "model.share_query_key": True}, [8]),
+    ],
+    ids=str,
+)
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, photos, often, monkeypatch, changes, stops):
+    if not changes.get("optimizer.ema_decay", 1):
+        monkeypatch.setitem(globals(), "TENSORS", ("model", "exp_avg", "exp_avg_sq"))
+    config = run_config(photos, changes)
+    assert train(config, tmp_path / "whole") == tmp_path / "whole" / "toy.safetensors"
+    for stop in stops:
+        assert train(config, tmp_path / "parts", resume=True, report=at_step(stop, terminate)) is None
+        assert [p.name for p in checkpoints(tmp_path / "parts")] == [f"step-{stop:08d}"]
+    assert train(config, tmp_path / "parts", resume=True) == tmp_path / "parts" / "toy.safetensors"
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("stop", [1, 6, 11])
+def test_a_run_resumed_between_two_rows_of_the_log_logs_the_same(tmp_path, photos, often, stop):
+    config = run_config(photos)
+    train(config, tmp_path / "whole")
+    train(config, tmp_path / "parts", report=at_step(stop, terminate))
+    train(config, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_that_was_killed_repeats_the_steps_after_its_last_checkpoint(tmp_path, photos, often, monkeypatch):
+    """Checkpoints at every step up to 8, none after; then the power fails, with rows already in the log."""
+
+    class PowerFailureError(BaseException):
+        pass
+
+    def fail():
+        raise PowerFailureError
+
+    config = run_config(photos)
+    train(config, tmp_path / "whole")
+    train(config, tmp_path / "parts", report=at_step(4, terminate))
+    with pytest.raises(PowerFailureError):
+        train(config, tmp_path / "parts", resume=True, report=at_step(11, fail))
+    assert log_of(tmp_path / "parts")[-1]["step"] == 8
+    assert [p.name for p in checkpoints(tmp_path / "parts")] == ["step-00000004"]
+    train(config, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_row_of_the_log_that_was_cut_off_does_not_end_the_run(tmp_path, photos, often):
+    config = run_config(photos)
+    train(config, tmp_path / "whole")
+    train(config, tmp_path / "parts", report=at_step(4, terminate))
+    with (tmp_path / "parts" / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 8, "lo')
+    train(config, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_half_written_checkpoint_is_not_taken_for_one(tmp_path, photos, often):
+    config = run_config(photos)
+    train(config, tmp_path / "whole")
+    train(config, tmp_path / "parts", report=at_step(4, terminate))
+    part = tmp_path / "parts" / "step-00000012.part"
+    part.mkdir()
+    (part / "model.safetensors").write_bytes(b"half")
+    train(config, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert not part.exists()
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, photos, often):
+    config = run_config(photos)
+    final = train(config, tmp_path / "out")
+    tensors, header = read_tensors(final)
+    log, state = log_of(tmp_path / "out", without=()), bits_of(checkpoints(tmp_path / "out")[-1])
+    assert train(config, tmp_path / "out", resume=True) == final
+    again, header_again = read_tensors(final)
+    assert header_again == header
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+    assert log_of(tmp_path / "out", without=()) == log
+    state_again = bits_of(checkpoints(tmp_path / "out")[-1])
+    assert all(torch.equal(state_again[name], state[name]) for name in state)
+
+
+def test_resuming_where_nothing_is_starts_a_run(tmp_path, photos):
+    config = run_config(photos, {"schedule.steps": 1})
+    assert train(config, tmp_path / "new" / "out", resume=True) is not None
+
+
+def test_two_runs_are_the_same_whatever_the_global_random_states(tmp_path, photos, often):
+    config = run_config(photos)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        train(config, tmp_path / str(seed))
+    assert_same_run(tmp_path / "1", tmp_path / "2")
+
+
+def test_another_seed_is_another_run(tmp_path, photos):
+    configs = [run_config(photos, {"seed": seed, "schedule.steps": 2}) for seed in (1, 2)]
+    a, b = (read_model(train(config, tmp_path / str(config.seed))) for config in configs)
+    assert not torch.equal(a.stem.conv1.weight, b.stem.conv1.weight)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_the_global_random_states_are_left_alone(tmp_path, photos, ema_decay):
+    config = run_config(photos, {"schedule.steps": 2, "optimizer.ema_decay": ema_decay})
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    train(config, tmp_path / "out")
+    assert np.array_equal(np.random.get_state()[1], before[1])
+    assert random.getstate() == before[2]
+    assert torch.equal(torch.get_rng_state(), before[0])
+
+
+# It stops when it is told to
+
+
+def test_the_time_box_leaves_a_checkpoint(tmp_path, photos):
+    config = run_config(photos)
+    assert train(config, tmp_path / "out", minutes=0) is None
+    assert [p.name for p in checkpoints(tmp_path / "out")] == ["step-00000001"]
+    assert not (tmp_path / "out" / "toy.safetensors").exists()
+    assert train(config, tmp_path / "out", minutes=0, resume=True) is None
+    assert [p.name for p in checkpoints(tmp_path / "out")] == ["step-00000002"]
+
+
+def test_a_long_time_box_is_not_felt(tmp_path, photos):
+    assert train(run_config(photos, {"schedule.steps": 2}), tmp_path / "out", minutes=60) is not None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_and_the_handlers_as_they_were(tmp_path, photos, number):
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    config = run_config(photos)
+    assert train(config, tmp_path / "out", report=at_step(3, lambda: os.kill(os.getpid(), number))) is None
+    assert [p.name for p in checkpoints(tmp_path / "out")] == ["step-00000003"]
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_second_interrupt_ends_the_run_at_once(tmp_path, photos):
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run_config(photos), tmp_path / "out", report=at_step(3, twice))
+    assert checkpoints(tmp_path / "out") == []
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_run_in_a_thread_leaves_signals_alone(tmp_path, photos):
+    found = []
+    config = run_config(photos, {"schedule.steps": 2})
+    thread = threading.Thread(target=lambda: found.append(train(config, tmp_path / "out")))
+    thread.start()
+    thread.join()
+    assert found == [tmp_path / "out" / "toy.safetensors"]
+
+
+def test_old_checkpoints_are_removed(tmp_path, photos, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
+    seen = []
+
+    def look(row):
+        if "steps" in row:
+            seen.append([p.name for p in checkpoints(tmp_path / "out")])
+
+    train(run_config(photos, {"schedule.steps": 3}), tmp_path / "out", report=look)
+    assert seen == [[], ["step-00000001"], ["step-00000002"]]
+    assert [p.name for p in checkpoints(tmp_path / "out")] == ["step-00000003"]
+
+
+# It refuses
+
+
+def test_a_run_is_not_overwritten(tmp_path, photos):
+    config = run_config(photos, {"schedule.steps": 2})
+    final = train(config, tmp_path / "out")
+    before = final.read_bytes()
+    with pytest.raises(InputError, match="holds a run at step-00000002.*--resume"):
+        train(config, tmp_path / "out")
+    assert final.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 2}, "seed"),
+        ({"data.crop": 16}, "data"),
+        ({"optimizer.ema_decay": 0.5}, "optimizer"),
+        ({"loss.edge_weight": 0.0}, "loss"),
+        ({"precision": "bfloat16"}, "precision"),
+        ({"model.width": 16, "loss.epsilon": 1e-2}, "model, loss"),
+    ],
+    ids=str,
+)
+def test_a_changed_configuration_is_not_resumed(tmp_path, photos, changes, named):
+    train(run_config(photos), tmp_path / "out", minutes=0)
+    before = bits_of(checkpoints(tmp_path / "out")[-1])
+    with pytest.raises(InputError, match=f"another {named};"):
+        train(run_config(photos, changes), tmp_path / "out", resume=True)
+    after = bits_of(checkpoints(tmp_path / "out")[-1])
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_length_and_validation_may_change_at_a_resume(tmp_path, photos, often, drawn):
+    train(run_config(photos, {"schedule.steps": 4}), tmp_path / "out")
+    longer = {"schedule.steps": 8, "validation.every": 4, "validation.sigmas": [50], "name": "longer"}
+    assert train(run_config(photos, longer), tmp_path / "out", resume=True) == tmp_path / "out" / "longer.safetensors"
+    watched = [row for row in log_of(tmp_path / "out") if "psnr" in row]
+    assert [list(row["psnr"]) for row in watched] == [["sigma25"], ["sigma50"]]
+
+
+def test_a_picture_that_is_too_small_ends_the_run_with_its_name(tmp_path, photos):
+    Image.fromarray(scene(9, 20)).save(photos / "tiny.png")
+    with pytest.raises(InputError, match=r"tiny\.png is 20×20"):
+        train(run_config(photos), tmp_path / "out")
+
+
+def test_a_run_without_data_is_refused(tmp_path, photos):
+    with pytest.raises(InputError, match="--data"):
+        train(run_config(photos, {"data.folders": []}), tmp_path / "out")
+    assert not checkpoints(tmp_path / "out")
+
+
+# What it writes
+
+
+def test_the_log(tmp_path, photos, often):
+    told = []
+    train(run_config(photos, {"schedule.steps": 10}), tmp_path / "out", report=told.append)
+    rows = log_of(tmp_path / "out", without=())
+    assert [(row["step"], *(key for key in ("loss", "psnr") if key in row)) for row in rows] == [
+        (4, "loss"),
+        (6, "psnr"),
+        (8, "loss"),
+        (10, "loss"),
+        (10, "psnr"),
+    ]
+    for row in rows:
+        if "loss" in row:
+            assert set(row) == {"step", "loss", "lr", "crops_per_s", "seconds"}
+            assert row["loss"] > 0
+            assert row["crops_per_s"] > 0
+            schedule = {"steps": 10, "warmup": 2, "lr": 3e-3, "final_lr": 1e-5}
+            assert row["lr"] == pytest.approx(learning_rate(row["step"] - 1, **schedule), rel=1e-5)
+        else:
+            assert list(row["psnr"]) == ["sigma25"]
+    assert [row for row in told if "steps" not in row] == rows
+    assert [row for row in told if "steps" in row] == [{"step": i, "steps": 10} for i in range(1, 11)]
+
+
+def test_a_loss_in_the_log_is_the_mean_since_the_last_one(tmp_path, photos, monkeypatch):
+    """At a learning rate of (nearly) 0 the network stays the identity, so each loss follows from its batch alone."""
+    monkeypatch.setattr(loop, "LOG_EVERY", 3)
+    changes = {"schedule.lr": 1e-30, "schedule.final_lr": 0.0, "schedule.steps": 6, "loss.edge_weight": 0.0}
+    config = run_config(photos, changes)
+    train(config, tmp_path / "out")
+    losses = []
+    for step in range(6):
+        batch = sample_batch(open_folders(config.data), config.data, batch_size=2, seed=1, step=step)
+        losses.append(((batch.degraded - batch.target).double() ** 2 + 1e-6).sqrt().mean().item())
+    found = [row["loss"] for row in log_of(tmp_path / "out") if "loss" in row]
+    assert found == pytest.approx([np.mean(losses[:3]), np.mean(losses[3:])], rel=1e-5)
+
+
+def test_the_final_weights(tmp_path, photos):
+    config = run_config(photos, {"schedule.steps": 3})
+    final = train(config, tmp_path / "out")
+    stored, header = read_tensors(final)
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    assert json.loads(header["step"]) == 3
+    assert parse_config(json.loads(header["run"]), source="the header") == config
+    average = read_tensors(checkpoints(tmp_path / "out")[-1] / "average.safetensors")[0]
+    assert all(torch.equal(stored[name], average[name].half()) for name in stored)
+    assert read_model(final).config == config.network
+
+
+def test_the_curves(tmp_path, photos, often, drawn):
+    train(run_config(photos), tmp_path / "out")
+    with Image.open(tmp_path / "out" / "curves.png") as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 300
+        colours = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)
+    assert len(colours) > 10
+
+
+def test_curves_without_matplotlib_or_without_rows_are_left_out(tmp_path, monkeypatch):
+    log = tmp_path / "log.jsonl"
+    assert not plot_curves(log, tmp_path / "curves.png")
+    log.write_text('{"step": 6, "psnr": {"sigma25": 20.0}}\n', encoding="utf-8")
+    assert not plot_curves(log, tmp_path / "curves.png")
+    log.write_text('{"step": 6, "loss": 0.1, "lr": 1e-3}\n', encoding="utf-8")
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    assert not plot_curves(log, tmp_path / "curves.png")
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_a_run_without_validation(tmp_path, photos, often):
+    config = run_config(photos, {"validation": {"crop": 32, "every": 2}, "schedule.steps": 4})
+    assert train(config, tmp_path / "out") is not None
+    assert [list(row) for row in log_of(tmp_path / "out")] == [["step", "loss", "lr"]]
+
+
+def test_a_run_on_pairs(tmp_path, often):
+    for side, lift in (("input", 40), ("target", 0)):
+        (tmp_path / "pairs" / side).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(scene(i, 40) // 2 + lift).save(tmp_path / "pairs" / side / f"{i}.png")
+    changes = {
+        "task": "deblur",
+        "data": {"kind": "pairs", "folders": [tmp_path / "pairs"], "crop": 32, "cache_gb": 0},
+        "validation": {"folder": tmp_path / "pairs", "crop": 32, "every": 20},
+        "schedule.steps": 40,
+    }
+    train(run_config(tmp_path, changes), tmp_path / "out")
+    watched = [row["psnr"]["psnr"] for row in log_of(tmp_path / "out") if "psnr" in row]
+    identity = -20 * math.log10(40 / 255)
+    assert watched[-1] > identity + 3
+
+
+# The step
+
+
+def test_the_network_trains_in_training_mode_and_is_watched_in_evaluation_mode(tmp_path, photos, monkeypatch):
+    seen = []
+    forward = KiT.forward
+
+    def recorded(self, image):
+        modes = {module.training for module in self.modules()}
+        seen.append((modes, torch.is_grad_enabled(), len(image)))
+        return forward(self, image)
+
+    monkeypatch.setattr(KiT, "forward", recorded)
+    for ema_decay in (0.9, 0.0):  # without an average the trained network itself is watched
+        seen.clear()
+        changes = {"schedule.steps": 3, "validation.every": 1, "optimizer.ema_decay": ema_decay}
+        train(run_config(photos, changes), tmp_path / str(ema_decay))
+        assert seen == [({True}, True, 2), *[({False}, False, 1)] * 5] * 3
+
+
+def test_rotations_are_redrawn_at_each_step_and_fixed_when_watched(tmp_path, photos, monkeypatch):
+    drawn, watched = [], []
+    forward = KNNLocalAttention.forward
+
+    def recorded(self, x):
+        if self.rotations.numel():
+            (drawn if self.training else watched).append(self.rotations.flatten()[:4].clone())
+        return forward(self, x)
+
+    monkeypatch.setattr(KNNLocalAttention, "forward", recorded)
+    changes = {"schedule.steps": 3, "validation.every": 1, "optimizer.ema_decay": 0.0}
+    config = run_config(photos, changes)
+    train(config, tmp_path / "out")
+    assert len({tuple(x.tolist()) for x in drawn}) == len(drawn) == 6  # 2 blocks, 3 steps
+    fixed = [m.rotations.flatten()[:4] for m in KiT(config.network).modules() if isinstance(m, KNNLocalAttention)]
+    fixed = {tuple(x.tolist()) for x in fixed if x.numel()}
+    assert {tuple(x.tolist()) for x in watched} == fixed
+
+
+def test_offsets_and_norms_do_not_decay(photos):
+    state = TrainState.create(run_config(photos), "cpu")
+    decayed, plain = state.optimizer.param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (1e-2, 0.0)
+    assert {p.ndim for p in plain["params"]} == {1}
+    assert min(p.ndim for p in decayed["params"]) == 2
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(state.model.parameters()))
+
+
+def test_the_gradient_is_clipped(tmp_path, photos, monkeypatch):
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def recorded(self, *args, **kwargs):
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+        norms.append(torch.cat(gradients).norm().item())
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+    for clip in (0.0, 1e-3):
+        norms.clear()
+        train(run_config(photos, {"schedule.steps": 3, "optimizer.grad_clip": clip}), tmp_path / str(clip))
+        assert len(norms) == 3
+        assert all(norm <= 1.001e-3 for norm in norms) if clip else all(norm > 1e-3 for norm in norms)
+
+
+def test_the_average_by_hand(photos):
+    """A moving average whose decay grows as (1 + n) / (10 + n) up to the one that is asked for."""
+    state = TrainState.create(run_config(photos), "cpu")
+    weight, average = state.model.head.conv3.weight, state.average.head.conv3.weight
+    expected = 0.0
+    for state.step in range(1, 200):
+        with torch.no_grad():
+            weight.fill_(state.step)
+        state.update_average(0.9)
+        decay = min(0.9, (1 + state.step) / (10 + state.step))
+        expected = decay * expected + (1 - decay) * state.step
+        assert average.mean().item() == pytest.approx(expected, rel=1e-5)
+    assert state.average is not state.model
+
+
+def test_without_a_decay_no_average_is_kept(photos):
+    state = TrainState.create(run_config(photos, {"optimizer.ema_decay": 0.0}), "cpu")
+    assert state.average is state.model
+
+
+def test_the_start_follows_from_the_seed_alone(photos):
+    weights = []
+    for seed, outer in ((1, 5), (1, 6), (2, 5)):
+        torch.manual_seed(outer)
+        weights.append(TrainState.create(run_config(photos, {"seed": seed}), "cpu").model.stem.conv1.weight)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+# The schedule
+
+
+def test_the_learning_rate_by_hand():
+    rates = [learning_rate(step, steps=11, warmup=4, lr=1.0, final_lr=0.1) for step in range(11)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == pytest.approx(1.0)
+    assert rates[7] == pytest.approx(0.55)  # half way between 4 and 10
+    assert rates[10] == pytest.approx(0.1)
+    assert all(a > b for a, b in itertools.pairwise(rates[4:]))
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (5, 0), (5, 4), (5, 5), (5, 9)])
+def test_the_learning_rate_of_short_runs(steps, warmup):
+    rates = [learning_rate(step, steps=steps, warmup=warmup, lr=1.0, final_lr=0.1) for step in range(steps + 1)]
+    assert all(0.1 <= rate <= 1.0 for rate in rates)
+
+
+# Validation
+
+
+def test_validation_by_hand(photos):
+    """Noise with seed 0 before every picture, the central crop, clamped and quantised output, mean over pictures."""
+    config = run_config(photos, {"validation.sigmas": [15, 50], "validation.crop": 24})
+    model = KiT(config.network)
+    found = validate(model, open_folders(config.data), config, "cpu")
+    for sigma in (15, 50):
+        scores = []
+        for i in range(5):
+            clean = scene(i, 40)[8:32, 8:32] / 255
+            np.random.seed(0)
+            noisy = (clean + np.random.normal(0, sigma / 255, clean.shape)).clip(0, 1)
+            error = np.mean((np.rint(noisy * 255) - np.rint(clean * 255)) ** 2)
+            scores.append(10 * math.log10(255**2 / error))
+        assert found[f"sigma{sigma}"] == pytest.approx(np.mean(scores), abs=0.01)
+    assert not model.training
+    assert set(found) == {"sigma15", "sigma50"}
+
+
+def test_validation_of_pairs(tmp_path):
+    for side, lift in (("input", 10), ("target", 0)):
+        (tmp_path / side).mkdir()
+        Image.fromarray(scene(0, 30) // 2 + lift).save(tmp_path / side / "1.png")
+    changes = {"data": {"kind": "pairs", "folders": [tmp_path], "crop": 16, "cache_gb": 0}, "validation.sigmas": []}
+    config = run_config(tmp_path, changes)
+    found = validate(KiT(config.network), open_folders(config.data), config, "cpu")
+    assert found == {"psnr": pytest.approx(-20 * math.log10(10 / 255), abs=1e-3)}
+
+
+def test_a_picture_smaller_than_the_validation_crop_is_taken_whole(photos):
+    config = run_config(photos, {"validation.crop": 1000})
+    small = run_config(photos, {"validation.crop": 40})
+    scores = [validate(KiT(c.network), open_folders(c.data), c, "cpu") for c in (config, small)]
+    assert scores[0] == scores[1]
+
+
+def test_psnr_rises_with_less_noise(photos):
+    config = run_config(photos, {"validation.sigmas": [50, 25, 15]})
+    found = validate(KiT(config.network), open_folders(config.data), config, "cpu")
+    assert list(found) == ["sigma50", "sigma25", "sigma15"]
+    assert list(found.values()) == sorted(found.values())
+    image = torch.rand(1, 3, 8, 8)
+    assert psnr(image, image, protocol="rgb") == math.inf
