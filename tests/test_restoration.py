@@ -310,7 +310,7 @@ def test_one_pass_is_the_networks_output_exactly():
         assert torch.equal(restore(MODEL, image, tile=tile), want)
 
 
-def test_auto_cuts_at_512_on_the_cpu():
+def test_auto_cuts_where_a_tile_of_the_cpu_ends():
     model = Local()
     restore(model, torch.zeros(3, 20, CPU_TILE))
     restore(model, torch.zeros(3, 20, CPU_TILE + 1))

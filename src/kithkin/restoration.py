@@ -23,7 +23,7 @@ from kithkin.model import KiT
 
 OVERLAP = 32
 """Pixels that neighbouring tiles share at least, unless another number is asked for."""
-CPU_TILE = 512
+CPU_TILE = 768
 CUDA_TILE = 1024
 SMALLEST_TILE = 64
 """Side in pixels below which a tile shows the model too little, and saves no memory worth it."""
@@ -57,7 +57,7 @@ def restore(
             numpy (H, W, 3) or gray (H, W), float32 or float64 in [0, 1], uint8 or uint16;
             a PIL image (a palette comes back as RGB, a bitmap as L, transparency as an alpha channel);
             a Picture. Alpha is kept as it is; a gray picture stays gray, as the mean of the restored channels.
-        tile: ``"auto"`` (512 on the CPU, 1024 on a GPU), the largest side of a tile in pixels (at least 64 and
+        tile: ``"auto"`` (768 on the CPU, 1024 on a GPU), the largest side of a tile in pixels (at least 64 and
             twice the overlap), or ``"off"`` for one pass whatever the size.
         overlap: pixels that neighbouring tiles share at least; rounded up to the model's stride.
         strength: 0 returns the input, 1 the restored picture, anything between a mixture.

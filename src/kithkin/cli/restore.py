@@ -58,7 +58,7 @@ Tile = Annotated[
     str,
     typer.Option(
         metavar="auto|N|off",
-        help="Restore large pictures in tiles: auto takes sides of 512 pixels (1024 on a GPU), a number sets the side "
+        help="Restore large pictures in tiles: auto takes sides of at most 768 pixels (1024 on a GPU), a number sets the side "
         "(64 or more; smaller needs less memory), off restores each picture in one pass.",
     ),
 ]

@@ -55,7 +55,7 @@ class TrainState:
             {"params": decayed, "weight_decay": config.optimizer.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
-        return cls(model, average, torch.optim.AdamW(groups, lr=0.0, betas=config.optimizer.betas))
+        return cls(model, average, torch.optim.AdamW(groups, lr=0.0, betas=config.optimizer.betas, fused=True))
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
