@@ -362,7 +362,7 @@ def test_compare_shows_before_and_after(run):
         (["a.png", "--tile", "12"], "tile must be 'auto', 'off' or at least 64 pixels, got 12"),
         (["a.png", "--tile", "-64"], "got -64"),
         (["a.png", "--tile", "big"], "got 'big'"),
-        (["a.png", "--overlap", "300"], "an overlap of 300 needs tiles of at least 600"),
+        (["a.png", "--overlap", "500"], "an overlap of 500 needs tiles of at least 1000"),
         (["a.png", "--strength", "2"], "strength must be"),
         (["a.png", "--strength", "nan"], "strength must be"),
         (["a.png", "--quality", "0"], "quality must be"),
