@@ -1,4 +1,4 @@
-"""The blocked backend against the reference: time at a 128×128 map, extra memory at 512×512.
+"""The backends that run on the CPU against the reference: time at a 128×128 map, extra memory at 512×512.
 
     python benchmarks/operator_cpu.py
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from kithkin.ops import group_patches, knn_local_attention, partition
+from kithkin.ops import available_backends, group_patches, knn_local_attention, partition
 
 from measure import in_a_new_process, keep, peak_extra_megabytes, seconds
 
@@ -43,34 +43,38 @@ def passes(side: int, backend: str) -> dict[str, Callable[[], object]]:
     return {"forward": forward, "forward+backward": both}
 
 
+def sgemm_rate() -> float:
+    """FLOP a second of PyTorch's own product of two 1024² matrices."""
+    a = torch.randn(1024, 1024)
+    return 2 * 1024**3 / seconds(lambda: a @ a, repeats=9)
+
+
+def check(name: str) -> None:
+    """Leave where the backend's output or gradients differ from the reference's."""
+    truth, found = (passes(64, backend)["forward+backward"]() for backend in ("reference", name))
+    worst = max((a - b).abs().max().item() for a, b in zip(truth, found, strict=True))  # type: ignore[call-overload]
+    if worst > TOLERANCE:
+        sys.exit(f"{name} differs from the reference by {worst}: not timed")
+
+
 def main() -> None:
-    truth, found = (passes(64, name) for name in ("reference", "blocked"))
-    errors = [
-        (a - b).abs().max().item()
-        for a, b in zip(truth["forward+backward"](), found["forward+backward"](), strict=True)
-    ]
-    if max(errors) > TOLERANCE:
-        sys.exit(f"blocked differs from the reference by {max(errors)}: not timed")
-    times = {
-        name: {what: seconds(run, repeats=7) for what, run in passes(128, name).items()}
-        for name in ("reference", "blocked")
-    }
-    memory = {
-        name: {what: in_a_new_process(__file__, name, what) for what in ("forward", "forward+backward")}
-        for name in ("reference", "blocked")
-    }
-    ratios = {what: times["reference"][what] / times["blocked"][what] for what in times["blocked"]}
-    shares = {what: memory["blocked"][what] / memory["reference"][what] for what in memory["blocked"]}
-    keep(
-        "operator_cpu",
-        {
-            "problem": {"channels": CHANNELS, "patch_size": PATCH, "k": K, "n_hashes": HASHES, "dtype": "float32"},
-            "seconds_at_128": times,
-            "times_faster": ratios,
-            "extra_megabytes_at_512": memory,
-            "share_of_memory": shares,
-        },
-    )
+    names = [name for name, reason in available_backends().items() if reason is None]
+    rows = {}
+    for name in names:
+        check(name)
+        times = {what: seconds(run, repeats=7) for what, run in passes(128, name).items()}
+        memory = {what: in_a_new_process(__file__, name, what) for what in times}
+        rows[name] = {"seconds_at_128": times, "extra_megabytes_at_512": memory}
+    slow = rows["reference"]
+    flop = 2048 * CHANNELS * 128 * 128
+    for row in rows.values():
+        row["times_faster"] = {what: slow["seconds_at_128"][what] / t for what, t in row["seconds_at_128"].items()}
+        row["share_of_memory"] = {
+            what: m / slow["extra_megabytes_at_512"][what] for what, m in row["extra_megabytes_at_512"].items()
+        }
+        row["forward_gflops"] = flop / row["seconds_at_128"]["forward"] / 1e9
+    shape = {"channels": CHANNELS, "patch_size": PATCH, "k": K, "n_hashes": HASHES, "dtype": "float32"}
+    keep("operator_cpu", {"problem": shape, "sgemm_gflops": sgemm_rate() / 1e9, "backends": rows})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tiled against whole-picture output on photographs, at several overlaps.
+"""Tiled against whole-picture output on photographs, at several overlaps, in tiles smaller than any by default.
 
     python benchmarks/tiling.py FOLDER
 

@@ -88,6 +88,15 @@ def test_doctor_says_what_is_there():
     assert "torch" in call("doctor").output
 
 
+def test_doctor_finds_a_backend_that_computes_something_else(monkeypatch):
+    from kithkin.ops import blocked, dispatch
+
+    wrong = dispatch.Backend("blocked", dispatch._floats_only("blocked"), lambda *a: 2 * blocked.attention(*a))
+    others = [backend for backend in dispatch.BACKENDS if backend.name != "blocked"]
+    monkeypatch.setattr(dispatch, "BACKENDS", (*others, wrong))
+    assert json.loads(call("doctor", "--json", code=1).output)["backend blocked (cpu)"].startswith("FAILED")
+
+
 def test_eval_prints_json_and_a_table(photos):
     values = json.loads(call("eval", photos, "--sigma", "25", "--json").stdout)
     assert values["model"] == "denoise"

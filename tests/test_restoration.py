@@ -329,7 +329,9 @@ def test_other_tiles_are_refused(tile):
         restore(MODEL, random_image(4, 4), tile=tile)
 
 
-@pytest.mark.parametrize(("tile", "overlap"), [(64, 33), ("auto", CPU_TILE // 2 + 1), (64, -1), ("off", 1.5), (64, True)])
+@pytest.mark.parametrize(
+    ("tile", "overlap"), [(64, 33), ("auto", CPU_TILE // 2 + 1), (64, -1), ("off", 1.5), (64, True)]
+)
 def test_other_overlaps_are_refused(tile, overlap):
     with pytest.raises(InputError, match="overlap"):
         restore(MODEL, random_image(4, 4), tile=tile, overlap=overlap)

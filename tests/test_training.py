@@ -17,7 +17,7 @@ import kithkin.training.loop as loop
 from kithkin.checkpoint import read_model, read_tensors
 from kithkin.config import parse_config
 from kithkin.data import open_folders, sample_batch
-from kithkin.errors import InputError
+from kithkin.errors import CheckpointError, InputError
 from kithkin.layers import KNNLocalAttention
 from kithkin.metrics import psnr
 from kithkin.model import KiT
@@ -55,7 +55,7 @@ def photos(tmp_path):
 def plotless(request, monkeypatch):
     """Curves take longer than these runs: only the tests that ask for them draw them."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(loop, "plot_curves", lambda log, target: False)
+        monkeypatch.setattr(loop, "plot_curves", lambda log, target: None)
 
 
 @pytest.fixture
@@ -339,6 +339,30 @@ def test_old_checkpoints_are_removed(tmp_path, photos, monkeypatch):
 # It refuses
 
 
+def test_a_run_can_not_end_before_where_it_is(tmp_path, photos):
+    train(run_config(photos, {"schedule.steps": 3}), tmp_path / "out")
+    with pytest.raises(InputError, match="at step 3, beyond the 2"):
+        train(run_config(photos, {"schedule.steps": 2}), tmp_path / "out", resume=True)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path, photos):
+    train(run_config(photos, {"schedule.steps": 1}), tmp_path / "out")
+    (checkpoints(tmp_path / "out")[-1] / "run.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="step-00000001 is damaged"):
+        train(run_config(photos, {"schedule.steps": 2}), tmp_path / "out", resume=True)
+
+
+def test_the_folder_of_a_run_can_not_be_a_file(tmp_path, photos):
+    (tmp_path / "out").write_text("precious", encoding="utf-8")
+    with pytest.raises(InputError, match="can't be the folder of a run"):
+        train(run_config(photos), tmp_path / "out")
+
+
+def test_no_gpu_is_reseeded(tmp_path, photos, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the global state of the GPUs"))
+    train(run_config(photos, {"schedule.steps": 1}), tmp_path / "out")
+
+
 def test_a_run_is_not_overwritten(tmp_path, photos):
     config = run_config(photos, {"schedule.steps": 2})
     final = train(config, tmp_path / "out")
@@ -352,11 +376,12 @@ def test_a_run_is_not_overwritten(tmp_path, photos):
     ("changes", "named"),
     [
         ({"seed": 2}, "seed"),
-        ({"data.crop": 16}, "data"),
-        ({"optimizer.ema_decay": 0.5}, "optimizer"),
-        ({"loss.edge_weight": 0.0}, "loss"),
+        ({"data.crop": 16}, "data.crop"),
+        ({"optimizer.ema_decay": 0.5}, "optimizer.ema_decay"),
+        ({"loss.edge_weight": 0.0}, "loss.edge_weight"),
         ({"precision": "bfloat16"}, "precision"),
-        ({"model.width": 16, "loss.epsilon": 1e-2}, "model, loss"),
+        ({"model.width": 16, "loss.epsilon": 1e-2}, "model.width, loss.epsilon"),
+        ({"schedule.batch_size": 4, "schedule.lr": 1e-4}, "schedule.batch_size, schedule.lr"),
     ],
     ids=str,
 )
@@ -453,12 +478,12 @@ def test_the_curves(tmp_path, photos, often, drawn):
 
 def test_curves_without_matplotlib_or_without_rows_are_left_out(tmp_path, monkeypatch):
     log = tmp_path / "log.jsonl"
-    assert not plot_curves(log, tmp_path / "curves.png")
+    assert "no curves.png" in plot_curves(log, tmp_path / "curves.png")
     log.write_text('{"step": 6, "psnr": {"sigma25": 20.0}}\n', encoding="utf-8")
-    assert not plot_curves(log, tmp_path / "curves.png")
+    assert "no curves.png" in plot_curves(log, tmp_path / "curves.png")
     log.write_text('{"step": 6, "loss": 0.1, "lr": 1e-3}\n', encoding="utf-8")
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    assert not plot_curves(log, tmp_path / "curves.png")
+    assert "no curves.png" in plot_curves(log, tmp_path / "curves.png")
     assert not (tmp_path / "curves.png").exists()
 
 

@@ -31,7 +31,10 @@ def save_model(
 
     Raises:
         CheckpointError: the file can't be written.
+        InputError: the metadata's keys are taken.
     """
+    if metadata and metadata.keys() & {"format", "config"}:
+        raise InputError("save_model: the header's keys format and config belong to kithkin; name yours otherwise")
     tensors = {name: x.detach().cpu().to(dtype or x.dtype).clone() for name, x in model.state_dict().items()}
     header = {"format": FORMAT, "config": json.dumps(model.config.to_dict())}
     header |= {key: json.dumps(value) for key, value in (metadata or {}).items()}

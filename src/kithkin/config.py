@@ -126,7 +126,7 @@ class RunConfig(_Section):
         model: the keyword arguments of :class:`kithkin.model.KiTConfig`.
     """
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     task: Literal["denoise", "deblur", "derain"]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     precision: Literal["float32", "bfloat16"]
@@ -142,6 +142,8 @@ class RunConfig(_Section):
         KiTConfig.from_dict(self.model)
         if self.data.kind == "pairs" and self.validation.sigmas:
             raise ValueError("validation.sigmas go with data.kind = 'photos', and only with it")
+        if self.data.kind == "photos" and self.validation.folder and not self.validation.sigmas:
+            raise ValueError("validation.sigmas names no noise level; give some, or leave validation.folder out")
         return self
 
     @property

@@ -1,5 +1,6 @@
 """A network on a folder of pictures, under a named protocol."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from kithkin.data import Pairs, Photos, benchmark_noise, open_folders
 from kithkin.errors import InputError
 from kithkin.metrics import psnr, ssim
 from kithkin.model import KiT
-from kithkin.restoration import restore
+from kithkin.restoration import OVERLAP, check_tiling, restore
 
 GAUSSIAN_SIGMAS = (15.0, 25.0, 50.0)
 
@@ -101,12 +102,14 @@ class Report:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: the protocol, the means, every row."""
-        return {
-            "protocol": asdict(self.protocol),
-            "means": self.means(),
-            "images": [asdict(row) for row in self.rows],
-        }
+        """Plain values for JSON: the protocol, the means, every row; None for the PSNR of equal pictures."""
+        rows = [_finite(asdict(row)) for row in self.rows]
+        means = {condition: _finite(mean) for condition, mean in self.means().items()}
+        return {"protocol": asdict(self.protocol), "means": means, "images": rows}
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in row.items()}
 
 
 def evaluate(
@@ -135,7 +138,10 @@ def evaluate(
 
     Raises:
         InputError: the folder is not what the protocol needs, or a value is out of range.
+        ImageError: a picture can't be read.
+        KithkinError: the memory does not suffice; smaller tiles may.
     """
+    check_tiling(tile, OVERLAP)
     chosen = _choose(Path(folder), protocol)
     if chosen.kind == "photos" and not (sigmas and all(0 < s <= 255 for s in sigmas)):
         raise InputError(f"evaluate: sigmas lie above 0 and at most at 255, got {list(sigmas)}")

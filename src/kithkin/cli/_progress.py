@@ -20,11 +20,10 @@ def progress_bar(*more: TextColumn, quiet: bool = False) -> Progress:
 class TrainingProgress:
     """The bar of a run on a terminal; the rows of its log as lines where output is piped, or as JSON on request."""
 
-    def __init__(self, batch_size: int, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool) -> None:
         self._json = as_json
         self._bar = progress_bar(TextColumn("{task.fields[note]}"), quiet=as_json)
         self._task = self._bar.add_task("train", total=None, note="")
-        self._batch_size = batch_size
 
     def __enter__(self) -> "TrainingProgress":
         self._bar.start()
@@ -39,6 +38,9 @@ class TrainingProgress:
         """Take a row of the log, or the place in the run after a step."""
         if "steps" in row:
             self._bar.update(self._task, completed=row["step"], total=row["steps"])
+            return
+        if "note" in row:
+            self._bar.console.print(row["note"], highlight=False)
             return
         if self._json:
             typer.echo(json.dumps(row))

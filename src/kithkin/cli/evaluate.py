@@ -27,7 +27,7 @@ def evaluate(
     """Measure a model by PSNR and SSIM under a named protocol.
 
     kithkin eval CBSD68 --sigma 25
-    kithkin eval Rain100L --model derain --protocol rain
+    kithkin eval pairs --model run/mine.safetensors --protocol rain
     """
     import json
 
@@ -37,7 +37,7 @@ def evaluate(
     from kithkin.zoo import load_model
 
     network = load_model(model, device=choose_device(device))
-    side = int(tile) if tile.isdigit() else tile
+    side = int(tile) if tile.isdecimal() else tile
     with progress_bar(quiet=as_json) as bar:
         task = bar.add_task("eval", total=None)
 

@@ -58,8 +58,8 @@ Tile = Annotated[
     str,
     typer.Option(
         metavar="auto|N|off",
-        help="Restore large pictures in tiles: auto takes sides of at most 768 pixels (1024 on a GPU), a number sets the side "
-        "(64 or more; smaller needs less memory), off restores each picture in one pass.",
+        help="Restore large pictures in tiles: auto takes sides of at most 768 pixels (1024 on a GPU), a number sets "
+        "the side (64 or more; smaller needs less memory), off restores each picture in one pass.",
     ),
 ]
 Overlap = Annotated[int, typer.Option(metavar="PIXELS", help="What neighbouring tiles share, to blend them.")]
@@ -107,7 +107,7 @@ def restore(
 ) -> None:
     """Restore pictures: remove their noise, or what else the model was trained for.
 
-    The inputs are never changed. Bit depth, transparency, colour profile and EXIF are kept.
+    The inputs are never changed. Bit depth, transparency, colour profile and EXIF (except in TIFF) are kept.
 
     A file that fails is named with the reason, and the others go on. Exit code: 0, 1 where a file failed, 2 for a
     wrong command, 130 after Ctrl-C.

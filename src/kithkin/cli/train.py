@@ -39,7 +39,7 @@ def train(
     config = load_config(recipe, laid_over)
     from kithkin.cli._progress import TrainingProgress
 
-    with TrainingProgress(config.schedule.batch_size, as_json=as_json) as progress:
+    with TrainingProgress(as_json=as_json) as progress:
         weights = run(config, out, resume=resume, minutes=minutes, device=choose_device(device), report=progress.report)
     typer.echo(f"{weights}" if weights else f"stopped before the end; go on with --resume --out {out}", err=as_json)
 

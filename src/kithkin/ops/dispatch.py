@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from kithkin.errors import BackendError, InputError
-from kithkin.ops import blocked, reference
+from kithkin.ops import blocked, native, reference
 from kithkin.ops.grouping import PatchGroups
 
+WhyNot = Callable[[str, torch.dtype, PatchGroups | None], str | None]
 Attention = Callable[[Tensor, Tensor, Tensor, PatchGroups, str, int], Tensor]
 
 
@@ -19,19 +20,20 @@ class Backend:
 
     Attributes:
         name: what ``backend=`` takes.
-        why_not: (device type, dtype) -> None where the backend can serve, else one sentence.
+        why_not: (device type, dtype, groups) -> None where the backend can serve, else one sentence; without groups,
+            whether it can serve any.
         run: (query, key, value, groups, weighting, n_heads) -> output.
     """
 
     name: str
-    why_not: Callable[[str, torch.dtype], str | None]
+    why_not: WhyNot
     run: Attention
 
 
-def _floats_only(name: str) -> Callable[[str, torch.dtype], str | None]:
+def _floats_only(name: str) -> WhyNot:
     takes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-    def why_not(device_type: str, dtype: torch.dtype) -> str | None:
+    def why_not(device_type: str, dtype: torch.dtype, groups: PatchGroups | None) -> str | None:
         if dtype in takes:
             return None
         return f"{name} takes float16, bfloat16, float32 and float64, not {str(dtype).removeprefix('torch.')}"
@@ -41,6 +43,7 @@ def _floats_only(name: str) -> Callable[[str, torch.dtype], str | None]:
 
 # In order of preference: the first that can serve is taken where none is asked for.
 BACKENDS = (
+    Backend("native", native.why_not, native.attention),
     Backend("blocked", _floats_only("blocked"), blocked.attention),
     Backend("reference", _floats_only("reference"), reference.attention),
 )
@@ -53,7 +56,7 @@ def available_backends(device: str | torch.device = "cpu", dtype: torch.dtype = 
         name -> None where it can be used, else the reason in one sentence; in order of preference.
     """
     kind = torch.device(device).type
-    return {backend.name: backend.why_not(kind, dtype) for backend in BACKENDS}
+    return {backend.name: backend.why_not(kind, dtype, None) for backend in BACKENDS}
 
 
 def knn_local_attention(
@@ -85,7 +88,7 @@ def knn_local_attention(
         BackendError: the named backend is unknown or can't serve this call.
     """
     _check(query, key, value, groups, weighting, n_heads)
-    chosen = _choose(backend, query.device.type, query.dtype)
+    chosen = _choose(backend, query, groups)
     return chosen.run(query, key, value, groups, weighting, n_heads)
 
 
@@ -113,12 +116,12 @@ def _check(query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, weigh
         raise InputError(f"knn_local_attention: {channels} channels can't be split into {n_heads} heads")
 
 
-def _choose(name: str | None, device_type: str, dtype: torch.dtype) -> Backend:
+def _choose(name: str | None, query: Tensor, groups: PatchGroups) -> Backend:
     reasons = {}
     for candidate in BACKENDS:
         if name not in (None, candidate.name):
             continue
-        reason = candidate.why_not(device_type, dtype)
+        reason = candidate.why_not(query.device.type, query.dtype, groups)
         if reason is None:
             return candidate
         reasons[candidate.name] = reason

@@ -19,15 +19,17 @@ from kithkin.errors import InputError
 from kithkin.losses import restoration_loss
 from kithkin.training.plot import plot_curves
 from kithkin.training.schedule import learning_rate
-from kithkin.training.state import TrainState, checkpoints
+from kithkin.training.state import TrainState, checkpoints, read_run
 from kithkin.training.validation import validate
 
 LOG_EVERY = 50
 CHECKPOINT_SECONDS = 300
 PREFETCH = 3
 
-# Keys that may differ when a run is resumed: they change where it ends and what is watched, not what was done.
-FREE_TO_CHANGE = {"schedule", "validation", "name"}
+# What may differ when a run is resumed: where it ends and what is watched, not what was done. The cosine follows the
+# new end from here on.
+FREE_SECTIONS = {"validation", "name"}
+FREE_KEYS = {"schedule": {"steps", "epochs"}, "data": {"cache_gb"}}
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -53,19 +55,24 @@ def train(
         resume: go on from the last checkpoint in ``out`` where there is one.
         minutes: stop after this long, with a checkpoint.
         device: of the network.
-        report: called with every row of the log, and with ``{"step": …, "steps": …}`` after every step.
+        report: called with every row of the log, with ``{"step": …, "steps": …}`` after every step, and with
+            ``{"note": …}`` where there is something to say.
 
     Returns:
         The finished weights, or None where the run was stopped before its end (time-box, SIGINT or SIGTERM).
 
     Raises:
         InputError: the folder already holds a run, or one of another configuration, or the data don't fit.
+        CheckpointError: the last checkpoint is damaged, or can't be written.
+        ImageError: a photograph can't be read.
     """
     out = Path(out)
     dataset = open_folders(config.data)
     steps, warmup = config.schedule.in_steps(len(dataset))
     state = TrainState.create(config, device)
     _take_over(state, out, config, resume)
+    if state.step > steps:
+        raise InputError(f"train: {out} is at step {state.step}, beyond the {steps} of this run; raise schedule.steps")
     watched = _validation_data(config)
     run = _Run(config, out, device, steps, warmup, report or (lambda row: None))
     deadline = time.monotonic() + minutes * 60 if minutes is not None else float("inf")
@@ -76,19 +83,25 @@ def train(
             run.step(state, batch)
             if state.step % config.validation.every == 0 or state.step == steps:
                 run.watch(state, watched)
+                run.restart_clock()
             stop = interrupted() or time.monotonic() > deadline
             if stop or state.step == steps or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                 state.save(out, config)
                 saved_at = time.monotonic()
+                run.restart_clock()
             if stop:
                 break
-        final = None
-        if state.step == steps:
-            final = out / f"{config.name}.safetensors"
-            metadata = {"run": config.model_dump(mode="json"), "step": state.step, "seconds": round(state.seconds)}
-            save_model(state.average, final, dtype=torch.float16, metadata=metadata)
-        plot_curves(out / "log.jsonl", out / "curves.png")
-        return final
+    final = _export(state, config, out) if state.step == steps else None
+    if why_not := plot_curves(out / "log.jsonl", out / "curves.png"):
+        run.report({"note": why_not})
+    return final
+
+
+def _export(state: TrainState, config: RunConfig, out: Path) -> Path:
+    final = out / f"{config.name}.safetensors"
+    metadata = {"run": config.model_dump(mode="json"), "step": state.step, "seconds": round(state.seconds)}
+    save_model(state.average, final, dtype=torch.float16, metadata=metadata)
+    return final
 
 
 class _Run:
@@ -98,9 +111,19 @@ class _Run:
         self.config, self.out, self.device = config, out, device
         self.steps, self.warmup, self.report = steps, warmup, report
         self.crops, self.seconds = 0, 0.0
+        self.since = time.monotonic()
+
+    def restart_clock(self) -> None:
+        """Leave out what passed since the last step: it was no training."""
+        self.since = time.monotonic()
+
+    def _stop_clock(self, state: TrainState) -> None:
+        now = time.monotonic()
+        self.seconds += now - self.since
+        state.seconds += now - self.since
+        self.since = now
 
     def step(self, state: TrainState, batch: Batch) -> None:
-        started = time.monotonic()
         schedule, optimizer = self.config.schedule, self.config.optimizer
         lr = learning_rate(state.step, steps=self.steps, warmup=self.warmup, lr=schedule.lr, final_lr=schedule.final_lr)
         for group in state.optimizer.param_groups:
@@ -126,16 +149,15 @@ class _Run:
         state.update_average(optimizer.ema_decay)
         state.losses.append(loss.detach())
         self.crops += len(batch.target)
-        elapsed = time.monotonic() - started
-        self.seconds += elapsed
-        state.seconds += elapsed
+        self._stop_clock(state)
         self.report({"step": state.step, "steps": self.steps})
         if state.step % LOG_EVERY == 0 or state.step == self.steps:
             self._log_losses(state, lr)
 
     def _log_losses(self, state: TrainState, lr: float) -> None:
+        loss = torch.stack([x.cpu() for x in state.losses]).mean().item()  # waits for the device
+        self._stop_clock(state)
         rate = self.crops / self.seconds
-        loss = torch.stack([x.cpu() for x in state.losses]).mean().item()
         row = {"step": state.step, "loss": loss, "lr": lr, "crops_per_s": rate, "seconds": state.seconds}
         self.log({name: float(f"{value:.6g}") if name != "step" else value for name, value in row.items()})
         state.losses, self.crops, self.seconds = [], 0, 0.0
@@ -155,19 +177,34 @@ class _Run:
 
 def _take_over(state: TrainState, out: Path, config: RunConfig, resume: bool) -> None:
     found = checkpoints(out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"train: {out} can't be the folder of a run ({reason}); choose another --out") from error
     if not found:
         (out / "log.jsonl").unlink(missing_ok=True)
         return
     if not resume:
         raise InputError(f"{out} holds a run at {found[-1].name}; add --resume to go on, or choose another --out")
-    before = json.loads((found[-1] / "run.json").read_text(encoding="utf-8"))["config"]
-    now = config.model_dump(mode="json")
-    changed = [key for key in now if key not in FREE_TO_CHANGE and now[key] != before.get(key)]
+    before, now = _binding(read_run(found[-1])["config"]), _binding(config.model_dump(mode="json"))
+    changed = [key for key in now if now[key] != before.get(key)]
     if changed:
         raise InputError(f"{out} holds a run with another {', '.join(changed)}; choose another --out")
     state.load(found[-1])
     _forget_after(out / "log.jsonl", state.step)
+
+
+def _binding(run: dict[str, Any]) -> dict[str, Any]:
+    """The values of a configuration that a resumed run must share, by dotted key."""
+    kept: dict[str, Any] = {}
+    for section, values in run.items():
+        if section in FREE_SECTIONS:
+            continue
+        pairs = values.items() if isinstance(values, dict) else [("", values)]
+        free = FREE_KEYS.get(section, set())
+        kept |= {f"{section}.{key}".rstrip("."): value for key, value in pairs if key not in free}
+    return kept
 
 
 def _forget_after(log: Path, step: int) -> None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 
-def plot_curves(log: Path, target: Path) -> bool:
+def plot_curves(log: Path, target: Path) -> str | None:
     """Draw loss, learning rate and validation PSNR over the steps.
 
     Args:
@@ -12,16 +12,16 @@ def plot_curves(log: Path, target: Path) -> bool:
         target: the PNG to write.
 
     Returns:
-        False where there is nothing to draw or matplotlib is not installed (extra ``plot``).
+        None, or one sentence on why there is no picture.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return False
+        return 'no curves.png: matplotlib draws it, pip install "kithkin[plot]"'
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
     losses = [row for row in rows if "loss" in row]
     if not losses:
-        return False
+        return "no curves.png: the log holds no losses yet"
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     steps = [row["step"] for row in losses]
@@ -38,4 +38,4 @@ def plot_curves(log: Path, target: Path) -> bool:
     if watched:
         right.legend()
     figure.savefig(target, dpi=110)
-    return True
+    return None

@@ -10,6 +10,7 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class TrainState:
     def create(cls, config: RunConfig, device: str) -> "TrainState":
         """The state before the first step; the initial weights follow from the seed alone."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+            torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would reseed every GPU as well
             model = KiT(config.network).to(device).train()
         average = copy.deepcopy(model).eval() if config.optimizer.ema_decay else model
         decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -68,7 +69,8 @@ class TrainState:
         """Write a checkpoint below ``folder`` and remove the older ones; a run that is killed here loses nothing."""
         final = folder / f"step-{self.step:08d}"
         part = folder / f"{final.name}.part"
-        shutil.rmtree(part, ignore_errors=True)
+        for unfinished in folder.glob("step-*.part"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         save_model(self.model, part / "model.safetensors")
         if self.average is not self.model:
             save_model(self.average, part / "average.safetensors")
@@ -86,9 +88,9 @@ class TrainState:
 
     def load(self, folder: Path) -> None:
         """Take over a checkpoint that :meth:`save` wrote, bit for bit."""
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        run = read_run(folder)
         self.step, self.seconds = run["step"], run["seconds"]
-        self.losses = [torch.tensor(loss) for loss in run.get("losses", [])]
+        self.losses = [torch.tensor(loss) for loss in run["losses"]]
         self.model.load_state_dict(read_tensors(folder / "model.safetensors")[0])
         if self.average is not self.model:
             self.average.load_state_dict(read_tensors(folder / "average.safetensors")[0])
@@ -102,6 +104,15 @@ class TrainState:
     def _moments(self) -> dict[str, dict[str, Tensor]]:
         named = dict(self.model.named_parameters())
         return {m: {n: self.optimizer.state[p][m].cpu() for n, p in named.items()} for m in MOMENTS}
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What a checkpoint knows of its run beside the tensors; raises CheckpointError where it is damaged."""
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return {key: run[key] for key in ("step", "seconds", "losses", "config")}
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder} is damaged ({error}); remove it and resume from an older one") from error
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -1,0 +1,64 @@
+"""Compile the CPU kernel, once for each instruction set, with the C++ compiler of the machine.
+
+Installing the package does this; in a source tree: ``python -m kithkin.ops.kernels.build``.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SOURCES = ("build.py", "chunk.hpp", "knn_attention.cpp")
+X86 = ("x86_64", "AMD64")
+
+# Name as torch.backends.cpu.get_cpu_capability() gives it -> what the compiler is told. Other processors take DEFAULT.
+INSTRUCTION_SETS = {
+    "DEFAULT": ["-DKITHKIN_LANES=8"],
+    "AVX2": ["-DKITHKIN_LANES=8", "-mavx2", "-mfma"],
+    "AVX512": ["-DKITHKIN_LANES=16", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"],
+}
+FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=fast", "-pthread", "-Wall", "-Wno-psabi"]
+
+
+def library(instruction_set: str) -> Path:
+    """Where the compiled kernel for these sources lies; another revision of them has another name."""
+    digest = hashlib.sha256(b"".join((HERE / name).read_bytes() for name in SOURCES)).hexdigest()[:12]
+    return HERE / f"knn_attention-{digest}-{instruction_set.lower()}.so"
+
+
+def build() -> list[Path]:
+    """Compile what this processor's family can run.
+
+    Returns:
+        The libraries.
+
+    Raises:
+        RuntimeError: no compiler, or it fails; the message is its first error.
+    """
+    compiler = next((c for c in (os.environ.get("CXX"), "c++", "g++", "clang++") if c and shutil.which(c)), None)
+    if compiler is None:
+        raise RuntimeError("there is no C++ compiler; install g++ or clang++")
+    made = []
+    for name in INSTRUCTION_SETS if platform.machine() in X86 else ("DEFAULT",):
+        target = library(name)
+        part = target.with_suffix(f".{os.getpid()}.part")
+        command = [compiler, *FLAGS, *INSTRUCTION_SETS[name], str(HERE / "knn_attention.cpp"), "-o", str(part)]
+        found = subprocess.run(command, capture_output=True, text=True)
+        if found.returncode:
+            part.unlink(missing_ok=True)
+            lines = [line for line in found.stderr.splitlines() if "error" in line] or ["no message"]
+            raise RuntimeError(f"{compiler} failed: {lines[0]}")
+        part.replace(target)
+        made.append(target)
+    return made
+
+
+if __name__ == "__main__":
+    try:
+        print("\n".join(path.name for path in build()))
+    except RuntimeError as error:
+        sys.exit(f"kithkin: {error}")

@@ -1,0 +1,111 @@
+"""What holds for the C++ kernel alone; its numbers are tested with those of the other backends."""
+
+import ctypes
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kithkin.errors import BackendError
+from kithkin.ops import available_backends, exact_groups, group_patches, knn_local_attention, native
+from kithkin.ops.kernels import build
+
+COMPILER = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+compiled = pytest.mark.skipif(available_backends()["native"] is not None, reason=str(available_backends()["native"]))
+
+
+def problem(dtype=torch.float32, patches=61):
+    generator = torch.Generator().manual_seed(0)
+    qkv = [torch.randn(2, patches, 16, 24, generator=generator).to(dtype) for _ in range(3)]
+    groups = group_patches(qkv[2], k=4, n_hashes=3, generator=torch.Generator().manual_seed(1))
+    return qkv, groups
+
+
+def both(qkv, groups, threads, weighting="softmax"):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        qkv = [x.clone().requires_grad_() for x in qkv]
+        out = knn_local_attention(*qkv, groups, weighting=weighting, backend="native")
+        return [out.detach(), *torch.autograd.grad(out.float().square().sum(), qkv)]
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not COMPILER, reason="there is no C++ compiler")
+def test_where_there_is_a_compiler_the_kernel_was_built_and_is_the_first_choice():
+    assert next(iter(available_backends().items())) == ("native", None)
+
+
+@compiled
+def test_the_result_does_not_depend_on_the_threads():
+    qkv, groups = problem()
+    for one, many in zip(both(qkv, groups, 1), both(qkv, groups, 3), strict=True):
+        assert torch.equal(one, many)
+
+
+@compiled
+def test_without_the_openmp_runtime_it_starts_threads_of_its_own(monkeypatch):
+    qkv, groups = problem()
+    expected = both(qkv, groups, 2)
+    monkeypatch.setattr(native, "_team", lambda: None)
+    for found, wanted in zip(both(qkv, groups, 2), expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
+@compiled
+@pytest.mark.parametrize("name", build.INSTRUCTION_SETS)
+def test_every_instruction_set_that_runs_here_agrees_with_the_reference(name, monkeypatch):
+    order = list(build.INSTRUCTION_SETS)
+    if not build.library(name).is_file() or order.index(name) > order.index(torch.backends.cpu.get_cpu_capability()):
+        pytest.skip(f"{name} does not run here")
+    kernel = ctypes.CDLL(str(build.library(name)))
+    monkeypatch.setattr(native, "_kernel", lambda: kernel)
+    qkv, groups = problem()
+    expected = knn_local_attention(*(x.double() for x in qkv), groups, backend="reference")
+    found = knn_local_attention(*qkv, groups, backend="native")
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@compiled
+def test_inputs_may_lie_in_memory_in_any_order():
+    qkv, groups = problem()
+    turned = [x.transpose(1, 3).contiguous().transpose(1, 3) for x in qkv]
+    assert torch.equal(
+        knn_local_attention(*turned, groups, backend="native"), knn_local_attention(*qkv, groups, backend="native")
+    )
+
+
+def test_what_it_does_not_take_is_refused_with_the_reason_and_served_by_another():
+    qkv, groups = problem()
+    for inputs, near, reason in (
+        ([x.double() for x in qkv], groups, "float64"),
+        ([x.half() for x in qkv], groups, "float16"),
+        (qkv, exact_groups(qkv[2], k=4), "exact neighbour lists"),
+    ):
+        with pytest.raises(BackendError, match=reason):
+            knn_local_attention(*inputs, near, backend="native")
+        assert knn_local_attention(*inputs, near).isfinite().all()
+    assert "cuda" in native.why_not("cuda", torch.float32, None)
+
+
+def test_without_its_library_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(native, "_kernel", lambda: None)
+    qkv, groups = problem()
+    with pytest.raises(BackendError, match=r"python -m kithkin\.ops\.kernels\.build"):
+        knn_local_attention(*qkv, groups, backend="native")
+    assert knn_local_attention(*qkv, groups).isfinite().all()
+
+
+def test_a_build_that_fails_says_why(monkeypatch):
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    with pytest.raises(RuntimeError, match="no C\\+\\+ compiler"):
+        build.build()
+    monkeypatch.undo()
+    monkeypatch.setenv("CXX", sys.executable)
+    broken = subprocess.CompletedProcess([], 1, "", "x.cpp:1: error: no such thing\n")
+    monkeypatch.setattr(build.subprocess, "run", lambda *args, **options: broken)
+    with pytest.raises(RuntimeError, match="error: no such thing"):
+        build.build()
