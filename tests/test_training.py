@@ -339,6 +339,16 @@ def test_old_checkpoints_are_removed(tmp_path, photos, monkeypatch):
 # It refuses
 
 
+def test_a_new_run_may_start_from_other_weights(tmp_path, photos):
+    first = train(run_config(photos, {"schedule.steps": 2}), tmp_path / "first")
+    still = {"schedule.steps": 1, "schedule.lr": 1e-30, "schedule.final_lr": 0.0, "optimizer.weight_decay": 0.0}
+    second = train(run_config(photos, still), tmp_path / "second", init=first)
+    for a, b in zip(read_model(first).parameters(), read_model(second).parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(InputError, match="of another network: width = "):
+        train(run_config(photos, {"model.width": 24}), tmp_path / "third", init=first)
+
+
 def test_a_run_can_not_end_before_where_it_is(tmp_path, photos):
     train(run_config(photos, {"schedule.steps": 3}), tmp_path / "out")
     with pytest.raises(InputError, match="at step 3, beyond the 2"):

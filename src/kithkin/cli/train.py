@@ -16,6 +16,7 @@ def train(
     changes: list[str] = typer.Option(
         [], "--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as `schedule.steps=1000`."
     ),
+    init: str = typer.Option(None, "--init", help="Start from these weights: a model's name, or a checkpoint."),
     resume: bool = typer.Option(False, "--resume", help="Go on from the last checkpoint in --out."),
     minutes: float = typer.Option(None, "--minutes", min=0, help="Stop with a checkpoint after this long."),
     device: str = typer.Option(None, "--device", help="Such as cpu or cuda; the GPU is taken where there is one."),
@@ -40,7 +41,15 @@ def train(
     from kithkin.cli._progress import TrainingProgress
 
     with TrainingProgress(as_json=as_json) as progress:
-        weights = run(config, out, resume=resume, minutes=minutes, device=choose_device(device), report=progress.report)
+        weights = run(
+            config,
+            out,
+            init=init,
+            resume=resume,
+            minutes=minutes,
+            device=choose_device(device),
+            report=progress.report,
+        )
     typer.echo(f"{weights}" if weights else f"stopped before the end; go on with --resume --out {out}", err=as_json)
 
 

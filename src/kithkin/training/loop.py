@@ -21,6 +21,7 @@ from kithkin.training.plot import plot_curves
 from kithkin.training.schedule import learning_rate
 from kithkin.training.state import TrainState, checkpoints, read_run
 from kithkin.training.validation import validate
+from kithkin.zoo import load_model
 
 LOG_EVERY = 50
 CHECKPOINT_SECONDS = 300
@@ -38,6 +39,7 @@ def train(
     config: RunConfig,
     out: str | Path,
     *,
+    init: str | Path | None = None,
     resume: bool = False,
     minutes: float | None = None,
     device: str = "cpu",
@@ -52,6 +54,7 @@ def train(
         config: the complete run, with its folders.
         out: the run's folder: ``step-…`` checkpoints, ``log.jsonl``, ``curves.png`` and at the end
             ``<name>.safetensors`` in float16.
+        init: a checkpoint or a shipped model whose weights a new run starts from; they must be of the same network.
         resume: go on from the last checkpoint in ``out`` where there is one.
         minutes: stop after this long, with a checkpoint.
         device: of the network.
@@ -70,6 +73,8 @@ def train(
     dataset = open_folders(config.data)
     steps, warmup = config.schedule.in_steps(len(dataset))
     state = TrainState.create(config, device)
+    if init is not None:
+        state.start_from(load_model(init))
     _take_over(state, out, config, resume)
     if state.step > steps:
         raise InputError(f"train: {out} is at step {state.step}, beyond the {steps} of this run; raise schedule.steps")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kithkin.checkpoint import read_tensors, save_model, write_tensors
 from kithkin.config import RunConfig
-from kithkin.errors import CheckpointError
+from kithkin.errors import CheckpointError, InputError
 from kithkin.model import KiT
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -57,6 +57,15 @@ class TrainState:
             {"params": plain, "weight_decay": 0.0},
         ]
         return cls(model, average, torch.optim.AdamW(groups, lr=0.0, betas=config.optimizer.betas, fused=True))
+
+    def start_from(self, model: KiT) -> None:
+        """Take over the weights of a network of the same configuration; raises InputError for another."""
+        if model.config != self.model.config:
+            other, own = model.config.to_dict(), self.model.config.to_dict()
+            differ = ", ".join(f"{key} = {other[key]}, not {own[key]}" for key in own if other[key] != own[key])
+            raise InputError(f"train: the weights to start from are of another network: {differ}")
+        self.model.load_state_dict(model.state_dict())
+        self.average.load_state_dict(model.state_dict())
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
