@@ -63,7 +63,7 @@ def test_models_lists_shows_and_counts():
     assert "denoise-tiny" in call("models").output
     card = json.loads(call("models", "show", "denoise", "--json").output)
     assert card["name"] == "denoise-tiny"
-    assert card["recipe"] in call("models", "show", "denoise").output
+    assert card["commit"] in call("models", "show", "denoise").output
     (row,) = json.loads(call("models", "cost", "tiny", "--side", "64", "--json").output)
     assert row["name"] == "tiny"
     assert 1.2e6 < row["parameters"] < 1.5e6
