@@ -20,8 +20,8 @@ def run(*arguments):
     return subprocess.run([sys.executable, "-m", "kithkin", *arguments], capture_output=True, text=True)
 
 
-def call(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
+def call(*arguments, code=0, env=None):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], env=env)
     assert result.exit_code == code, result.output
     return result
 
@@ -63,7 +63,8 @@ def test_models_lists_shows_and_counts():
     assert "denoise-tiny" in call("models").output
     card = json.loads(call("models", "show", "denoise", "--json").output)
     assert card["name"] == "denoise-tiny"
-    assert card["commit"] in call("models", "show", "denoise").output
+    shown = call("models", "show", "denoise", env={"COLUMNS": "1000"}).output  # so wide that nothing is wrapped
+    assert all(card[key] in shown for key in ("name", "summary", "recipe", "commit", "limits", "sha256"))
     (row,) = json.loads(call("models", "cost", "tiny", "--side", "64", "--json").output)
     assert row["name"] == "tiny"
     assert 1.2e6 < row["parameters"] < 1.5e6
