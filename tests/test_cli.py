@@ -90,11 +90,11 @@ def test_doctor_says_what_is_there():
 
 
 def test_doctor_finds_a_backend_that_computes_something_else(monkeypatch):
-    from kithkin.ops import blocked, dispatch
+    from kithkin.ops import dispatch, reference
+    from kithkin.ops.backend import Backend
 
-    wrong = dispatch.Backend("blocked", dispatch._floats_only("blocked"), lambda *a: 2 * blocked.attention(*a))
-    others = [backend for backend in dispatch.BACKENDS if backend.name != "blocked"]
-    monkeypatch.setattr(dispatch, "BACKENDS", (*others, wrong))
+    wrong = Backend("blocked", dispatch.BACKENDS["blocked"].why_not, plain=lambda *a: 2 * reference.attention(*a))
+    monkeypatch.setitem(dispatch.BACKENDS, "blocked", wrong)
     assert json.loads(call("doctor", "--json", code=1).output)["backend blocked (cpu)"].startswith("FAILED")
 
 

@@ -14,17 +14,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kithkin.ops.backend import Backend, takes_dtypes
 from kithkin.ops.grouping import PatchGroups
 
 # Logits of a block: 2 MiB in float32, near a core's second-level cache.
 BLOCK_ELEMENTS = 1 << 19
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, weighting: str, n_heads: int) -> Tensor:
-    """k-NN local attention block by block; arguments as in :func:`kithkin.ops.knn_local_attention`."""
-    table = _Table.of(groups)
-    out: Tensor = _BlockedAttention.apply(query, key, value, table, weighting == "paper", n_heads)
-    return out
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, paper: bool, n_heads: int
+) -> tuple[Tensor, Tensor]:
+    """Output and, per patch and head, the logarithm of the sum of weights (paper: the sum)."""
+    out, norm = _forward(_Problem(query, key, value, _Table.of(groups), paper, n_heads))
+    return out.to(value.dtype), norm
+
+
+def backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    norm: Tensor,
+    groups: PatchGroups,
+    paper: bool,
+    n_heads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value; the logits are computed again."""
+    return _backward(_Problem(query, key, value, _Table.of(groups), paper, n_heads), out, norm, grad)
 
 
 @dataclass(frozen=True)
@@ -64,32 +81,6 @@ class _Table:
 def _rows(x: Tensor) -> Tensor:
     """(B, h, G, …) -> (h, B·G, …)."""
     return x.transpose(0, 1).flatten(1, 2)
-
-
-class _BlockedAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        table: _Table,
-        paper: bool,
-        n_heads: int,
-    ) -> Tensor:
-        problem = _Problem(query, key, value, table, paper, n_heads)
-        out, norm = _forward(problem)
-        out = out.to(value.dtype)
-        ctx.save_for_backward(query, key, value, out, norm)
-        ctx.rest = table, paper, n_heads  # type: ignore[attr-defined]
-        return out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-        query, key, value, out, norm = ctx.saved_tensors
-        problem = _Problem(query, key, value, *ctx.rest)
-        return *_backward(problem, out, norm, grad), None, None, None
 
 
 class _Problem:
@@ -246,3 +237,11 @@ def _block_gradients(
     d_logits.diagonal(dim1=2, dim2=4).add_(d_pair.unsqueeze(-1), alpha=p.trace_scale)
     weighted = attend.mul_(wide)
     return tuple(x.flatten(3).flatten(1, 2).to(q.dtype) for x in (d_logits, weighted))  # type: ignore[return-value]
+
+
+BACKEND = Backend(
+    "blocked",
+    takes_dtypes("blocked", torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    forward=forward,
+    backward=backward,
+)

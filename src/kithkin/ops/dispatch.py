@@ -1,52 +1,18 @@
 """The table of backends, and the one function that runs them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from kithkin.errors import BackendError, InputError
-from kithkin.ops import blocked, native, reference
+from kithkin.ops import blocked, fused, native, reference
+from kithkin.ops.backend import Problem
 from kithkin.ops.grouping import PatchGroups
 
-WhyNot = Callable[[str, torch.dtype, PatchGroups | None], str | None]
-Attention = Callable[[Tensor, Tensor, Tensor, PatchGroups, str, int], Tensor]
-
-
-@dataclass(frozen=True)
-class Backend:
-    """One way to compute Eqs. (8)-(10).
-
-    Attributes:
-        name: what ``backend=`` takes.
-        why_not: (device type, dtype, groups) -> None where the backend can serve, else one sentence; without groups,
-            whether it can serve any.
-        run: (query, key, value, groups, weighting, n_heads) -> output.
-    """
-
-    name: str
-    why_not: WhyNot
-    run: Attention
-
-
-def _floats_only(name: str) -> WhyNot:
-    takes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-    def why_not(device_type: str, dtype: torch.dtype, groups: PatchGroups | None) -> str | None:
-        if dtype in takes:
-            return None
-        return f"{name} takes float16, bfloat16, float32 and float64, not {str(dtype).removeprefix('torch.')}"
-
-    return why_not
-
-
 # In order of preference: the first that can serve is taken where none is asked for.
-BACKENDS = (
-    Backend("native", native.why_not, native.attention),
-    Backend("blocked", _floats_only("blocked"), blocked.attention),
-    Backend("reference", _floats_only("reference"), reference.attention),
-)
+BACKENDS = {
+    backend.name: backend
+    for backend in (fused.register(native.BACKEND), fused.register(blocked.BACKEND), reference.BACKEND)
+}
 
 
 def available_backends(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, str | None]:
@@ -56,7 +22,7 @@ def available_backends(device: str | torch.device = "cpu", dtype: torch.dtype = 
         name -> None where it can be used, else the reason in one sentence; in order of preference.
     """
     kind = torch.device(device).type
-    return {backend.name: backend.why_not(kind, dtype, None) for backend in BACKENDS}
+    return {name: backend.why_not(kind, dtype, None) for name, backend in BACKENDS.items()}
 
 
 def knn_local_attention(
@@ -80,16 +46,21 @@ def knn_local_attention(
         backend: a name from :func:`available_backends`; None takes the first that can serve.
 
     Returns:
-        (B, N, P, C), dtype and device of ``value``, patches in their original order. Differentiable in
-        query, key and value.
+        (B, N, P, C), dtype and device of ``value``, patches in their original order. Differentiable
+        once in query, key and value; any number of times by the backend ``reference``.
 
     Raises:
         InputError: shapes, dtypes, heads or weighting don't fit.
         BackendError: the named backend is unknown or can't serve this call.
     """
     _check(query, key, value, groups, weighting, n_heads)
-    chosen = _choose(backend, query, groups)
-    return chosen.run(query, key, value, groups, weighting, n_heads)
+    problem = Problem(
+        query.shape[2], query.shape[3], n_heads, groups.k, groups.candidates_per_patch, groups.neighbors is not None
+    )
+    chosen = _choose(backend, query.device.type, query.dtype, problem)
+    if plain := BACKENDS[chosen].plain:
+        return plain(query, key, value, groups, weighting, n_heads)
+    return fused.attention(query, key, value, groups, weighting, n_heads, chosen)
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, weighting: str, n_heads: int) -> None:
@@ -116,16 +87,17 @@ def _check(query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, weigh
         raise InputError(f"knn_local_attention: {channels} channels can't be split into {n_heads} heads")
 
 
-def _choose(name: str | None, query: Tensor, groups: PatchGroups) -> Backend:
+# Looks at no tensor, so a compiler may take the answer for a constant.
+@torch.compiler.assume_constant_result
+def _choose(name: str | None, device_type: str, dtype: torch.dtype, problem: Problem) -> str:
     reasons = {}
-    for candidate in BACKENDS:
+    for candidate in BACKENDS.values():
         if name not in (None, candidate.name):
             continue
-        reason = candidate.why_not(query.device.type, query.dtype, groups)
+        reason = candidate.why_not(device_type, dtype, problem)
         if reason is None:
-            return candidate
+            return candidate.name
         reasons[candidate.name] = reason
     if not reasons:
-        known = ", ".join(b.name for b in BACKENDS)
-        raise BackendError(f"knn_local_attention: no backend is called {name!r}; there are {known}")
+        raise BackendError(f"knn_local_attention: no backend is called {name!r}; there are {', '.join(BACKENDS)}")
     raise BackendError("knn_local_attention: " + "; ".join(reasons.values()))

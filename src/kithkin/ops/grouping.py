@@ -60,6 +60,11 @@ class PatchGroups:
         """Chunks in a round: ceil(N / k)."""
         return -(-self.n_patches // self.k)
 
+    @property
+    def candidates_per_patch(self) -> int:
+        """Places of N_p in a round, empty ones counted: k, 2k with ``look_back``, or K."""
+        return self.k * (1 + self.look_back) if self.neighbors is None else self.neighbors.shape[-1]
+
     def chunks(self) -> Tensor:
         """Eq. (7): the patches of each chunk, P_i = {x̃_ki, …, x̃_ki+k-1}.
 

@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kithkin.ops.backend import Backend, Problem
 from kithkin.ops.grouping import PatchGroups
-from kithkin.ops.kernels.build import library
+from kithkin.ops.kernels.build import INSTRUCTION_SETS, library
 
 DTYPES = (torch.float32, torch.bfloat16)
 
 _POINTERS = (
-    *("query", "key", "value", "grad", "queries", "candidates", "out", "total", "top"),
+    *("query", "key", "value", "grad", "order", "neighbors", "out", "total", "top"),
     *("norm", "delta", "d_query", "d_key", "d_value", "team"),
 )
 _NUMBERS = (
-    *("threads", "rounds", "batch", "chunks", "kq", "kc"),
+    *("threads", "batch", "rounds", "patches", "k", "kc", "pitch"),
     *("pixels", "channels", "heads", "paper", "bfloat16"),
 )
 
@@ -37,9 +38,12 @@ class _Call(ctypes.Structure):
 
 @cache
 def _kernel() -> ctypes.CDLL | None:
-    """The library for this processor; None where there is none."""
-    known = torch.backends.cpu.get_cpu_capability()
-    for name in dict.fromkeys((known, "AVX2" if known == "AVX512" else "DEFAULT", "DEFAULT")):
+    """The library of the richest instruction set that was compiled and that this processor has, or None."""
+    plainest = library("DEFAULT")
+    if not plainest.is_file():
+        return None
+    level = ctypes.CDLL(str(plainest)).kithkin_level()
+    for name in reversed(list(INSTRUCTION_SETS)[: level + 1]):
         if library(name).is_file():
             return ctypes.CDLL(str(library(name)))
     return None
@@ -54,93 +58,93 @@ def _team() -> int | None:
         return None
 
 
-def why_not(device_type: str, dtype: torch.dtype, groups: PatchGroups | None) -> str | None:
-    """None where the kernel can serve tensors of this device and dtype in these groups, else one sentence."""
+def why_not(device_type: str, dtype: torch.dtype, problem: Problem | None) -> str | None:
+    """None where the kernel can serve tensors of this device and dtype, else one sentence; it takes every problem."""
     if device_type != "cpu":
         return f"native runs on the CPU, not on {device_type}"
     if dtype not in DTYPES:
         return f"native takes float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
-    if groups is not None and groups.neighbors is not None:
-        return "native works on chunks, not on exact neighbour lists"
     if _kernel() is None:
         return "native was not compiled; with a C++ compiler at hand: python -m kithkin.ops.kernels.build"
     return None
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, weighting: str, n_heads: int) -> Tensor:
-    """k-NN local attention by the kernel; arguments as in :func:`kithkin.ops.knn_local_attention`."""
-    tables = tuple(_rows(places, groups.n_patches) for places in (groups.chunks(), groups.candidates()))
-    out: Tensor = _NativeAttention.apply(query, key, value, *tables, weighting == "paper", n_heads)
-    return out
+def _pitched(*tensors: Tensor) -> tuple[int, list[Tensor]]:
+    """The tensors (B, N, P, C) laid out as the kernel takes them, copied only where they are not, and how many numbers
+    lie from pixel to pixel: C, or more where they are slices of one wider tensor."""
+    _, count, pixels, channels = tensors[0].shape
+    pitch = tensors[0].stride(2)
+    wanted = (count * pixels * pitch, pixels * pitch, pitch, 1)
+    if pitch >= channels and all(x.stride() == wanted for x in tensors):
+        return pitch, list(tensors)
+    return channels, [x.contiguous() for x in tensors]
 
 
-def _rows(places: Tensor, count: int) -> Tensor:
-    """(B, h, G, k) places of patches -> (h, B, G, k) rows of the flattened (B·N) patches; -1 stays."""
-    first = torch.arange(places.shape[0]).view(-1, 1, 1, 1) * count
-    return torch.where(places < 0, places, places + first).transpose(0, 1).contiguous()
-
-
-def _run(name: str, tensors: dict[str, Tensor], shape: torch.Size, paper: bool, heads: int) -> None:
-    queries, candidates = tensors["queries"], tensors["candidates"]
+def _run(name: str, tensors: dict[str, Tensor], groups: PatchGroups, paper: bool, heads: int) -> None:
+    (batch, count, pixels, channels), dtype = tensors["query"].shape, tensors["query"].dtype
+    pitch, laid = _pitched(*(tensors[key] for key in ("query", "key", "value")))
+    neighbors = None if groups.neighbors is None else groups.neighbors.contiguous()
+    order = groups.order.contiguous()
     numbers: dict[str, Any] = {
+        "order": order.data_ptr(),
+        "neighbors": None if neighbors is None else neighbors.data_ptr(),
         "team": _team(),
         "threads": torch.get_num_threads(),
-        "rounds": queries.shape[0],
-        "batch": queries.shape[1],
-        "chunks": queries.shape[2],
-        "kq": queries.shape[3],
-        "kc": candidates.shape[3],
-        "pixels": shape[2],
-        "channels": shape[3],
+        "batch": batch,
+        "rounds": groups.n_hashes,
+        "patches": count,
+        "k": groups.k,
+        "kc": groups.candidates_per_patch,
+        "pitch": pitch,
+        "pixels": pixels,
+        "channels": channels,
         "heads": heads,
         "paper": paper,
-        "bfloat16": tensors["query"].dtype == torch.bfloat16,
+        "bfloat16": dtype == torch.bfloat16,
     }
-    call = _Call(**{key: x.data_ptr() for key, x in tensors.items()}, **numbers)
+    given = {**tensors, **dict(zip(("query", "key", "value"), laid, strict=True))}
+    call = _Call(**{key: x.data_ptr() for key, x in given.items()}, **numbers)
     if getattr(_kernel(), name)(ctypes.byref(call)):
         raise MemoryError("native: there is no memory for the kernel's work space")
 
 
-class _NativeAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        queries: Tensor,
-        candidates: Tensor,
-        paper: bool,
-        heads: int,
-    ) -> Tensor:
-        query, key, value = (x.contiguous() for x in (query, key, value))
-        out = torch.empty_like(query, dtype=torch.float32)
-        total = out.new_empty(query.shape[0] * query.shape[1], heads)
-        top = torch.empty_like(total)
-        taken = {"query": query, "key": key, "value": value, "queries": queries, "candidates": candidates}
-        _run("kithkin_forward", {**taken, "out": out, "total": total, "top": top}, query.shape, paper, heads)
-        _by_head(out, heads).div_(total[:, None, :, None])
-        norm = total if paper else total.log_().add_(top)
-        out = out.to(value.dtype)
-        ctx.save_for_backward(query, key, value, queries, candidates, out, norm)
-        ctx.rest = paper, heads
-        return out
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, paper: bool, n_heads: int
+) -> tuple[Tensor, Tensor]:
+    """Output and, per patch and head, the logarithm to base 2 of the sum of weights (paper: the sum)."""
+    out = torch.empty(query.shape, dtype=torch.float32)
+    total = out.new_empty(query.shape[0] * query.shape[1], n_heads)
+    tensors = {"query": query, "key": key, "value": value, "out": out, "total": total}
+    top = torch.empty_like(total)
+    _run("kithkin_forward", {**tensors, "top": top}, groups, paper, n_heads)
+    return out.to(value.dtype), total if paper else total.log2_().add_(top)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        query, key, value, queries, candidates, out, norm = ctx.saved_tensors
-        paper, heads = ctx.rest
-        grad = grad.contiguous()
-        delta = (_by_head(grad.float(), heads) * _by_head(out.float(), heads)).sum(dim=(1, 3))
-        found = [torch.zeros_like(x, dtype=torch.float32) for x in (query, key, value)]
-        gradients = dict(zip(("d_query", "d_key", "d_value"), found, strict=True))
-        taken = {"query": query, "key": key, "value": value, "queries": queries, "candidates": candidates}
-        tensors = {**taken, "grad": grad, "norm": norm, "delta": delta, **gradients}
-        _run("kithkin_backward", tensors, query.shape, paper, heads)
-        return *(x.to(query.dtype) for x in found), None, None, None, None
+
+def backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    norm: Tensor,
+    groups: PatchGroups,
+    paper: bool,
+    n_heads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value; the logits are computed again."""
+    grad = grad.contiguous()
+    delta = (_by_head(grad.float(), n_heads) * _by_head(out.float(), n_heads)).sum(dim=(1, 3))
+    found = [torch.zeros(x.shape, dtype=torch.float32) for x in (query, key, value)]
+    gradients = dict(zip(("d_query", "d_key", "d_value"), found, strict=True))
+    tensors = {"query": query, "key": key, "value": value, "grad": grad, "norm": norm, "delta": delta}
+    _run("kithkin_backward", {**tensors, **gradients}, groups, paper, n_heads)
+    d_query, d_key, d_value = (x.to(query.dtype) for x in found)
+    return d_query, d_key, d_value
 
 
 def _by_head(patches: Tensor, heads: int) -> Tensor:
     """(B, N, P, C) -> (B·N, P, heads, C / heads)."""
     return patches.view(-1, patches.shape[2], heads, patches.shape[3] // heads)
+
+
+BACKEND = Backend("native", why_not, forward=forward, backward=backward)

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from kithkin.ops.backend import Backend, takes_dtypes
 from kithkin.ops.grouping import PatchGroups
 
 WEIGHTINGS = ("softmax", "paper")
@@ -86,3 +87,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, we
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+BACKEND = Backend(
+    "reference",
+    takes_dtypes("reference", torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    plain=attention,
+)

@@ -12,16 +12,20 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = ("build.py", "chunk.hpp", "knn_attention.cpp")
+SOURCES = ("build.py", "simd.hpp", "chunk.hpp", "knn_attention.cpp")
 X86 = ("x86_64", "AMD64")
 
-# Name as torch.backends.cpu.get_cpu_capability() gives it -> what the compiler is told. Other processors take DEFAULT.
+# From the plainest; the library for DEFAULT says how far down this list a processor can go (kithkin_level). Processors
+# of other families have DEFAULT alone.
 INSTRUCTION_SETS = {
     "DEFAULT": ["-DKITHKIN_LANES=8"],
     "AVX2": ["-DKITHKIN_LANES=8", "-mavx2", "-mfma"],
     "AVX512": ["-DKITHKIN_LANES=16", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"],
 }
-FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=fast", "-pthread", "-Wall", "-Wno-psabi"]
+INSTRUCTION_SETS["AVX512_BF16"] = [*INSTRUCTION_SETS["AVX512"], "-mavx512bf16"]
+# GCC takes the undefined operands in its own AVX-512 headers for mistakes.
+WARNINGS = ["-Wall", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=fast", "-pthread", *WARNINGS]
 
 
 def library(instruction_set: str) -> Path:

@@ -3,142 +3,76 @@
 // Lanes are the pixels of a few query patches, rows are the pixels of the candidates. A softmax over the P pixels of a
 // candidate then runs down P rows and needs no sum across lanes, and the inner product of two patches (Eq. 10) is the
 // trace of their P x P block of logits. A block of logits stays in the first-level cache; no other logits exist.
+// Logits are kept in units of log 2, so that the exponentials are powers of two. Sums are float32; with `Pairs` the factors
+// of the forward pass's products stay bfloat16, else everything is computed in float32.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <limits>
 #include <new>
 
-#ifndef KITHKIN_LANES
-#define KITHKIN_LANES 8
-#endif
+#include "simd.hpp"
 
 namespace kithkin {
 
-constexpr int64_t W = KITHKIN_LANES;  // floats of a vector
-typedef float Vec __attribute__((vector_size(4 * KITHKIN_LANES), aligned(4), may_alias));
-typedef int32_t Int __attribute__((vector_size(4 * KITHKIN_LANES), aligned(4), may_alias));
+inline int64_t up(int64_t n) { return (n + W - 1) / W * W; }
 
-struct bfloat16 {
-    uint16_t bits;
-};
-
-inline float to_float(float x) { return x; }
-inline float to_float(bfloat16 x) {
-    const uint32_t wide = static_cast<uint32_t>(x.bits) << 16;
-    float result;
-    std::memcpy(&result, &wide, 4);
-    return result;
-}
-
-inline Vec load(const float* x) { return *reinterpret_cast<const Vec*>(x); }
-inline void store(float* x, Vec v) { *reinterpret_cast<Vec*>(x) = v; }
-inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
-
-// e^x for x <= 0, within about 2 units in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2].
-inline Vec exp_nonpositive(Vec x) {
-    const Vec magic = Vec{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    x = larger(x, Vec{} - 87.0f);
-    const Vec shifted = x * 1.44269504f + magic;
-    const Vec n = shifted - magic;
-    Vec r = x - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
-    Vec p = Vec{} + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return (Vec)((Int)p + (((Int)shifted) << 23));
-}
-
-// A matrix whose element (r, c) lies at data[r * row + c * column].
-struct Matrix {
-    const float* data;
-    int64_t row, column;
-};
-
-// R rows and 2 vectors of lanes of a product; the accumulators stay in registers.
-template <int R>
-inline void product_block(Matrix a, const float* b, int64_t lanes, int64_t depth, float* out, bool add) {
-    Vec sums[R][2];
-    for (int r = 0; r < R; ++r)
-        for (int v = 0; v < 2; ++v) sums[r][v] = add ? load(out + r * lanes + v * W) : Vec{};
-    for (int64_t c = 0; c < depth; ++c) {
-        const Vec first = load(b + c * lanes), second = load(b + c * lanes + W);
-        const float* x = a.data + c * a.column;
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            const float s = x[r * a.row];
-            sums[r][0] += s * first;
-            sums[r][1] += s * second;
-        }
-    }
-    for (int r = 0; r < R; ++r)
-        for (int v = 0; v < 2; ++v) store(out + r * lanes + v * W, sums[r][v]);
-}
-
-// out (rows, lanes) = a (rows, depth) times b (depth, lanes), or added to it; lanes is a multiple of 2 vectors.
-inline void product(Matrix a, int64_t rows, const float* b, int64_t lanes, int64_t depth, float* out, bool add = false) {
-    for (int64_t l = 0; l < lanes; l += 2 * W) {
-        int64_t r = 0;
-        const auto from = [&] { return Matrix{a.data + r * a.row, a.row, a.column}; };
-        for (; r + 8 <= rows; r += 8) product_block<8>(from(), b + l, lanes, depth, out + r * lanes + l, add);
-        for (; r + 4 <= rows; r += 4) product_block<4>(from(), b + l, lanes, depth, out + r * lanes + l, add);
-        for (; r < rows; ++r) product_block<1>(from(), b + l, lanes, depth, out + r * lanes + l, add);
-    }
-}
-
-// The sizes of a call, and of the blocks of query patches that a chunk is worked off in.
+// The sizes of a call. The forward pass takes a block of query patches and all candidates at a time, the backward pass all
+// query patches and one candidate.
 struct Shape {
     int64_t pixels, channels, heads, depth;  // P, C, heads, C / heads
     int64_t kq, kc;                          // query patches and candidates of a chunk
-    int64_t per_block, lanes;                // query patches of a block, their pixels rounded up to 2 vectors
-    int64_t padded;                          // depth rounded up to 2 vectors
+    int64_t per_block, lanes;                // query patches that are worked off together, their pixels rounded up to vectors
+    int64_t padded, pairs;                   // depth, and candidates or queries, rounded up to vectors
 
-    Shape(int64_t p, int64_t c, int64_t h, int64_t q, int64_t k)
-        : pixels(p), channels(c), heads(h), depth(c / h), kq(q), kc(k) {
-        per_block = std::min(kq, std::max<int64_t>(1, 2 * W / pixels));
+    Shape(int64_t p, int64_t c, int64_t h, int64_t q, int64_t k, bool backward)
+        : pixels(p), channels(c), heads(h), depth(c / h), kq(q), kc(k), padded(up(c / h)), pairs(up(std::max(q, k))) {
+        per_block = backward ? kq : std::min(kq, std::max<int64_t>(1, 2 * W / pixels));
         lanes = up(per_block * pixels);
-        padded = up(depth);
     }
-    int64_t keys() const { return kc * pixels; }
     int64_t patch() const { return pixels * channels; }
-    static int64_t up(int64_t n) { return (n + 2 * W - 1) / (2 * W) * 2 * W; }
+    float scale() const { return 1.0f / std::sqrt(static_cast<float>(depth)); }
 };
 
-// The work space of a thread, on cache lines of its own.
+// The work space of a thread, on cache lines of its own. `keys` are the pixels of the candidates worked off together.
 struct Scratch {
-    float *query_t, *grad_t;         // (depth, lanes): the block's queries, scaled, and the gradients of its outputs
-    float *key, *value;              // (keys, padded)
+    float *query_t, *grad_t;         // (depth, lanes): queries, scaled, and the gradients of their outputs
     float *logits, *inner;           // (keys, lanes)
-    float* result_t;                 // (depth, lanes)
-    float *weight, *pair;            // (kc, lanes): weights of the pairs; products of gradient and pair output
+    float* result_t;                 // (depth, lanes): sums of weighted values, or gradients of the queries
+    float *weight, *pair;            // (candidates, lanes): weights of the pairs; products of gradient and pair output
+    float* pair_logit;               // (per_block, pairs)
     float* share;                    // (per_block): what the rounds before keep of their weight
     float *query, *grad;             // (lanes, padded)
-    float *d_key, *d_value;          // (keys, padded)
+    float *d_key, *d_value;          // (P, padded)
+    float *key, *value;              // (kc, P, depth): candidates of another type than float; value, too, pairs of pixels
+    float* single;                   // (P, depth): a patch of another type than float
+    float* attention;                // (keys / 2, lanes): the softmaxes as pairs
+    const float **keys, **values;    // (kc): where each candidate's numbers of this head lie
+    int64_t *queries, *candidates;   // (kq), (kc): rows of patches, -1 where a place is empty
+    int64_t key_pitch, value_pitch;  // from pixel (or pair of pixels) to the next
 
-    Scratch(const Shape& s, bool backward) {
-        const int64_t more = backward ? 1 : 0;
-        const int64_t small = s.depth * s.lanes, side = s.keys() * s.padded, block = s.keys() * s.lanes;
-        const int64_t pairs = s.kc * s.lanes, rows = s.lanes * s.padded;
-        float** places[] = {&query_t, &grad_t, &key,   &value, &logits, &inner, &result_t,
-                            &weight,  &pair,   &share, &query, &grad,   &d_key, &d_value};
-        const int64_t sizes[] = {small, small * more, side,        side,        block,       block * more, small,
-                                 pairs, pairs * more, s.per_block, rows * more, rows * more, side * more,  side * more};
-        int64_t total = 0;
+    Scratch(const Shape& s, bool backward, bool converts) {
+        const int64_t more = backward ? 1 : 0, together = backward ? 1 : s.kc, one = s.pixels * s.depth;
+        const int64_t small = s.depth * s.lanes, side = s.pixels * s.padded * more, block = together * s.pixels * s.lanes;
+        const int64_t pairs = together * s.lanes, rows = s.lanes * s.padded * more, copy = converts ? s.kc * one : 0;
+        float** places[] = {&query_t, &grad_t, &logits,  &inner, &result_t, &weight, &pair, &pair_logit, &share, &query,
+                            &grad,    &d_key,  &d_value, &key,   &value,    &single, &attention};
+        const int64_t sizes[] = {small, small * more, block, block * more, small, pairs, pairs * more, s.per_block * s.pairs,
+                                 s.per_block, rows, rows, side, side, copy, copy, one, converts ? block / 2 : 0};
+        const int64_t wide = 2 * (3 * s.kc + s.kq);
+        int64_t total = (wide + 15) / 16 * 16;
         for (int64_t n : sizes) total += (n + 15) / 16 * 16;
         memory_ = static_cast<float*>(std::aligned_alloc(64, total * 4));
         if (!memory_) throw std::bad_alloc();
         std::memset(memory_, 0, total * 4);
         float* next = memory_;
-        for (int i = 0; i < 14; ++i) {
+        for (size_t i = 0; i < sizeof places / sizeof *places; ++i) {
             *places[i] = next;
             next += (sizes[i] + 15) / 16 * 16;
         }
+        keys = reinterpret_cast<const float**>(next);
+        values = keys + s.kc;
+        candidates = reinterpret_cast<int64_t*>(values + s.kc);
+        queries = candidates + s.kc;
     }
     ~Scratch() { std::free(memory_); }
     Scratch(const Scratch&) = delete;
@@ -148,136 +82,254 @@ struct Scratch {
     float* memory_;
 };
 
-// One round of a call. A patch is a row of P * C numbers; -1 in the tables is an empty place.
+// One round of a call. A patch is P pixels of C numbers, `pitch` apart in what comes in and C apart in what goes out.
 template <typename T>
 struct Round {
     Shape shape;
-    const T *query, *key, *value, *grad;
-    const int64_t *queries, *candidates;    // (chunks, kq), (chunks, kc)
-    float *out, *total, *top;               // forward: numerator (rows, P * C), sum of weights and maximum (rows, heads)
-    const float *norm, *delta;              // backward: what weights are divided by, sum of grad * output (rows, heads)
-    float *d_query, *d_key, *d_value;       // (rows, P * C)
-    bool paper, first;
+    int64_t pitch;
+    const T *query, *key, *value;
+    const T* grad;                    // not pitched
+    float *out, *total, *top;         // forward: the sum of weighted values (rows, P * C), of weights and maximum (rows, heads)
+    const float *norm, *delta;        // backward: what weights are divided by, sum of grad * output (rows, heads)
+    float *d_query, *d_key, *d_value; // (rows, P * C)
+    bool paper, first, last;
 };
 
-// A patch's (P, depth) numbers of one head as rows, or as scaled columns.
-template <typename T>
-inline void take_rows(const T* patch, const Shape& s, float* out) {
-    for (int64_t p = 0; p < s.pixels; ++p)
-        for (int64_t c = 0; c < s.depth; ++c) out[p * s.padded + c] = to_float(patch[p * s.channels + c]);
+// A patch of one head as floats: where it lies, or a copy.
+inline const float* floats(const float* patch, const Shape&, int64_t pitch, float*, int64_t& new_pitch) {
+    new_pitch = pitch;
+    return patch;
 }
-template <typename T>
-inline void take_columns(const T* patch, const Shape& s, float scale, float* out) {
+inline const float* floats(const bfloat16* patch, const Shape& s, int64_t pitch, float* copy, int64_t& new_pitch) {
     for (int64_t p = 0; p < s.pixels; ++p)
-        for (int64_t c = 0; c < s.depth; ++c) out[c * s.lanes + p] = to_float(patch[p * s.channels + c]) * scale;
+        for (int64_t c = 0; c < s.depth; ++c) copy[p * s.depth + c] = to_float(patch[p * pitch + c]);
+    new_pitch = s.depth;
+    return copy;
 }
 
-template <typename T>
-void take_candidates(const Round<T>& call, const int64_t* candidates, int64_t head, Scratch& w) {
+#ifdef __AVX512BF16__
+// The pairs of two pixels, channel by channel: (P / 2, depth).
+inline void pair_pixels(const bfloat16* patch, const Shape& s, int64_t pitch, float* out) {
+    auto* to = reinterpret_cast<uint32_t*>(out);
+    for (int64_t p = 0; p < s.pixels; p += 2, to += s.depth) {
+        const bfloat16 *low = patch + p * pitch, *high = low + pitch;
+        for (int64_t c = 0; c < s.depth; ++c) to[c] = low[c].bits | static_cast<uint32_t>(high[c].bits) << 16;
+    }
+}
+#endif
+
+template <typename Dot, typename T>
+void find_candidates(const Round<T>& call, int64_t head, Scratch& w) {
     const Shape& s = call.shape;
-    const int64_t size = s.pixels * s.padded;
+    const int64_t size = s.pixels * s.depth;
     for (int64_t j = 0; j < s.kc; ++j) {
-        if (candidates[j] < 0) {
-            std::memset(w.key + j * size, 0, size * 4);
-            std::memset(w.value + j * size, 0, size * 4);
-            continue;
+        if (w.candidates[j] < 0) continue;
+        const int64_t from = w.candidates[j] * s.pixels * call.pitch + head * s.depth;
+        if constexpr (std::is_same_v<Dot, Floats>) {
+            w.keys[j] = floats(call.key + from, s, call.pitch, w.key + j * size, w.key_pitch);
+            w.values[j] = floats(call.value + from, s, call.pitch, w.value + j * size, w.value_pitch);
+        } else {
+            w.keys[j] = reinterpret_cast<const float*>(call.key + from);  // pairs of channels as they lie
+            w.values[j] = w.value + j * size / 2;
+            pair_pixels(call.value + from, s, call.pitch, w.value + j * size / 2);
+            w.key_pitch = call.pitch / 2, w.value_pitch = s.depth;
         }
-        const int64_t from = candidates[j] * s.patch() + head * s.depth;
-        take_rows(call.key + from, s, w.key + j * size);
-        take_rows(call.value + from, s, w.value + j * size);
     }
 }
 
-// The mean of the scaled inner products of query patch i of the block and candidate j, from their block of logits.
-inline float pair_logit(const Scratch& w, const Shape& s, int64_t i, int64_t j) {
-    float sum = 0;
-    for (int64_t p = 0; p < s.pixels; ++p) sum += w.logits[(j * s.pixels + p) * s.lanes + i * s.pixels + p];
-    return sum / s.pixels;
+// Products with the candidates, each (P, `pitch` apart); an empty place counts as a patch of zeros. `depth` is that of a dot
+// product in elements of the factors: floats, or pairs.
+template <typename Dot>
+void keys_times(const Shape& s, const Scratch& w, const float* const* patches, int64_t pitch, int64_t depth, const float* b,
+                Into into) {
+    for (int64_t j = 0; j < s.kc; ++j) {
+        float* block = into.out + j * s.pixels * s.lanes;
+        if (w.candidates[j] < 0) std::memset(block, 0, s.pixels * s.lanes * 4);
+        else product<Dot>(Parts{patches + j, 1, pitch, 1}, s.pixels, b, s.lanes, depth, Into{block, into.scale});
+    }
+}
+template <typename Dot>
+void times_keys(const Shape& s, const Scratch& w, const float* const* patches, int64_t pitch, int64_t depth, const float* b,
+                Into into) {
+    for (int64_t j = 0; j < s.kc;) {
+        int64_t end = j;
+        while (end < s.kc && w.candidates[end] >= 0) ++end;
+        if (end > j) {
+            product<Dot>(Parts{patches + j, end - j, 1, pitch}, s.depth, b + j * depth * s.lanes, s.lanes, depth, into);
+            into.add = true;
+        }
+        j = end + 1;
+    }
+}
+
+struct Assign {
+    float factor;
+    void operator()(float* to, float x) const { *to = x * factor; }
+    void operator()(float* to, Quad x) const { store(to, x * factor); }
+};
+struct Move {
+    void operator()(float* to, float x) const { std::memcpy(to, &x, 4); }
+    void operator()(float* to, Quad x) const { store(to, x); }
+};
+struct Add {
+    float factor;
+    void operator()(float* to, float x) const { *to += x * factor; }
+    void operator()(float* to, Quad x) const { store(to, load4(to) + x * factor); }
+};
+struct Combine {
+    float share, factor;
+    void operator()(float* to, float x) const { *to = (*to * share + x) * factor; }
+    void operator()(float* to, Quad x) const { store(to, (load4(to) * share + x) * factor); }
+};
+
+// A patch's (P, depth) numbers of one head as scaled columns.
+template <typename T>
+inline void take_columns(const T* patch, const Shape& s, int64_t pitch, float scale, Scratch& w, float* out) {
+    const float* rows = floats(patch, s, pitch, w.single, pitch);
+    transposed(rows, pitch, s.pixels, s.depth, out, s.lanes, Assign{scale});
+}
+inline void take_rows(const float* patch, const Shape& s, int64_t pitch, float* out) {
+    for (int64_t p = 0; p < s.pixels; ++p) std::memcpy(out + p * s.padded, patch + p * pitch, s.depth * 4);
+}
+inline void take_rows(const bfloat16* patch, const Shape& s, int64_t pitch, float* out) {
+    for (int64_t p = 0; p < s.pixels; ++p)
+        for (int64_t c = 0; c < s.depth; ++c) out[p * s.padded + c] = to_float(patch[p * pitch + c]);
+}
+
+// For query patch i of the block, the mean scaled inner product with each candidate: the traces of their blocks of logits.
+inline void find_pair_logits(const Shape& s, int64_t i, Scratch& w) {
+    float* found = w.pair_logit + i * s.pairs;
+    const float* logits = w.logits + i * s.pixels;
+    for (int64_t j = 0; j < s.kc; ++j) found[j] = logits[j * s.pixels * s.lanes];
+    for (int64_t p = 1; p < s.pixels; ++p)
+        for (int64_t j = 0; j < s.kc; ++j) found[j] += logits[(j * s.pixels + p) * s.lanes + p];
+    for (int64_t j = 0; j < s.kc; ++j) found[j] /= s.pixels;
 }
 
 inline void spread_weight(Scratch& w, const Shape& s, int64_t i, int64_t j, float value) {
-    for (int64_t p = 0; p < s.pixels; ++p) w.weight[j * s.lanes + i * s.pixels + p] = value;
+    float* to = w.weight + j * s.lanes + i * s.pixels;
+    for (int64_t p = 0; p < s.pixels; ++p) to[p] = value;
 }
 
-// Eq. (8): the softmax over each candidate's pixels, in place; times the pairs' weights where `weigh` is set.
-inline void attend(Scratch& w, const Shape& s, bool weigh) {
+// The largest of n rows, by several chains that need not wait for each other.
+template <int P>
+inline Vec softmax_top(const float* x, int64_t n, int64_t lanes) {
+    constexpr int64_t CHAINS = P && P % 4 == 0 ? 4 : 1;
+    Vec tops[CHAINS];
+    for (int64_t p = 0; p < CHAINS; ++p) tops[p] = load(x + p * lanes);
+    for (int64_t p = CHAINS; p < n; ++p) tops[p % CHAINS] = larger(tops[p % CHAINS], load(x + p * lanes));
+    for (int64_t p = 1; p < CHAINS; ++p) tops[0] = larger(tops[0], tops[p]);
+    return tops[0];
+}
+
+// Eq. (8): the softmax over each candidate's pixels, times the pairs' weights: in place, or to `attention` as pairs of
+// pixels. With P known to the compiler the pixels stay in registers.
+template <typename Dot, int P>
+inline void attend_lane(float* x, const float* weight, int64_t pixels, int64_t lanes, float* out) {
+    const int64_t n = P ? P : pixels;
+    const auto at = [&](int64_t p) { return x + p * lanes; };
+    Vec e[P ? P : 1];
+    const Vec top = softmax_top<P>(x, n, lanes);
+    Vec total[2] = {};
+    for (int64_t p = 0; p < n; ++p) {
+        const Vec found = Dot::exp2_nonpositive(load(at(p)) - top);
+        total[p % 2] += found;
+        if constexpr (P > 0) e[p] = found;
+        else store(at(p), found);
+    }
+    const Vec factor = load(weight) / (total[0] + total[1]);
+    const auto result = [&](int64_t p) { return (P ? e[P ? p : 0] : load(at(p))) * factor; };
+    if constexpr (std::is_same_v<Dot, Floats>) {
+        for (int64_t p = 0; p < n; ++p) store(out + p * lanes, result(p));
+    } else {
+        for (int64_t p = 0; p < n; p += 2) store(out + p / 2 * lanes, pairs_of(result(p), result(p + 1)));
+    }
+}
+
+template <typename Dot>
+void attend(Scratch& w, const Shape& s) {
+    constexpr bool in_place = std::is_same_v<Dot, Floats>;
     for (int64_t j = 0; j < s.kc; ++j)
         for (int64_t l = 0; l < s.lanes; l += W) {
             float* x = w.logits + j * s.pixels * s.lanes + l;
-            Vec top = load(x);
-            for (int64_t p = 1; p < s.pixels; ++p) top = larger(top, load(x + p * s.lanes));
-            Vec sum = Vec{};
-            for (int64_t p = 0; p < s.pixels; ++p) {
-                const Vec e = exp_nonpositive(load(x + p * s.lanes) - top);
-                sum += e;
-                store(x + p * s.lanes, e);
-            }
-            const Vec factor = (weigh ? load(w.weight + j * s.lanes + l) : Vec{} + 1.0f) / sum;
-            for (int64_t p = 0; p < s.pixels; ++p) store(x + p * s.lanes, load(x + p * s.lanes) * factor);
+            float* out = in_place ? x : w.attention + j * s.pixels / 2 * s.lanes + l;
+            const float* weight = w.weight + j * s.lanes + l;
+            if (s.pixels == 16) attend_lane<Dot, 16>(x, weight, 16, s.lanes, out);
+            else attend_lane<Dot, 0>(x, weight, s.pixels, s.lanes, out);
         }
 }
 
 // Eq. (10) for query patch i of the block, not yet divided by the sum, which goes to the patch's running total.
 template <typename T>
-void weigh_pairs(const Round<T>& call, const int64_t* candidates, int64_t i, int64_t place, Scratch& w) {
+void weigh_pairs(const Round<T>& call, int64_t i, int64_t place, Scratch& w) {
     const Shape& s = call.shape;
-    float &total = call.total[place], &top = call.top[place];
-    float highest = call.first || call.paper ? -std::numeric_limits<float>::infinity() : top;
-    for (int64_t j = 0; j < s.kc && !call.paper; ++j)
-        if (candidates[j] >= 0) highest = std::max(highest, pair_logit(w, s, i, j));
+    float &total = call.total[place], &top = call.top[place], *weight = w.pair_logit + i * s.pairs;
+    find_pair_logits(s, i, w);
+    float highest = call.first ? -std::numeric_limits<float>::infinity() : top;
+    if (!call.paper) {
+        for (int64_t j = 0; j < s.kc; ++j)
+            if (w.candidates[j] >= 0) highest = std::max(highest, weight[j]);
+        for (int64_t j = 0; j < s.kc; j += W) store(weight + j, exp2_nonpositive(load(weight + j) - highest));
+    }
     float sum = 0;
     for (int64_t j = 0; j < s.kc; ++j) {
-        const float logit = candidates[j] < 0 ? 0 : pair_logit(w, s, i, j);
-        const float value = candidates[j] < 0 ? 0 : call.paper ? logit : std::exp(logit - highest);
+        const float value = w.candidates[j] < 0 ? 0 : weight[j];
         spread_weight(w, s, i, j, value);
         sum += value;
     }
-    w.share[i] = call.first ? 0 : call.paper ? 1 : std::exp(top - highest);
+    w.share[i] = call.first ? 0 : call.paper ? 1 : std::exp2(top - highest);
     total = call.first ? sum : total * w.share[i] + sum;
     top = highest;
 }
 
-template <typename T>
-void forward_chunk(const Round<T>& call, int64_t chunk, Scratch& w) {
+template <typename Dot, typename T>
+void forward_chunk(const Round<T>& call, Scratch& w) {
     const Shape& s = call.shape;
-    const int64_t *queries = call.queries + chunk * s.kq, *candidates = call.candidates + chunk * s.kc;
-    const float scale = 1.0f / std::sqrt(static_cast<float>(s.depth));
+    const float scale = s.scale() * LOG2_E;
+    constexpr bool pairs = !std::is_same_v<Dot, Floats>;
     for (int64_t head = 0; head < s.heads; ++head) {
-        take_candidates(call, candidates, head, w);
+        find_candidates<Dot>(call, head, w);
         for (int64_t start = 0; start < s.kq; start += s.per_block) {
             const int64_t count = std::min(s.per_block, s.kq - start);
             const auto each_query = [&](auto&& work) {
                 for (int64_t i = 0; i < count; ++i)
-                    if (queries[start + i] >= 0) work(i, queries[start + i]);
+                    if (w.queries[start + i] >= 0) work(i, w.queries[start + i]);
             };
             each_query([&](int64_t i, int64_t row) {
-                take_columns(call.query + row * s.patch() + head * s.depth, s, scale, w.query_t + i * s.pixels);
+                const T* patch = call.query + row * s.pixels * call.pitch + head * s.depth;
+                float* to = w.query_t + i * s.pixels;
+                if constexpr (pairs) {
+                    const auto* rows = reinterpret_cast<const float*>(patch);
+                    transposed(rows, call.pitch / 2, s.pixels, s.depth / 2, to, s.lanes, Move{});
+                } else {
+                    take_columns(patch, s, call.pitch, scale, w, to);
+                }
             });
-            product({w.key, s.padded, 1}, s.keys(), w.query_t, s.lanes, s.depth, w.logits);
-            each_query([&](int64_t i, int64_t row) { weigh_pairs(call, candidates, i, row * s.heads + head, w); });
-            attend(w, s, true);
-            product({w.value, 1, s.padded}, s.depth, w.logits, s.lanes, s.keys(), w.result_t);
+            const int64_t depth = pairs ? s.depth / 2 : s.depth, pixels = pairs ? s.pixels / 2 : s.pixels;
+            keys_times<Dot>(s, w, w.keys, w.key_pitch, depth, w.query_t, Into{w.logits, pairs ? scale : 1});
+            each_query([&](int64_t i, int64_t row) { weigh_pairs(call, i, row * s.heads + head, w); });
+            attend<Dot>(w, s);
+            times_keys<Dot>(s, w, w.values, w.value_pitch, pixels, pairs ? w.attention : w.logits, Into{w.result_t});
             each_query([&](int64_t i, int64_t row) {
                 float* out = call.out + row * s.patch() + head * s.depth;
+                const float factor = call.last ? 1 / call.total[row * s.heads + head] : 1;
                 const float* found = w.result_t + i * s.pixels;
-                for (int64_t p = 0; p < s.pixels; ++p)
-                    for (int64_t c = 0; c < s.depth; ++c) {
-                        float& o = out[p * s.channels + c];
-                        o = (call.first ? 0 : o * w.share[i]) + found[c * s.lanes + p];
-                    }
+                if (call.first) transposed(found, s.lanes, s.depth, s.pixels, out, s.channels, Assign{factor});
+                else transposed(found, s.lanes, s.depth, s.pixels, out, s.channels, Combine{w.share[i], factor});
             });
         }
     }
 }
 
-// Queries and gradients of a block; empty places become zero, for they still hold what an earlier block left there.
+// The queries of a chunk and the gradients of their outputs; empty places become zero, for they still hold what an earlier
+// chunk left there.
 template <typename T>
-void take_block(const Round<T>& call, const int64_t* rows, int64_t count, int64_t head, float scale, Scratch& w) {
+void take_queries(const Round<T>& call, int64_t head, Scratch& w) {
     const Shape& s = call.shape;
-    for (int64_t i = 0; i < s.per_block; ++i) {
+    for (int64_t i = 0; i < s.kq; ++i) {
         float *query = w.query + i * s.pixels * s.padded, *grad = w.grad + i * s.pixels * s.padded;
         float *query_t = w.query_t + i * s.pixels, *grad_t = w.grad_t + i * s.pixels;
-        if (i >= count || rows[i] < 0) {
+        if (w.queries[i] < 0) {
             std::memset(query, 0, s.pixels * s.padded * 4);
             std::memset(grad, 0, s.pixels * s.padded * 4);
             for (int64_t c = 0; c < s.depth; ++c) {
@@ -286,98 +338,121 @@ void take_block(const Round<T>& call, const int64_t* rows, int64_t count, int64_
             }
             continue;
         }
-        const int64_t from = rows[i] * s.patch() + head * s.depth;
-        take_rows(call.query + from, s, query);
-        take_rows(call.grad + from, s, grad);
-        take_columns(call.query + from, s, scale, query_t);
-        take_columns(call.grad + from, s, 1.0f, grad_t);
+        const T* from_query = call.query + w.queries[i] * s.pixels * call.pitch + head * s.depth;
+        const T* from_grad = call.grad + w.queries[i] * s.patch() + head * s.depth;
+        take_rows(from_query, s, call.pitch, query);
+        take_rows(from_grad, s, s.channels, grad);
+        take_columns(from_query, s, call.pitch, s.scale() * LOG2_E, w, query_t);
+        take_columns(from_grad, s, s.channels, 1.0f, w, grad_t);
     }
 }
 
-// From softmaxes A and G = grad * value^T: logits becomes w A, inner the gradient of the logits but for its diagonal,
-// w A (G - rowsum(A G)), pair the row sums.
+// From logits and G = grad * value^T, with A the softmaxes: logits becomes w A, inner the gradient of the logits but for its
+// diagonal, w A (G - rowsum(A G)), pair the row sums.
+template <int P>
+inline void differentiate_lane(float* x, float* g, const float* weight, float* pair, int64_t pixels, int64_t lanes) {
+    const int64_t n = P ? P : pixels;
+    Vec e[P ? P : 1];
+    const Vec top = softmax_top<P>(x, n, lanes);
+    Vec total[2] = {}, products[2] = {};
+    for (int64_t p = 0; p < n; ++p) {
+        const Vec found = exp2_nonpositive(load(x + p * lanes) - top);
+        total[p % 2] += found;
+        products[p % 2] += found * load(g + p * lanes);
+        if constexpr (P > 0) e[p] = found;
+        else store(x + p * lanes, found);
+    }
+    const Vec scale = 1.0f / (total[0] + total[1]), mean = (products[0] + products[1]) * scale;
+    store(pair, mean);
+    const Vec factor = load(weight) * scale;
+    for (int64_t p = 0; p < n; ++p) {
+        const Vec weighted = (P ? e[P ? p : 0] : load(x + p * lanes)) * factor;
+        store(x + p * lanes, weighted);
+        store(g + p * lanes, weighted * (load(g + p * lanes) - mean));
+    }
+}
+
 inline void differentiate_softmax(Scratch& w, const Shape& s) {
-    for (int64_t j = 0; j < s.kc; ++j)
-        for (int64_t l = 0; l < s.lanes; l += W) {
-            float *a = w.logits + j * s.pixels * s.lanes + l, *g = w.inner + j * s.pixels * s.lanes + l;
-            Vec sum = Vec{};
-            for (int64_t p = 0; p < s.pixels; ++p) sum += load(a + p * s.lanes) * load(g + p * s.lanes);
-            store(w.pair + j * s.lanes + l, sum);
-            const Vec weight = load(w.weight + j * s.lanes + l);
-            for (int64_t p = 0; p < s.pixels; ++p) {
-                const Vec weighted = weight * load(a + p * s.lanes);
-                store(a + p * s.lanes, weighted);
-                store(g + p * s.lanes, weighted * (load(g + p * s.lanes) - sum));
-            }
-        }
-}
-
-// The gradient of query patch i's pair weights, which reaches the diagonals of its blocks of logits.
-template <typename T>
-void differentiate_weights(const Round<T>& call, const int64_t* candidates, int64_t i, int64_t place, Scratch& w) {
-    const Shape& s = call.shape;
-    for (int64_t j = 0; j < s.kc; ++j) {
-        if (candidates[j] < 0) continue;
-        const int64_t first = j * s.lanes + i * s.pixels;
-        float sum = 0;
-        for (int64_t p = 0; p < s.pixels; ++p) sum += w.pair[first + p];
-        const float slope = call.paper ? 1 / call.norm[place] : w.weight[first];
-        const float d = (sum - call.delta[place]) * slope / s.pixels;
-        for (int64_t p = 0; p < s.pixels; ++p) w.inner[(j * s.pixels + p) * s.lanes + i * s.pixels + p] += d;
+    for (int64_t l = 0; l < s.lanes; l += W) {
+        if (s.pixels == 16) differentiate_lane<16>(w.logits + l, w.inner + l, w.weight + l, w.pair + l, 16, s.lanes);
+        else differentiate_lane<0>(w.logits + l, w.inner + l, w.weight + l, w.pair + l, s.pixels, s.lanes);
     }
 }
 
+// The sum over a candidate's pixels and the same pixel of each query patch: of rows of lanes, the traces of blocks.
+inline void sum_of_each_query(const float* x, int64_t step, const Shape& s, float* found) {
+    for (int64_t i = 0; i < s.kq; ++i) found[i] = x[i * s.pixels];
+    for (int64_t p = 1; p < s.pixels; ++p)
+        for (int64_t i = 0; i < s.kq; ++i) found[i] += x[i * s.pixels + p * step];
+}
+
+// The weights of one candidate in each query patch's output, as the forward pass found them; 0 where there is no such patch.
 template <typename T>
-void backward_block(const Round<T>& call, const int64_t* rows, int64_t count, const int64_t* candidates, int64_t head,
-                    Scratch& w) {
+void weigh_pairs_again(const Round<T>& call, int64_t head, Scratch& w) {
     const Shape& s = call.shape;
-    const float scale = 1.0f / std::sqrt(static_cast<float>(s.depth));
-    take_block(call, rows, count, head, scale, w);
-    product({w.key, s.padded, 1}, s.keys(), w.query_t, s.lanes, s.depth, w.logits);
-    product({w.value, s.padded, 1}, s.keys(), w.grad_t, s.lanes, s.depth, w.inner);
-    for (int64_t i = 0; i < s.per_block; ++i)
-        for (int64_t j = 0; j < s.kc; ++j) {
-            const bool there = i < count && rows[i] >= 0 && candidates[j] >= 0;
-            const float norm = there ? call.norm[rows[i] * s.heads + head] : 0;
-            const float logit = there ? pair_logit(w, s, i, j) : 0;
-            spread_weight(w, s, i, j, !there ? 0 : call.paper ? logit / norm : std::exp(logit - norm));
-        }
-    attend(w, s, false);
+    float* weight = w.pair_logit;
+    sum_of_each_query(w.logits, s.lanes + 1, s, weight);
+    for (int64_t i = 0; i < s.kq; ++i) {
+        const float norm = w.queries[i] < 0 ? 1 : call.norm[w.queries[i] * s.heads + head], logit = weight[i] / s.pixels;
+        weight[i] = call.paper ? logit / norm : logit - norm;
+    }
+    if (!call.paper)
+        for (int64_t i = 0; i < s.kq; i += W) store(weight + i, exp2_nonpositive(load(weight + i)));
+    for (int64_t i = 0; i < s.kq; ++i) spread_weight(w, s, i, 0, w.queries[i] < 0 ? 0 : weight[i]);
+}
+
+// The gradient of the pairs' weights, which reaches the diagonals of their blocks of logits.
+template <typename T>
+void differentiate_weights(const Round<T>& call, int64_t head, Scratch& w) {
+    const Shape& s = call.shape;
+    float* sum = w.pair_logit;
+    sum_of_each_query(w.pair, 1, s, sum);
+    for (int64_t i = 0; i < s.kq; ++i) {
+        if (w.queries[i] < 0) continue;
+        const int64_t place = w.queries[i] * s.heads + head, first = i * s.pixels;
+        const float slope = call.paper ? LOG2_E / call.norm[place] : w.weight[first];
+        const float d = (sum[i] - call.delta[place]) * slope / s.pixels;
+        for (int64_t p = 0; p < s.pixels; ++p) w.inner[first + p * (s.lanes + 1)] += d;
+    }
+}
+
+// One candidate's share in the gradients of the chunk's queries, and the queries' in its own.
+template <typename T>
+void backward_candidate(const Round<T>& call, int64_t j, int64_t head, Scratch& w) {
+    const Shape& s = call.shape;
+    const auto multiply = [&](const float* a, int64_t row, int64_t column, int64_t rows, const float* b, int64_t lanes,
+                              int64_t depth, Into into) {
+        product<Floats>(Parts{&a, 1, row, column}, rows, b, lanes, depth, into);
+    };
+    multiply(w.keys[j], w.key_pitch, 1, s.pixels, w.query_t, s.lanes, s.depth, Into{w.logits});
+    multiply(w.values[j], w.value_pitch, 1, s.pixels, w.grad_t, s.lanes, s.depth, Into{w.inner});
+    weigh_pairs_again(call, head, w);
     differentiate_softmax(w, s);
-    for (int64_t i = 0; i < count; ++i)
-        if (rows[i] >= 0) differentiate_weights(call, candidates, i, rows[i] * s.heads + head, w);
-    product({w.key, 1, s.padded}, s.depth, w.inner, s.lanes, s.keys(), w.result_t);
-    product({w.inner, s.lanes, 1}, s.keys(), w.query, s.padded, s.lanes, w.d_key, true);
-    product({w.logits, s.lanes, 1}, s.keys(), w.grad, s.padded, s.lanes, w.d_value, true);
-    for (int64_t i = 0; i < count; ++i) {
-        if (rows[i] < 0) continue;
-        float* out = call.d_query + rows[i] * s.patch() + head * s.depth;
-        for (int64_t p = 0; p < s.pixels; ++p)
-            for (int64_t c = 0; c < s.depth; ++c)
-                out[p * s.channels + c] += w.result_t[c * s.lanes + i * s.pixels + p] * scale;
+    differentiate_weights(call, head, w);
+    multiply(w.keys[j], 1, w.key_pitch, s.depth, w.inner, s.lanes, s.pixels, Into{w.result_t, 1, true});
+    multiply(w.inner, s.lanes, 1, s.pixels, w.query, s.padded, s.lanes, Into{w.d_key, s.scale()});
+    multiply(w.logits, s.lanes, 1, s.pixels, w.grad, s.padded, s.lanes, Into{w.d_value});
+    const int64_t to = w.candidates[j] * s.patch() + head * s.depth;
+    for (int64_t p = 0; p < s.pixels; ++p) {
+        add(call.d_key + to + p * s.channels, w.d_key + p * s.padded, s.depth);
+        add(call.d_value + to + p * s.channels, w.d_value + p * s.padded, s.depth);
     }
 }
 
 // Writes to the gradients of the chunk's queries and of its candidates: chunks that share a candidate must not meet.
 template <typename T>
-void backward_chunk(const Round<T>& call, int64_t chunk, Scratch& w) {
+void backward_chunk(const Round<T>& call, Scratch& w) {
     const Shape& s = call.shape;
-    const int64_t *queries = call.queries + chunk * s.kq, *candidates = call.candidates + chunk * s.kc;
-    const float scale = 1.0f / std::sqrt(static_cast<float>(s.depth));
     for (int64_t head = 0; head < s.heads; ++head) {
-        take_candidates(call, candidates, head, w);
-        std::memset(w.d_key, 0, s.keys() * s.padded * 4);
-        std::memset(w.d_value, 0, s.keys() * s.padded * 4);
-        for (int64_t start = 0; start < s.kq; start += s.per_block)
-            backward_block(call, queries + start, std::min(s.per_block, s.kq - start), candidates, head, w);
-        for (int64_t j = 0; j < s.kc; ++j) {
-            if (candidates[j] < 0) continue;
-            const int64_t to = candidates[j] * s.patch() + head * s.depth, from = j * s.pixels * s.padded;
-            for (int64_t p = 0; p < s.pixels; ++p)
-                for (int64_t c = 0; c < s.depth; ++c) {
-                    call.d_key[to + p * s.channels + c] += w.d_key[from + p * s.padded + c] * scale;
-                    call.d_value[to + p * s.channels + c] += w.d_value[from + p * s.padded + c];
-                }
+        find_candidates<Floats>(call, head, w);
+        take_queries(call, head, w);
+        std::memset(w.result_t, 0, s.depth * s.lanes * 4);
+        for (int64_t j = 0; j < s.kc; ++j)
+            if (w.candidates[j] >= 0) backward_candidate(call, j, head, w);
+        for (int64_t i = 0; i < s.kq; ++i) {
+            if (w.queries[i] < 0) continue;
+            float* out = call.d_query + w.queries[i] * s.patch() + head * s.depth;
+            transposed(w.result_t + i * s.pixels, s.lanes, s.depth, s.pixels, out, s.channels, Add{s.scale()});
         }
     }
 }

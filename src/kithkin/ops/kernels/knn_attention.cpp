@@ -4,6 +4,7 @@
 #include <exception>
 #include <functional>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "chunk.hpp"
@@ -57,38 +58,72 @@ struct Loop {
 
 extern "C" {
 
-// Pointers to contiguous numbers; shapes as in chunk.hpp with rows = batch * patches. native.py mirrors this struct.
+// Pointers to contiguous numbers but for query, key and value, whose pixels are `pitch` numbers apart; rows are batch *
+// patches, and shapes are as in chunk.hpp. native.py mirrors this struct.
 struct KithkinCall {
     const void *query, *key, *value, *grad;
-    const int64_t *queries, *candidates;  // (rounds, batch * chunks, kq), (rounds, batch * chunks, kc)
+    const int64_t *order, *neighbors;  // (batch, rounds, patches); (batch, patches, kc) or none
     float *out, *total, *top;
     const float *norm, *delta;
     float *d_query, *d_key, *d_value;
     void* team;
-    int64_t threads, rounds, batch, chunks, kq, kc, pixels, channels, heads, paper, bfloat16;
+    int64_t threads, batch, rounds, patches, k, kc, pitch, pixels, channels, heads, paper, bfloat16;
 };
 }
 
 namespace {
 
+struct Chunks {
+    const KithkinCall& call;
+    int64_t per_image;  // chunks of a round
+
+    explicit Chunks(const KithkinCall& c) : call(c), per_image((c.patches + c.k - 1) / c.k) {}
+    int64_t count() const { return call.batch * per_image; }
+
+    // Eq. (7), and the candidates N_p of its patches: the chunk and, where there are 2k, the one before it in a circular row.
+    void find(int64_t round, int64_t chunk, Scratch& w) const {
+        const int64_t image = chunk / per_image, g = chunk % per_image, first = image * call.patches;
+        const int64_t* order = call.order + (image * call.rounds + round) * call.patches;
+        const auto fill = [&](int64_t g, int64_t* to) {
+            for (int64_t i = 0; i < call.k; ++i) {
+                const int64_t place = g * call.k + i;
+                to[i] = place < call.patches ? first + order[place] : -1;
+            }
+        };
+        fill(g, w.queries);
+        if (call.neighbors) {
+            const int64_t* near = call.neighbors + w.queries[0] * call.kc;
+            for (int64_t i = 0; i < call.kc; ++i) w.candidates[i] = near[i] < 0 ? -1 : first + near[i];
+        } else {
+            std::memcpy(w.candidates, w.queries, call.k * sizeof *w.queries);
+            if (call.kc > call.k) fill((g + per_image - 1) % per_image, w.candidates + call.k);
+        }
+    }
+};
+
 template <typename T>
-Round<T> round_of(const KithkinCall& c, int64_t j) {
-    const int64_t chunks = c.batch * c.chunks;
+Round<T> round_of(const KithkinCall& c, int64_t j, bool backward) {
     const auto typed = [](const void* x) { return static_cast<const T*>(x); };
-    return {Shape(c.pixels, c.channels, c.heads, c.kq, c.kc),
+    return {Shape(c.pixels, c.channels, c.heads, c.k, c.kc, backward), c.pitch,
             typed(c.query), typed(c.key), typed(c.value), typed(c.grad),
-            c.queries + j * chunks * c.kq, c.candidates + j * chunks * c.kc,
             c.out, c.total, c.top, c.norm, c.delta, c.d_query, c.d_key, c.d_value,
-            c.paper != 0, j == 0};
+            c.paper != 0, j == 0, j == c.rounds - 1};
 }
 
 template <typename T>
+constexpr bool converts = !std::is_same_v<T, float>;
+
+template <typename Dot, typename T>
 bool forward(const KithkinCall& c) {
+    const Chunks chunks(c);
     for (int64_t j = 0; j < c.rounds; ++j) {
-        const Round<T> call = round_of<T>(c, j);
-        Loop loop{c.batch * c.chunks, [&call](Loop& self) {
-                      Scratch scratch(call.shape, false);
-                      self.take([&](int64_t i) { forward_chunk(call, i, scratch); });
+        const Round<T> call = round_of<T>(c, j, false);
+        Loop loop{chunks.count(), [&](Loop& self) {
+                      Scratch scratch(call.shape, false, converts<T>);
+                      self.take([&](int64_t i) {
+                          chunks.find(j, i, scratch);
+                          forward_chunk<Dot>(call, scratch);
+                      });
                   }};
         if (!loop.run(reinterpret_cast<Parallel>(c.team), static_cast<int>(c.threads))) return false;
     }
@@ -96,23 +131,29 @@ bool forward(const KithkinCall& c) {
 }
 
 // A chunk shares candidates with the chunks beside it, so even and odd chunks take turns; in a circular row of odd length
-// the last comes alone. The order of additions, and so the result, does not depend on the threads.
+// the last comes alone. Lists of neighbours may share any, so one thread works them off. The order of additions, and so
+// the result, does not depend on the threads.
 template <typename T>
 bool backward(const KithkinCall& c) {
+    const Chunks chunks(c);
     std::vector<int64_t> turns[3];
-    for (int64_t b = 0; b < c.batch; ++b)
-        for (int64_t g = 0; g < c.chunks; ++g) {
-            const bool alone = c.chunks > 1 && c.chunks % 2 && g == c.chunks - 1;
-            turns[alone ? 2 : g % 2].push_back(b * c.chunks + g);
-        }
+    for (int64_t i = 0; i < chunks.count(); ++i) {
+        const int64_t g = i % chunks.per_image;
+        const bool alone = chunks.per_image > 1 && chunks.per_image % 2 && g == chunks.per_image - 1;
+        turns[c.neighbors ? 0 : alone ? 2 : g % 2].push_back(i);
+    }
     for (int64_t j = 0; j < c.rounds; ++j) {
-        const Round<T> call = round_of<T>(c, j);
+        const Round<T> call = round_of<T>(c, j, true);
         for (const auto& turn : turns) {
-            Loop loop{static_cast<int64_t>(turn.size()), [&call, &turn](Loop& self) {
-                          Scratch scratch(call.shape, true);
-                          self.take([&](int64_t i) { backward_chunk(call, turn[i], scratch); });
+            Loop loop{static_cast<int64_t>(turn.size()), [&](Loop& self) {
+                          Scratch scratch(call.shape, true, converts<T>);
+                          self.take([&](int64_t i) {
+                              chunks.find(j, turn[i], scratch);
+                              backward_chunk(call, scratch);
+                          });
                       }};
-            if (!loop.run(reinterpret_cast<Parallel>(c.team), static_cast<int>(c.threads))) return false;
+            const int threads = c.neighbors ? 1 : static_cast<int>(c.threads);
+            if (!loop.run(reinterpret_cast<Parallel>(c.team), threads)) return false;
         }
     }
     return true;
@@ -123,6 +164,26 @@ bool backward(const KithkinCall& c) {
 extern "C" {
 
 // 0, or 1 where the memory did not suffice.
-int kithkin_forward(const KithkinCall* c) { return !(c->bfloat16 ? forward<bfloat16>(*c) : forward<float>(*c)); }
+int kithkin_forward(const KithkinCall* c) {
+    if (!c->bfloat16) return !forward<Floats, float>(*c);
+#ifdef __AVX512BF16__
+    if (c->pixels % 2 == 0 && c->pitch % 2 == 0 && c->channels / c->heads % 2 == 0) return !forward<Pairs, bfloat16>(*c);
+#endif
+    return !forward<Floats, bfloat16>(*c);
+}
 int kithkin_backward(const KithkinCall* c) { return !(c->bfloat16 ? backward<bfloat16>(*c) : backward<float>(*c)); }
+
+// What this processor and its system can run: a place in the list of instruction sets in build.py.
+int kithkin_level() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+    for (bool has : {__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512vl"), __builtin_cpu_supports("avx512bw"),
+                     __builtin_cpu_supports("avx512dq")})
+        if (!has) return 1;
+    return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
+#else
+    return 0;
+#endif
+}
 }
