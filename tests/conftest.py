@@ -1,6 +1,11 @@
 """What holds for every test."""
 
+import os
+
 import torch
+
+# Triton's kernels run on the CPU, one operation after the other. It must stand here before anything imports Triton.
+os.environ["TRITON_INTERPRET"] = "1"
 
 # The tensors of the tests are small: a second thread costs more than it brings, and a machine that is busy with
 # something else makes the threads wait for each other. A test that is about threads sets their number itself.

@@ -82,7 +82,8 @@ def test_recipes_are_listed_and_shown_as_they_load(tmp_path):
         assert load_config(path) == load_config(name)
 
 
-def test_doctor_says_what_is_there():
+def test_doctor_says_what_is_there(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
     findings = json.loads(call("doctor", "--json").output)
     assert findings["backend blocked (cpu)"] == "ready"
     assert findings["model denoise-tiny"].startswith("ready")
@@ -93,6 +94,7 @@ def test_doctor_finds_a_backend_that_computes_something_else(monkeypatch):
     from kithkin.ops import dispatch, reference
     from kithkin.ops.backend import Backend
 
+    monkeypatch.delenv("TRITON_INTERPRET")
     wrong = Backend("blocked", dispatch.BACKENDS["blocked"].why_not, plain=lambda *a: 2 * reference.attention(*a))
     monkeypatch.setitem(dispatch.BACKENDS, "blocked", wrong)
     assert json.loads(call("doctor", "--json", code=1).output)["backend blocked (cpu)"].startswith("FAILED")

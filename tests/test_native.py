@@ -4,12 +4,14 @@ import ctypes
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from kithkin.errors import BackendError
 from kithkin.ops import available_backends, exact_groups, group_patches, knn_local_attention, native
+from kithkin.ops.backend import pitched
 from kithkin.ops.kernels import build
 
 COMPILER = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
@@ -73,7 +75,7 @@ def test_every_instruction_set_that_runs_here_agrees_with_the_reference(name, mo
 def test_slices_of_one_wider_tensor_are_read_where_they_lie():
     qkv, groups = problem()
     wide = torch.cat(qkv, dim=-1)
-    laid = native._pitched(*wide.chunk(3, dim=-1))
+    laid = pitched(*wide.chunk(3, dim=-1))
     assert laid[0] == 72
     assert all(x.data_ptr() == y.data_ptr() for x, y in zip(laid[1], wide.chunk(3, dim=-1), strict=True))
     for found, wanted in zip(both(wide.chunk(3, dim=-1), groups, 2), both(qkv, groups, 2), strict=True):
@@ -119,3 +121,17 @@ def test_a_build_that_fails_says_why(monkeypatch):
     monkeypatch.setattr(build.subprocess, "run", lambda *args, **options: broken)
     with pytest.raises(RuntimeError, match="error: no such thing"):
         build.build()
+
+
+def test_a_compiler_that_lacks_the_newest_instructions_builds_the_rest(monkeypatch, tmp_path):
+    def compile_but_avx512(command, **options):
+        failed = "-mavx512f" in command
+        if not failed:
+            Path(command[-1]).touch()
+        return subprocess.CompletedProcess(command, int(failed), "", "error: unrecognized option")
+
+    monkeypatch.setattr(build.subprocess, "run", compile_but_avx512)
+    monkeypatch.setattr(build, "library", lambda name: tmp_path / f"{name}.so")
+    monkeypatch.setattr(build.platform, "machine", lambda: "x86_64")
+    assert [path.stem for path in build.build()] == ["DEFAULT", "AVX2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["AVX2.so", "DEFAULT.so"]

@@ -6,7 +6,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kithkin.errors import InputError
-from kithkin.ops import PatchGroups, group_patches, knn_local_attention, partition, unpartition
+from kithkin.ops import (
+    PatchGroups,
+    gelu_depthwise_gelu,
+    group_patches,
+    knn_local_attention,
+    partition,
+    unpartition,
+)
 from kithkin.ops.grouping import FEATURES, MAX_BUCKETS
 from kithkin.ops.reference import WEIGHTINGS
 
@@ -174,9 +181,7 @@ class FeedForward(nn.Module):
         self.narrow = Pointwise(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.widen(x))
-        x = F.gelu(self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        return self.narrow(x)
+        return self.narrow(gelu_depthwise_gelu(self.widen(x), *self.depthwise.parameters()))
 
 
 class KNNTransformerBlock(nn.Module):
@@ -230,9 +235,14 @@ class Upsample(nn.Module):
         self.expand = Pointwise(channels, 2 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, height, width, channels = x.shape
-        wide = self.expand(x).view(batch, height, width, 2, 2, channels // 2)
-        return wide.transpose(2, 3).reshape(batch, 2 * height, 2 * width, channels // 2)
+        return shuffle_pixels(self.expand(x), 2)
+
+
+def shuffle_pixels(x: Tensor, factor: int) -> Tensor:
+    """Lay the channels of a pixel out as ``factor``² pixels. (B, H, W, f²·C) -> (B, f·H, f·W, C)."""
+    batch, height, width, channels = x.shape
+    wide = x.reshape(batch, height, width, factor, factor, channels // factor**2)
+    return wide.transpose(2, 3).reshape(batch, factor * height, factor * width, channels // factor**2)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kithkin.errors import InputError
-from kithkin.layers import HASH_INPUTS, Downsample, KNNTransformerBlock, Pointwise, Upsample
+from kithkin.layers import HASH_INPUTS, Downsample, KNNTransformerBlock, Pointwise, Upsample, shuffle_pixels
 from kithkin.ops import WEIGHTINGS
 from kithkin.ops.grouping import FEATURES
 
@@ -221,7 +221,11 @@ class _Stem(nn.Module):
 
 class _Head(nn.Module):
     """Three convolutions at the output, with a pixel shuffle that undoes the stem's stride.
-    (B, H/s, W/s, width) -> (B, 3, H, W)."""
+    (B, H/s, W/s, width) -> (B, 3, H, W).
+
+    The second convolution's channels are put in the order in which the shuffle moves whole pixels: it is then a copy of
+    runs of ``width`` numbers, where PyTorch's moves them one by one.
+    """
 
     def __init__(self, config: KiTConfig) -> None:
         super().__init__()
@@ -232,8 +236,12 @@ class _Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.conv1(x.permute(0, 3, 1, 2)))
-        x = F.gelu(F.pixel_shuffle(self.conv2(x), self.stride))
-        return self.conv3(x)
+        weight, bias = (
+            parameter.unflatten(0, (-1, self.stride**2)).transpose(0, 1).flatten(0, 1)
+            for parameter in self.conv2.parameters()
+        )
+        x = F.gelu(F.conv2d(x, weight, bias, padding=1)).permute(0, 2, 3, 1)
+        return self.conv3(shuffle_pixels(x, self.stride).permute(0, 3, 1, 2))
 
 
 def _stage(config: KiTConfig, index: int, channels: int, k: int) -> nn.Sequential:

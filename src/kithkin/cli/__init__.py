@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from kithkin.cli._memory import keep_freed_memory
 from kithkin.cli.doctor import doctor
 from kithkin.cli.evaluate import evaluate
 from kithkin.cli.models import models
@@ -34,7 +35,7 @@ def _version(value: bool) -> None:
 def _options(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
-    pass
+    keep_freed_memory()
 
 
 app.command("restore", epilog=RESTORE_EPILOG)(restore)

@@ -5,6 +5,7 @@
 """
 
 from kithkin.ops.baselines import global_attention, local_attention
+from kithkin.ops.depthwise import gelu_depthwise_gelu
 from kithkin.ops.dispatch import available_backends, knn_local_attention
 from kithkin.ops.grouping import (
     PatchGroups,
@@ -26,6 +27,7 @@ __all__ = [
     "default_n_buckets",
     "draw_rotations",
     "exact_groups",
+    "gelu_depthwise_gelu",
     "global_attention",
     "group_patches",
     "knn_local_attention",

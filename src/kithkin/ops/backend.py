@@ -69,3 +69,14 @@ def takes_dtypes(name: str, *dtypes: torch.dtype) -> WhyNot:
         return f"{name} takes {', '.join(words[:-1])} and {words[-1]}, not {str(dtype).removeprefix('torch.')}"
 
     return why_not
+
+
+def pitched(*tensors: Tensor) -> tuple[int, list[Tensor]]:
+    """The tensors (B, N, P, C) laid out as kernels take them, copied only where they are not, and how many numbers
+    lie from pixel to pixel: C, or more where they are slices of one wider tensor."""
+    _, count, pixels, channels = tensors[0].shape
+    pitch = tensors[0].stride(2)
+    wanted = (count * pixels * pitch, pixels * pitch, pitch, 1)
+    if pitch >= channels and all(x.stride() == wanted for x in tensors):
+        return pitch, list(tensors)
+    return channels, [x.contiguous() for x in tensors]

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from kithkin.errors import BackendError, InputError
-from kithkin.ops import blocked, fused, native, reference
+from kithkin.ops import blocked, fused, gpu, native, reference
 from kithkin.ops.backend import Problem
 from kithkin.ops.grouping import PatchGroups
 
 # In order of preference: the first that can serve is taken where none is asked for.
 BACKENDS = {
     backend.name: backend
-    for backend in (fused.register(native.BACKEND), fused.register(blocked.BACKEND), reference.BACKEND)
+    for backend in (*map(fused.register, (native.BACKEND, gpu.BACKEND, blocked.BACKEND)), reference.BACKEND)
 }
 
 
@@ -65,7 +65,7 @@ def knn_local_attention(
 
 def _check(query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, weighting: str, n_heads: int) -> None:
     shapes = [tuple(x.shape) for x in (query, key, value)]
-    if query.ndim != 4 or len(set(shapes)) > 1:
+    if query.ndim != 4 or any(shape != shapes[0] for shape in shapes):  # sizes may be symbols, which no set takes
         raise InputError(
             "knn_local_attention: expected query, key and value of one shape (B, N, P, C), "
             f"got {', '.join(map(str, shapes))}"

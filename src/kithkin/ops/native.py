@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kithkin.ops.backend import Backend, Problem
+from kithkin.ops.backend import Backend, Problem, pitched
 from kithkin.ops.grouping import PatchGroups
 from kithkin.ops.kernels.build import INSTRUCTION_SETS, library
 
 DTYPES = (torch.float32, torch.bfloat16)
+MOST_LANES = 16  # floats of the widest vector that any instruction set has
 
 _POINTERS = (
     *("query", "key", "value", "grad", "order", "neighbors", "out", "total", "top"),
@@ -33,6 +34,16 @@ class _Call(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((name, ctypes.c_int64) for name in _NUMBERS),
+    )
+
+
+class _Depthwise(ctypes.Structure):
+    """The struct KithkinDepthwise of ``kernels/depthwise.cpp``."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "grad")),
+        *((name, ctypes.c_void_p) for name in ("out", "d_x", "d_weight", "d_bias", "team")),
+        *((name, ctypes.c_int64) for name in ("threads", "batch", "height", "width", "channels")),
     )
 
 
@@ -69,20 +80,9 @@ def why_not(device_type: str, dtype: torch.dtype, problem: Problem | None) -> st
     return None
 
 
-def _pitched(*tensors: Tensor) -> tuple[int, list[Tensor]]:
-    """The tensors (B, N, P, C) laid out as the kernel takes them, copied only where they are not, and how many numbers
-    lie from pixel to pixel: C, or more where they are slices of one wider tensor."""
-    _, count, pixels, channels = tensors[0].shape
-    pitch = tensors[0].stride(2)
-    wanted = (count * pixels * pitch, pixels * pitch, pitch, 1)
-    if pitch >= channels and all(x.stride() == wanted for x in tensors):
-        return pitch, list(tensors)
-    return channels, [x.contiguous() for x in tensors]
-
-
 def _run(name: str, tensors: dict[str, Tensor], groups: PatchGroups, paper: bool, heads: int) -> None:
     (batch, count, pixels, channels), dtype = tensors["query"].shape, tensors["query"].dtype
-    pitch, laid = _pitched(*(tensors[key] for key in ("query", "key", "value")))
+    pitch, laid = pitched(*(tensors[key] for key in ("query", "key", "value")))
     neighbors = None if groups.neighbors is None else groups.neighbors.contiguous()
     order = groups.order.contiguous()
     numbers: dict[str, Any] = {
@@ -103,9 +103,25 @@ def _run(name: str, tensors: dict[str, Tensor], groups: PatchGroups, paper: bool
         "bfloat16": dtype == torch.bfloat16,
     }
     given = {**tensors, **dict(zip(("query", "key", "value"), laid, strict=True))}
-    call = _Call(**{key: x.data_ptr() for key, x in given.items()}, **numbers)
-    if getattr(_kernel(), name)(ctypes.byref(call)):
+    _call(name, _Call(**{key: x.data_ptr() for key, x in given.items()}, **numbers))
+
+
+def _call(name: str, arguments: ctypes.Structure) -> None:
+    if getattr(_kernel(), name)(ctypes.byref(arguments)):
         raise MemoryError("native: there is no memory for the kernel's work space")
+
+
+def runs_depthwise(dtype: torch.dtype, channels: int) -> bool:
+    """Whether :func:`depthwise` takes maps of this dtype and width, where the kernels are there at all."""
+    return dtype == torch.float32 and channels >= MOST_LANES
+
+
+def depthwise(name: str, **tensors: Tensor) -> None:
+    """Run a function of ``kernels/depthwise.cpp`` on float32 tensors; x is (B, H, W, C)."""
+    laid = {key: x.contiguous() for key, x in tensors.items()}
+    numbers = dict(zip(("batch", "height", "width", "channels"), laid["x"].shape, strict=True))
+    pointers = {key: x.data_ptr() for key, x in laid.items()}
+    _call(name, _Depthwise(**pointers, **numbers, team=_team(), threads=torch.get_num_threads()))
 
 
 def forward(

@@ -6,6 +6,8 @@
 // Logits are kept in units of log 2, so that the exponentials are powers of two. Sums are float32; with `Pairs` the factors
 // of the forward pass's products stay bfloat16, else everything is computed in float32.
 
+#pragma once
+
 #include <cstdlib>
 #include <limits>
 #include <new>

@@ -1,5 +1,7 @@
 // Vectors, and the small products and transpositions that the chunks of the operator are made of.
 
+#pragma once
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

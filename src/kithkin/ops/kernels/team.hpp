@@ -1,0 +1,55 @@
+// A team of threads that share out the numbers of a loop. No exception leaves it.
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <thread>
+#include <vector>
+
+namespace kithkin {
+
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+// Run `work` in a team of threads, each of which takes numbers from 0 to `count` - 1 until none is left. `team` is the GOMP_parallel of the
+// OpenMP runtime that PyTorch has loaded, so that its sleeping threads are used and no second team is started.
+struct Loop {
+    int64_t count;
+    std::function<void(Loop&)> work;
+    std::atomic<int64_t> next{0};
+    std::atomic<bool> failed{false};
+
+    template <typename Each>
+    void take(Each each, int64_t grain = 4) {
+        for (int64_t i; (i = next.fetch_add(grain)) < count;)
+            for (int64_t end = std::min(count, i + grain); i < end; ++i) each(i);
+    }
+
+    static void enter(void* self) {
+        auto* loop = static_cast<Loop*>(self);
+        try {
+            loop->work(*loop);
+        } catch (const std::exception&) {
+            loop->failed = true;
+        }
+    }
+
+    bool run(Parallel team, int threads) {
+        if (threads <= 1) {
+            enter(this);
+        } else if (team) {
+            team(enter, this, static_cast<unsigned>(threads), 0);
+        } else {
+            std::vector<std::thread> others;
+            for (int i = 1; i < threads; ++i) others.emplace_back(enter, this);
+            enter(this);
+            for (auto& other : others) other.join();
+        }
+        return !failed;
+    }
+};
+
+}  // namespace kithkin
