@@ -1,84 +1,197 @@
-"""The backends that run on the CPU against the reference: time at a 128×128 map, extra memory at 512×512.
+"""The operator on the CPU, against its other backends and against other attention that people use.
 
     python benchmarks/operator_cpu.py
 
-Backends that don't agree with the reference are not timed.
+Every backend must agree with the reference, output and gradients, before it is timed. Beside them: PyTorch's
+scaled_dot_product_attention in 8×8 windows and over the whole map, and reformer-pytorch's LSH attention where it is
+installed. Those compute other functions: they show what an hour of compute buys, not who is right.
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from kithkin.ops import available_backends, group_patches, knn_local_attention, partition
+from kithkin.ops import PatchGroups, available_backends, group_patches, knn_local_attention, partition
 
-from measure import in_a_new_process, keep, peak_extra_megabytes, seconds
+from measure import in_a_new_process, keep, least_seconds, peak_extra_megabytes
 
-CHANNELS, PATCH, K, HASHES = 32, 4, 4, 4
+PATCH, K, HASHES = 4, 4, 4
 TOLERANCE = 1e-4
+CHANNELS, SIDES = (16, 32, 64, 128), (32, 64, 128, 256, 512, 1024)
+PLOT = Path(__file__).parent.parent / "docs" / "operator-cpu.png"
+MOST_TOKENS = {"sdpa full": 128**2, "reformer LSH": 256**2, "reference": 256**2}
+
+Attend = Callable[[], Tensor]
 
 
-def problem(side: int) -> tuple[list[torch.Tensor], object]:
-    """Query, key, value (1, N, P, C) with gradients, and the groups of the value."""
+def maps(side: int, channels: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Query, key and value (1, H, W, C)."""
     generator = torch.Generator().manual_seed(0)
-    maps = [torch.randn(1, side, side, CHANNELS, generator=generator) for _ in range(3)]
-    patches = [partition(x, PATCH).requires_grad_() for x in maps]
-    groups = group_patches(patches[2], k=K, n_hashes=HASHES, generator=torch.Generator().manual_seed(1))
-    return patches, groups
+    return [torch.randn(1, side, side, channels, generator=generator).to(dtype) for _ in range(3)]
 
 
-def passes(side: int, backend: str) -> dict[str, Callable[[], object]]:
+def ours(side: int, channels: int, backend: str, dtype: torch.dtype = torch.float32) -> tuple[Attend, list[Tensor]]:
+    """The operator on grouped patches, grouping left out: it is the same for every backend."""
+    patches = [partition(x, PATCH).requires_grad_() for x in maps(side, channels, dtype)]
+    groups: PatchGroups = group_patches(patches[2].detach().float(), k=K, n_hashes=HASHES)
+    return lambda: knn_local_attention(*patches, groups, backend=backend), patches
+
+
+def windows(side: int, channels: int) -> tuple[Attend, list[Tensor]]:
+    """Attention in 8×8 windows, as in Swin and Uformer; cutting the windows is left out."""
+    cut = [partition(x, 8).flatten(0, 1).requires_grad_() for x in maps(side, channels)]
+    return lambda: F.scaled_dot_product_attention(*cut), cut
+
+
+def whole(side: int, channels: int) -> tuple[Attend, list[Tensor]]:
+    """Attention of every pixel to every pixel."""
+    tokens = [x.flatten(1, 2).requires_grad_() for x in maps(side, channels)]
+    return lambda: F.scaled_dot_product_attention(*tokens), tokens
+
+
+def reformer(side: int, channels: int) -> tuple[Attend, list[Tensor]]:
+    """LSH attention over pixels: buckets of 64, as many rounds as ours; query and key are one there."""
+    from reformer_pytorch import LSHAttention
+
+    layer = LSHAttention(bucket_size=64, n_hashes=HASHES, causal=False)
+    both = [x.flatten(1, 2).requires_grad_() for x in maps(side, channels)[:2]]
+    return lambda: layer(*both)[0], both
+
+
+def methods() -> dict[str, Callable[[int, int], tuple[Attend, list[Tensor]]]]:
+    """Everything that can be timed here, by name."""
+    found = {}
+    for name, reason in available_backends().items():
+        if reason is None and name != "triton":
+            found[name] = lambda side, channels, name=name: ours(side, channels, name)
+    if "native" in found:
+        found["native bfloat16"] = lambda side, channels: ours(side, channels, "native", torch.bfloat16)
+    found |= {"sdpa 8x8 windows": windows, "sdpa full": whole}
+    try:
+        import reformer_pytorch  # noqa: F401
+
+        found["reformer LSH"] = reformer
+    except ImportError:
+        pass
+    return found
+
+
+def passes(attend: Attend, inputs: list[Tensor]) -> dict[str, Callable[[], Any]]:
     """The forward pass alone, and with the backward pass."""
-    patches, groups = problem(side)
 
-    def forward() -> torch.Tensor:
+    def forward() -> Tensor:
         with torch.no_grad():
-            return knn_local_attention(*patches, groups, backend=backend)  # type: ignore[arg-type]
+            return attend()
 
-    def both() -> tuple[torch.Tensor, ...]:
-        out = knn_local_attention(*patches, groups, backend=backend)  # type: ignore[arg-type]
-        return torch.autograd.grad(out.square().sum(), patches)
+    def both() -> tuple[Tensor, ...]:
+        out = attend()
+        return (out.detach(), *torch.autograd.grad(out, inputs, out.detach()))
 
     return {"forward": forward, "forward+backward": both}
+
+
+def check(name: str, make: Callable[[int, int], tuple[Attend, list[Tensor]]]) -> float:
+    """The largest difference from the reference, in units of the largest value; too large a one ends the benchmark."""
+    truth, found = (passes(*f(64, 32))["forward+backward"]() for f in (lambda s, c: ours(s, c, "reference"), make))
+    worst = max(((a - b.float()).abs().max() / a.abs().max()).item() for a, b in zip(truth, found, strict=True))
+    if worst > (2e-2 if "bfloat16" in name else TOLERANCE):
+        sys.exit(f"{name} differs from the reference by {worst}: not timed")
+    return worst
 
 
 def sgemm_rate() -> float:
     """FLOP a second of PyTorch's own product of two 1024² matrices."""
     a = torch.randn(1024, 1024)
-    return 2 * 1024**3 / seconds(lambda: a @ a, repeats=9)
+    return 2 * 1024**3 / least_seconds(lambda: a @ a)
 
 
-def check(name: str) -> None:
-    """Leave where the backend's output or gradients differ from the reference's."""
-    truth, found = (passes(64, backend)["forward+backward"]() for backend in ("reference", name))
-    worst = max((a - b).abs().max().item() for a, b in zip(truth, found, strict=True))  # type: ignore[call-overload]
-    if worst > TOLERANCE:
-        sys.exit(f"{name} differs from the reference by {worst}: not timed")
+def flop(side: int, channels: int) -> int:
+    """Of the two products of the forward pass: 2·2·(2kP)·C·h a pixel."""
+    return 8 * K * PATCH**2 * channels * HASHES * side**2
+
+
+def by_channels() -> list[dict[str, Any]]:
+    """At a 128×128 map. The rate of sgemm is taken anew for each row: on a shared machine it moves."""
+    rows = []
+    for channels in CHANNELS:
+        rate = sgemm_rate()
+        for name, make in methods().items():
+            times = {what: least_seconds(run) for what, run in passes(*make(128, channels)).items()}
+            row = {"method": name, "channels": channels, "side": 128, "seconds": times, "sgemm_gflops": rate / 1e9}
+            if name in available_backends() or name.startswith("native"):
+                done = flop(128, channels)
+                row["gflops"] = {"forward": done / times["forward"] / 1e9}
+                row["gflops"]["forward+backward"] = 3.5 * done / times["forward+backward"] / 1e9
+                row["share_of_sgemm"] = {what: value * 1e9 / rate for what, value in row["gflops"].items()}
+            rows.append(row)
+    return rows
+
+
+def by_side(channels: int = 32) -> list[dict[str, Any]]:
+    rows = []
+    for name, make in methods().items():
+        for side in SIDES:
+            if side**2 <= MOST_TOKENS.get(name, 1024**2):
+                forward = passes(*make(side, channels))["forward"]
+                rows.append({"method": name, "channels": channels, "side": side, "seconds": least_seconds(forward)})
+    return rows
+
+
+def slope(rows: list[dict[str, Any]], name: str, smallest: int = 128) -> float:
+    """Of log time over log pixels, by least squares."""
+    points = [(math.log(r["side"] ** 2), math.log(r["seconds"])) for r in rows if r["method"] == name]
+    points = [p for p in points if p[0] >= math.log(smallest**2) - 1e-9]
+    mx, my = (sum(values) / len(points) for values in zip(*points, strict=True))
+    return sum((x - mx) * (y - my) for x, y in points) / sum((x - mx) ** 2 for x, _ in points)
+
+
+def memory() -> dict[str, dict[str, float]]:
+    """Megabytes at 512×512, C = 32, by which the process grew at most, output and gradients included."""
+    names = [name for name in ("native", "blocked", "reference", "sdpa 8x8 windows") if name in methods()]
+    return {n: {w: in_a_new_process(__file__, n, w) for w in ("forward", "forward+backward")} for n in names}
+
+
+def plot(rows: list[dict[str, Any]], sides: list[dict[str, Any]]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name in dict.fromkeys(row["method"] for row in sides):
+        points = [(row["side"] ** 2, row["seconds"]) for row in sides if row["method"] == name]
+        left.loglog(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+    left.set(xlabel="pixels of the map", ylabel="seconds, forward, C = 32")
+    left.legend(fontsize=7)
+    for name in dict.fromkeys(row["method"] for row in rows if "gflops" in row):
+        points = [(row["channels"], row["gflops"]["forward"]) for row in rows if row["method"] == name]
+        right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+    rates = [(row["channels"], row["sgemm_gflops"]) for row in rows if row["method"] == "reference"]
+    right.plot(*zip(*rates, strict=True), color="gray", linestyle=":", label="sgemm, 1024²")
+    right.set(xlabel="channels", ylabel="GFLOP/s, forward, 128×128", ylim=(0, None))
+    right.legend(fontsize=7)
+    figure.savefig(PLOT, dpi=90)
 
 
 def main() -> None:
-    names = [name for name, reason in available_backends().items() if reason is None]
-    rows = {}
-    for name in names:
-        check(name)
-        times = {what: seconds(run, repeats=7) for what, run in passes(128, name).items()}
-        memory = {what: in_a_new_process(__file__, name, what) for what in times}
-        rows[name] = {"seconds_at_128": times, "extra_megabytes_at_512": memory}
-    slow = rows["reference"]
-    flop = 2048 * CHANNELS * 128 * 128
-    for row in rows.values():
-        row["times_faster"] = {what: slow["seconds_at_128"][what] / t for what, t in row["seconds_at_128"].items()}
-        row["share_of_memory"] = {
-            what: m / slow["extra_megabytes_at_512"][what] for what, m in row["extra_megabytes_at_512"].items()
-        }
-        row["forward_gflops"] = flop / row["seconds_at_128"]["forward"] / 1e9
-    shape = {"channels": CHANNELS, "patch_size": PATCH, "k": K, "n_hashes": HASHES, "dtype": "float32"}
-    keep("operator_cpu", {"problem": shape, "sgemm_gflops": sgemm_rate() / 1e9, "backends": rows})
+    differences = {name: check(name, make) for name, make in methods().items() if name in available_backends()}
+    if "native" in differences:
+        differences["native bfloat16"] = check("native bfloat16", methods()["native bfloat16"])
+    rows, sides = by_channels(), by_side()
+    slopes = {name: slope(sides, name) for name in dict.fromkeys(r["method"] for r in sides) if name not in MOST_TOKENS}
+    plot(rows, sides)
+    problem = {"patch_size": PATCH, "k": K, "n_hashes": HASHES}
+    result = {"problem": problem, "differences_from_reference": differences, "slopes_128_to_1024": slopes}
+    keep("operator_cpu", {**result, "by_channels": rows, "by_side": sides, "extra_megabytes_at_512": memory()})
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 3:
-        print(json.dumps(peak_extra_megabytes(passes(512, sys.argv[1])[sys.argv[2]])))
+        print(json.dumps(peak_extra_megabytes(passes(*methods()[sys.argv[1]](512, 32))[sys.argv[2]])))
     else:
         main()

@@ -41,10 +41,10 @@ def test_every_recipe_loads(name):
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_a_recipe_leaves_nothing_to_a_default(name):
-    """But for what TOML can't say (no n_buckets) and for what is given at the start or goes with photographs."""
+    """But for what TOML can't say (no n_buckets, no n_pairs) and for what is given at the start or goes with photographs."""
     given = values(name)
     assert set(given) == set(RunConfig.model_fields)
-    assert set(given["model"]) == {field.name for field in fields(KiTConfig)} - {"n_buckets"}
+    assert set(given["model"]) == {field.name for field in fields(KiTConfig)} - {"n_buckets", "n_pairs"}
     for section in SECTIONS[1:]:
         known = set(RunConfig.model_fields[section].annotation.model_fields)
         assert known - set(given[section]) <= {"sigma", "folder", "sigmas"}, section

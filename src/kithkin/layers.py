@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from kithkin.errors import InputError
 from kithkin.ops import (
     PatchGroups,
+    best_neighbors,
     gelu_depthwise_gelu,
     group_patches,
     knn_local_attention,
@@ -55,6 +56,7 @@ class KNNLocalAttention(nn.Module):
         share_query_key: one projection for query and key, φ = θ (the paper's KiT_S).
         hash_input: hash the ``"feature"`` that comes in, or the ``"query"`` (decision D15).
         hash_features: hash the flattened ``"patch"`` or its ``"pooled"`` mean pixel (decision D1).
+        n_pairs: attend to this many candidates of largest pair weight alone, each once; None takes all (decision D16).
         seed: of the fixed rotations.
         backend: of :func:`kithkin.ops.knn_local_attention`; None takes the first that can serve.
 
@@ -77,6 +79,7 @@ class KNNLocalAttention(nn.Module):
         share_query_key: bool = False,
         hash_input: str = "feature",
         hash_features: str = "patch",
+        n_pairs: int | None = None,
         seed: int = 0,
         backend: str | None = None,
     ) -> None:
@@ -84,15 +87,15 @@ class KNNLocalAttention(nn.Module):
         _one_of("weighting", weighting, WEIGHTINGS)
         _one_of("hash_input", hash_input, HASH_INPUTS)
         _one_of("hash_features", hash_features, FEATURES)
-        if min(patch_size, k, n_hashes, n_heads) < 1:
+        if min(patch_size, k, n_hashes, n_heads, 1 if n_pairs is None else n_pairs) < 1:
             raise InputError(
-                "KNNLocalAttention: patch_size, k, n_hashes and n_heads must be at least 1, "
-                f"got {patch_size}, {k}, {n_hashes} and {n_heads}"
+                "KNNLocalAttention: patch_size, k, n_hashes, n_heads and n_pairs must be at least 1, "
+                f"got {patch_size}, {k}, {n_hashes}, {n_heads} and {n_pairs}"
             )
         if channels % n_heads:
             raise InputError(f"KNNLocalAttention: {channels} channels can't be split into {n_heads} heads")
         self.patch_size, self.k, self.n_hashes, self.n_buckets = patch_size, k, n_hashes, n_buckets
-        self.n_heads, self.weighting, self.backend = n_heads, weighting, backend
+        self.n_heads, self.weighting, self.n_pairs, self.backend = n_heads, weighting, n_pairs, backend
         self.hash_input, self.hash_features, self.seed = hash_input, hash_features, seed
         self.query_proj = Pointwise(channels, channels)
         self.key_proj = self.query_proj if share_query_key else Pointwise(channels, channels)
@@ -146,11 +149,14 @@ class KNNLocalAttention(nn.Module):
             x = F.pad(x.permute(0, 3, 1, 2), (0, right, 0, below), mode="replicate").permute(0, 2, 3, 1)
         patches = partition(x, self.patch_size)
         query, key, value = self._project(patches)
+        groups = self.group(query if self.hash_input == "query" else patches)
+        if self.n_pairs is not None and groups.n_hashes * groups.candidates_per_patch > self.n_pairs:
+            groups = best_neighbors(query, key, groups, self.n_pairs)
         out = knn_local_attention(
             query,
             key,
             value,
-            self.group(query if self.hash_input == "query" else patches),
+            groups,
             weighting=self.weighting,
             n_heads=self.n_heads,
             backend=self.backend,

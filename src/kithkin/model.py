@@ -43,6 +43,7 @@ class KiTConfig:
         share_query_key: φ = θ, the paper's KiT_S.
         hash_input: ``"feature"`` or ``"query"`` (decision D15).
         hash_features: ``"patch"`` or ``"pooled"`` (decision D1).
+        n_pairs: candidates that a patch attends to, the best of those found; None takes all (decision D16).
         rotation_seed: of the fixed hash rotations (decision D12).
 
     Raises:
@@ -63,6 +64,7 @@ class KiTConfig:
     share_query_key: bool = False
     hash_input: str = "feature"
     hash_features: str = "patch"
+    n_pairs: int | None = None
     rotation_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -72,6 +74,8 @@ class KiTConfig:
                 raise InputError(f"KiTConfig: {name} must be at least 1, got {getattr(self, name)}")
         if self.stem_stride not in (1, 2):
             raise InputError(f"KiTConfig: stem_stride must be 1 or 2, got {self.stem_stride}")
+        if self.n_pairs is not None and self.n_pairs < 1:
+            raise InputError(f"KiTConfig: n_pairs must be at least 1, got {self.n_pairs}")
         if self.n_buckets is not None and (self.n_buckets < 2 or self.n_buckets % 2):
             raise InputError(f"KiTConfig: n_buckets must be even and at least 2, got {self.n_buckets}")
         if not self.ffn_ratio > 0:
@@ -87,7 +91,7 @@ class KiTConfig:
     def _check_types(self) -> None:
         for field in fields(self):
             value, kind = getattr(self, field.name), type(field.default)
-            if field.name == "n_buckets":
+            if field.name in ("n_buckets", "n_pairs"):
                 kind = type(None) if value is None else int
             right = isinstance(value, int | float if kind is float else kind)
             if not right or (isinstance(value, bool) and kind is not bool):
@@ -259,6 +263,7 @@ def _stage(config: KiTConfig, index: int, channels: int, k: int) -> nn.Sequentia
                 share_query_key=config.share_query_key,
                 hash_input=config.hash_input,
                 hash_features=config.hash_features,
+                n_pairs=config.n_pairs,
                 seed=(config.rotation_seed + 1000 * index + block) % 2**32,
             )
             for block in range(config.depth)

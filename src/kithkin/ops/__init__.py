@@ -16,6 +16,7 @@ from kithkin.ops.grouping import (
     lsh_hash,
     sort_by_hash,
 )
+from kithkin.ops.pairs import best_neighbors
 from kithkin.ops.patches import partition, unpartition
 from kithkin.ops.reference import WEIGHTINGS, aggregate, pairwise_attention, pairwise_weights
 
@@ -24,6 +25,7 @@ __all__ = [
     "PatchGroups",
     "aggregate",
     "available_backends",
+    "best_neighbors",
     "default_n_buckets",
     "draw_rotations",
     "exact_groups",

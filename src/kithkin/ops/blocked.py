@@ -66,7 +66,7 @@ class _Table:
         batch, _, n_chunks, size = chunks.shape
         count = groups.n_patches
         pair_valid = None
-        if n_chunks * size != count:
+        if n_chunks * size != count or groups.neighbors is not None:
             pair_valid = _rows((chunks >= 0).unsqueeze(-1) & (candidates >= 0).unsqueeze(-2))
         first = torch.arange(batch, device=chunks.device)[:, None, None, None]
         shift = torch.arange(batch, device=chunks.device)[:, None, None] * n_chunks * size

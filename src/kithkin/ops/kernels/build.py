@@ -51,7 +51,7 @@ def build() -> list[Path]:
     compiler = next((c for c in (os.environ.get("CXX"), "c++", "g++", "clang++") if c and shutil.which(c)), None)
     if compiler is None:
         raise RuntimeError("there is no C++ compiler; install g++ or clang++")
-    made = []
+    made: list[Path] = []
     extra = SANITIZE if os.environ.get("KITHKIN_SANITIZE") else []
     for name in INSTRUCTION_SETS if platform.machine() in X86 else ("DEFAULT",):
         target = library(name)

@@ -20,7 +20,7 @@ namespace kithkin {
 
 constexpr int64_t W = KITHKIN_LANES;  // floats of a vector
 typedef float Vec __attribute__((vector_size(4 * KITHKIN_LANES), aligned(4), may_alias));
-typedef int32_t Int __attribute__((vector_size(4 * KITHKIN_LANES), aligned(4), may_alias));
+typedef uint32_t Int __attribute__((vector_size(4 * KITHKIN_LANES), aligned(4), may_alias));
 typedef float Quad __attribute__((vector_size(16), aligned(4), may_alias));
 
 constexpr float LOG2_E = 1.44269504f;
