@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kithkin.cli._memory import keep_freed_memory
 from kithkin.ops import PatchGroups, available_backends, group_patches, knn_local_attention, partition
 
 from measure import in_a_new_process, keep, least_seconds, peak_extra_megabytes
@@ -40,7 +41,8 @@ def maps(side: int, channels: int, dtype: torch.dtype = torch.float32) -> list[T
 def ours(side: int, channels: int, backend: str, dtype: torch.dtype = torch.float32) -> tuple[Attend, list[Tensor]]:
     """The operator on grouped patches, grouping left out: it is the same for every backend."""
     patches = [partition(x, PATCH).requires_grad_() for x in maps(side, channels, dtype)]
-    groups: PatchGroups = group_patches(patches[2].detach().float(), k=K, n_hashes=HASHES)
+    exact = partition(maps(side, channels)[2], PATCH)  # in a half precision the groups themselves would move
+    groups: PatchGroups = group_patches(exact, k=K, n_hashes=HASHES)
     return lambda: knn_local_attention(*patches, groups, backend=backend), patches
 
 
@@ -179,6 +181,7 @@ def plot(rows: list[dict[str, Any]], sides: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
+    keep_freed_memory()  # as the command line does
     differences = {name: check(name, make) for name, make in methods().items() if name in available_backends()}
     if "native" in differences:
         differences["native bfloat16"] = check("native bfloat16", methods()["native bfloat16"])

@@ -41,7 +41,7 @@ def test_every_recipe_loads(name):
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_a_recipe_leaves_nothing_to_a_default(name):
-    """But for what TOML can't say (no n_buckets, no n_pairs) and for what is given at the start or goes with photographs."""
+    """But for what TOML can't say (that there is no number) and for what is given at the start or goes with photos."""
     given = values(name)
     assert set(given) == set(RunConfig.model_fields)
     assert set(given["model"]) == {field.name for field in fields(KiTConfig)} - {"n_buckets", "n_pairs"}

@@ -32,6 +32,14 @@ struct Chunks {
     explicit Chunks(const KithkinCall& c) : call(c), per_image((c.patches + c.k - 1) / c.k) {}
     int64_t count() const { return call.batch * per_image; }
 
+    template <typename Each>
+    void each_query(int64_t round, int64_t chunk, Each each) const {
+        const int64_t image = chunk / per_image, g = chunk % per_image;
+        const int64_t* order = call.order + (image * call.rounds + round) * call.patches;
+        for (int64_t place = g * call.k; place < std::min((g + 1) * call.k, call.patches); ++place)
+            each(image * call.patches + order[place]);
+    }
+
     // Eq. (7), and the candidates N_p of its patches: the chunk and, where there are 2k, the one before it in a circular row.
     void find(int64_t round, int64_t chunk, Scratch& w) const {
         const int64_t image = chunk / per_image, g = chunk % per_image, first = image * call.patches;
@@ -53,6 +61,19 @@ struct Chunks {
     }
 };
 
+// Patches lie anywhere in memory: ask for those that the next chunk is the first to need while this one is worked off.
+template <typename T>
+void prefetch_next(const Chunks& chunks, const Round<T>& call, int64_t round, int64_t chunk) {
+    if (chunk + 1 >= chunks.count()) return;
+    const Shape& s = call.shape;
+    chunks.each_query(round, chunk + 1, [&](int64_t patch) {
+        for (const T* base : {call.query, call.key, call.value})
+            for (int64_t p = 0; p < s.pixels; ++p)
+                for (int64_t c = 0; c < s.channels; c += 64 / static_cast<int64_t>(sizeof(T)))
+                    __builtin_prefetch(base + (patch * s.pixels + p) * call.pitch + c, 0, 2);
+    });
+}
+
 template <typename T>
 Round<T> round_of(const KithkinCall& c, int64_t j, bool backward) {
     const auto typed = [](const void* x) { return static_cast<const T*>(x); };
@@ -73,6 +94,7 @@ bool forward(const KithkinCall& c) {
         Loop loop{chunks.count(), [&](Loop& self) {
                       Scratch scratch(call.shape, false, converts<T>);
                       self.take([&](int64_t i) {
+                          prefetch_next(chunks, call, j, i);
                           chunks.find(j, i, scratch);
                           forward_chunk<Dot>(call, scratch);
                       });
