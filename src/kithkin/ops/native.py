@@ -1,7 +1,8 @@
-"""Eqs. (8)-(10) by the fused C++ kernel in ``kernels/``: float32 and bfloat16 on CPUs, accumulated in float32.
+"""The fused C++ kernels in ``kernels/``, for CPUs: Eqs. (8)-(10) in float32 and bfloat16, accumulated in float32; and
+in float32 the middle of the feed-forward network.
 
-The kernel is a plain shared library that takes pointers, so nothing is copied and Python's lock is free while it runs.
-Its loops run in the threads of the OpenMP runtime that PyTorch has loaded, as many as PyTorch uses.
+They are a plain shared library that takes pointers, so nothing is copied and Python's lock is free while they run.
+Their loops run in the threads of the OpenMP runtime that PyTorch has loaded, as many as PyTorch uses.
 """
 
 import ctypes

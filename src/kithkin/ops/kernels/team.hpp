@@ -14,8 +14,9 @@ namespace kithkin {
 
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
-// Run `work` in a team of threads, each of which takes numbers from 0 to `count` - 1 until none is left. `team` is the GOMP_parallel of the
-// OpenMP runtime that PyTorch has loaded, so that its sleeping threads are used and no second team is started.
+// Run `work` in a team of threads, each of which takes numbers from 0 to `count` - 1 until none is left. `team` is the
+// GOMP_parallel of the OpenMP runtime that PyTorch has loaded, so that its sleeping threads are used and no second team is
+// started.
 struct Loop {
     int64_t count;
     std::function<void(Loop&)> work;
