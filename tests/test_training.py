@@ -471,7 +471,10 @@ def test_the_final_weights(tmp_path, photos):
     stored, header = read_tensors(final)
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     assert json.loads(header["step"]) == 3
-    assert parse_config(json.loads(header["run"]), source="the header") == config
+    found = parse_config(json.loads(header["run"]), source="the header")
+    assert [str(folder) for folder in found.data.folders] == [folder.name for folder in config.data.folders]
+    assert found.model_copy(update={"data": config.data, "validation": config.validation}) == config
+    assert str(config.data.folders[0].parent) not in header["run"]
     average = read_tensors(checkpoints(tmp_path / "out")[-1] / "average.safetensors")[0]
     assert all(torch.equal(stored[name], average[name].half()) for name in stored)
     assert read_model(final).config == config.network

@@ -104,9 +104,18 @@ def train(
 
 def _export(state: TrainState, config: RunConfig, out: Path) -> Path:
     final = out / f"{config.name}.safetensors"
-    metadata = {"run": config.model_dump(mode="json"), "step": state.step, "seconds": round(state.seconds)}
+    metadata = {"run": _without_paths(config), "step": state.step, "seconds": round(state.seconds)}
     save_model(state.average, final, dtype=torch.float16, metadata=metadata)
     return final
+
+
+def _without_paths(config: RunConfig) -> dict[str, Any]:
+    """The run as plain values, folders by their names alone: weights are passed on, where they were trained is not."""
+    run = config.model_dump(mode="json")
+    run["data"]["folders"] = [Path(folder).name for folder in run["data"]["folders"]]
+    if run["validation"]["folder"] is not None:
+        run["validation"]["folder"] = Path(run["validation"]["folder"]).name
+    return run
 
 
 class _Run:
