@@ -3,11 +3,14 @@
 A method is opened by a spec, see :func:`open_method`, and called through :func:`run_method`, which checks its output.
 """
 
+import hashlib
+import json
 import math
 import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +36,7 @@ class Method(Protocol):
     Attributes:
         name: what tables print.
         needs_sigma: whether it wants the noise level; given none, it estimates one.
+        identity: tells methods of one name apart: a digest of the weights, or a package's version.
     """
 
     @property
@@ -40,6 +44,9 @@ class Method(Protocol):
 
     @property
     def needs_sigma(self) -> bool: ...
+
+    @property
+    def identity(self) -> str: ...
 
     def __call__(self, image: np.ndarray, *, sigma: float | None = None) -> np.ndarray:
         """Restore (H, W, 3) float32, which may leave [0, 1] as noise that isn't clipped does.
@@ -78,24 +85,24 @@ def open_method(
     if text == "input":
         return _Identity()
     if text == "bm3d":
-        return _Classical("bm3d", _bm3d_filter(), _sigma_estimator("bm3d"), tell)
+        return _Classical("bm3d", _bm3d_filter(), _sigma_estimator("bm3d"), tell, "bm3d")
     if text == "nlm":
-        return _Classical("nlm", _nlm_filter(), _sigma_estimator("nlm"), tell)
+        return _Classical("nlm", _nlm_filter(), _sigma_estimator("nlm"), tell, "scikit-image")
     path, multiple = _split(text)
     suffix = path.suffix.lower()
     if suffix == ".onnx":
         network, fixed = _onnx(path)
-        return _Exported(path.name, network, fixed, _largest(tile, "cpu", multiple), multiple)
+        return _Exported(path.name, network, fixed, _largest(tile, "cpu", multiple), multiple, _digest(path))
     if suffix in SCRIPTED:
         largest = _largest(tile, device, multiple)
-        return _Exported(path.name, _scripted(path, device), (None, None), largest, multiple)
+        return _Exported(path.name, _scripted(path, device), (None, None), largest, multiple, _digest(path))
     card = find_model(text)
     if card is None and not Path(text).is_file():
         raise InputError(
             f"open_method: {text!r} is no method: expected {', '.join(CLASSICAL)}, a name from `kithkin models`, or "
             f"the path of a checkpoint, an .onnx or TorchScript file ({', '.join(SCRIPTED)}); check the spelling"
         )
-    return _Ours(card.name if card else Path(text).name, load_model(text, device=device), tile)
+    return ModelMethod(load_model(text, device=device), card.name if card else Path(text).name, tile)
 
 
 def run_method(
@@ -137,17 +144,33 @@ def run_method(
 class _Identity:
     name: str = "input"
     needs_sigma: bool = False
+    identity: str = ""
 
     def __call__(self, image: np.ndarray, *, sigma: float | None = None) -> np.ndarray:
         return image.copy()
 
 
 @dataclass(frozen=True)
-class _Ours:
-    name: str
+class ModelMethod:
+    """One of our networks.
+
+    Attributes:
+        model: the network.
+        name: what tables print.
+        tile: as in :func:`kithkin.restoration.restore`.
+    """
+
     model: KiT
-    tile: str | int
+    name: str = "model"
+    tile: str | int = "off"
     needs_sigma: bool = False
+
+    @property
+    def identity(self) -> str:
+        weights = hashlib.sha256(json.dumps([self.model.config.to_dict(), self.tile]).encode())
+        for values in self.model.state_dict().values():
+            weights.update(values.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return weights.hexdigest()[:12]
 
     def __call__(self, image: np.ndarray, *, sigma: float | None = None) -> np.ndarray:
         return restore(self.model, image, tile=self.tile)
@@ -161,7 +184,12 @@ class _Classical:
     filter: Callable[[np.ndarray, float], np.ndarray]
     estimate: Callable[[np.ndarray], float]
     tell: Callable[[str], None]
+    package: str
     needs_sigma: bool = True
+
+    @property
+    def identity(self) -> str:
+        return version(self.package)
 
     def __call__(self, image: np.ndarray, *, sigma: float | None = None) -> np.ndarray:
         if sigma is None:
@@ -186,6 +214,7 @@ class _Exported:
     fixed: tuple[int | None, int | None]
     largest: int | None
     multiple: int
+    identity: str
     needs_sigma: bool = False
 
     def __call__(self, image: np.ndarray, *, sigma: float | None = None) -> np.ndarray:
@@ -218,6 +247,11 @@ class _Exported:
         if result.shape != batch.shape:
             raise KithkinError(f"expected an output of shape {batch.shape}, got {result.shape}; it can't be compared")
         return result[0].transpose(1, 2, 0)[: tile.shape[0], : tile.shape[1]].astype(np.float32)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
