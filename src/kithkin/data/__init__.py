@@ -1,18 +1,31 @@
 """What is trained on and validated with: folders of pictures, degradations, sampling."""
 
-from kithkin.data.degrade import benchmark_noise, gaussian_noise
+from kithkin.data.degrade import (
+    DEGRADATIONS,
+    Degradation,
+    benchmark_noise,
+    camera_noise,
+    degrade_photos,
+    gaussian_noise,
+    margin,
+)
 from kithkin.data.folders import Pairs, Photos, open_folders
 from kithkin.data.sampling import Batch, Crops, degrade_crops, draw_crops, sample_batch
 
 __all__ = [
+    "DEGRADATIONS",
     "Batch",
     "Crops",
+    "Degradation",
     "Pairs",
     "Photos",
     "benchmark_noise",
+    "camera_noise",
     "degrade_crops",
+    "degrade_photos",
     "draw_crops",
     "gaussian_noise",
+    "margin",
     "open_folders",
     "sample_batch",
 ]
