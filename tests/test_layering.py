@@ -17,7 +17,7 @@ SOURCE = Path(kithkin.__file__).parent
 LAYERS = (
     "cli : (web) : __main__",
     "training : evaluation",
-    "restoration : restore_files : (neighbors) : (export)",
+    "restoration : restore_files : neighbors : (export)",
     "checkpoint : zoo : config : data",
     "model",
     "layers",
