@@ -19,7 +19,7 @@ LAYERS = (
     "ablation : (report) : (sheets)",
     "training : evaluation",
     "methods",
-    "restoration : restore_files : (neighbors) : (export)",
+    "restoration : restore_files : neighbors : (export)",
     "checkpoint : zoo : config : data",
     "model",
     "layers",

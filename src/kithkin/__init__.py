@@ -16,8 +16,10 @@ _HOME = {
     "KithkinError": "errors",
     "PatchGroups": "ops",
     "available_backends": "ops",
+    "draw_neighbors": "neighbors",
     "evaluate": "evaluation",
     "exact_groups": "ops",
+    "find_neighbors": "neighbors",
     "group_patches": "ops",
     "knn_local_attention": "ops",
     "list_models": "zoo",
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from kithkin.layers import KNNLocalAttention as KNNLocalAttention, KNNTransformerBlock as KNNTransformerBlock
     from kithkin.metrics import psnr as psnr, ssim as ssim
     from kithkin.model import KiT as KiT, KiTConfig as KiTConfig
+    from kithkin.neighbors import draw_neighbors as draw_neighbors, find_neighbors as find_neighbors
     from kithkin.ops import (
         PatchGroups as PatchGroups,
         available_backends as available_backends,

@@ -9,6 +9,7 @@ from kithkin.cli.ablate import ablate
 from kithkin.cli.doctor import doctor
 from kithkin.cli.evaluate import evaluate
 from kithkin.cli.models import models
+from kithkin.cli.neighbors import EPILOG as NEIGHBORS_EPILOG, neighbors
 from kithkin.cli.recipes import recipes
 from kithkin.cli.restore import EPILOG as RESTORE_EPILOG, restore
 from kithkin.cli.train import train
@@ -41,6 +42,7 @@ def _options(
 
 app.command("restore", epilog=RESTORE_EPILOG)(restore)
 app.command("eval")(evaluate)
+app.command("neighbors", epilog=NEIGHBORS_EPILOG)(neighbors)
 app.command("train")(train)
 app.add_typer(ablate, name="ablate")
 app.add_typer(models, name="models")

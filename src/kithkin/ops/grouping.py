@@ -207,7 +207,38 @@ def group_patches(
     if k == 1 or count <= 2 * k:
         identity = torch.arange(count, device=patches.device).expand(batch, 1, count)
         return PatchGroups(identity, k=1 if k == 1 else count, look_back=False)
-    buckets = default_n_buckets(count, k) if n_buckets is None else n_buckets
+    hashes = hash_patches(
+        patches,
+        k=k,
+        n_hashes=n_hashes,
+        n_buckets=n_buckets,
+        rotations=rotations,
+        generator=generator,
+        features=features,
+    )
+    return PatchGroups(sort_by_hash(hashes), k=k)
+
+
+@torch.no_grad()
+def hash_patches(
+    patches: Tensor,
+    *,
+    k: int = 4,
+    n_hashes: int = 4,
+    n_buckets: int | None = None,
+    rotations: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    features: str = "patch",
+) -> Tensor:
+    """The buckets that :func:`group_patches` sorts by; the arguments are the same.
+
+    Returns:
+        (B, h, N) int64 in [0, m).
+
+    Raises:
+        InputError: a value is out of range or the shapes don't fit.
+    """
+    buckets = default_n_buckets(patches.shape[1], k) if n_buckets is None else n_buckets
     if buckets < 2 or buckets % 2:
         raise InputError(f"group_patches: n_buckets must be even and at least 2, got {buckets}")
     hashed = patches.flatten(2) if features == "patch" else patches.float().mean(dim=2)
@@ -218,8 +249,7 @@ def group_patches(
             f"group_patches: expected rotations of at least {n_hashes} rounds and {buckets // 2} columns, "
             f"got shape {tuple(rotations.shape)}"
         )
-    hashes = lsh_hash(hashed, rotations[:n_hashes, :, : buckets // 2])
-    return PatchGroups(sort_by_hash(hashes), k=k)
+    return lsh_hash(hashed, rotations[:n_hashes, :, : buckets // 2])
 
 
 @torch.no_grad()
