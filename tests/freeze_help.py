@@ -6,7 +6,19 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 FROZEN = Path(__file__).parent / "frozen"
-VERBS = ("", "restore", "eval", "train", "models", "models show", "models cost", "recipes", "recipes show", "doctor")
+VERBS = (
+    "",
+    "restore",
+    "eval",
+    "compare",
+    "train",
+    "models",
+    "models show",
+    "models cost",
+    "recipes",
+    "recipes show",
+    "doctor",
+)
 
 
 def frozen_file(verb: str) -> Path:

@@ -5,6 +5,7 @@ import sys
 import typer
 
 from kithkin.cli._memory import keep_freed_memory
+from kithkin.cli.compare import compare
 from kithkin.cli.doctor import doctor
 from kithkin.cli.evaluate import evaluate
 from kithkin.cli.models import models
@@ -40,6 +41,7 @@ def _options(
 
 app.command("restore", epilog=RESTORE_EPILOG)(restore)
 app.command("eval")(evaluate)
+app.command("compare")(compare)
 app.command("train")(train)
 app.add_typer(models, name="models")
 app.add_typer(recipes, name="recipes")
