@@ -76,8 +76,29 @@ class CameraConfig(_Section):
     jpeg_quality: Qualities = (75.0, 100.0)
 
 
+class RainConfig(_Section):
+    """Rain of three looks, see :data:`kithkin.data.rain.LOOKS`.
+
+    Attributes:
+        light, medium, heavy: relative shares of the looks.
+        dry_share: of pictures that get no rain, so that the network learns to leave those alone.
+    """
+
+    kind: Literal["rain"]
+    light: Share = 0.5
+    medium: Share = 0.25
+    heavy: Share = 0.25
+    dry_share: Share = 0.1
+
+    @model_validator(mode="after")
+    def _it_rains(self) -> "RainConfig":
+        if not self.light + self.medium + self.heavy > 0:
+            raise ValueError("light, medium and heavy are all 0; at least one look needs a share")
+        return self
+
+
 # What can be done to photographs beside plain noise. Each kind has its function in kithkin.data.degrade.DEGRADATIONS.
-DegradationConfig = Annotated[CorrelatedConfig | CameraConfig, Field(discriminator="kind")]
+DegradationConfig = Annotated[CorrelatedConfig | CameraConfig | RainConfig, Field(discriminator="kind")]
 
 
 class DataConfig(_Section):
