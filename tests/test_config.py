@@ -79,8 +79,10 @@ def test_the_tasks_of_the_recipes():
     assert load_config("sidd").loss.edge_weight == 0
     assert load_config("gopro").loss.edge_weight == load_config("rain13k").loss.edge_weight == 0.05
     for name in list_recipes():
-        if load_config(name).data.kind == "photos":
-            assert load_config(name).task == "denoise"
+        config = load_config(name)
+        rain = config.data.degradation is not None and config.data.degradation.kind == "rain"
+        if config.data.kind == "photos":
+            assert config.task == ("derain" if rain else "denoise")
 
 
 @pytest.mark.parametrize("size", SIZES)
