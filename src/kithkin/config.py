@@ -67,7 +67,7 @@ class CameraConfig(_Section):
 
     kind: Literal["camera"]
     phone_share: Share = 0.3
-    noise_left: Shares = (0.1, 0.8)
+    noise_left: Shares = (0.05, 0.7)
     luma_grain: Grains = (0.0, 0.8)
     chroma_grain: Grains = (0.0, 1.6)
     correlated_share: Share = 0.2
