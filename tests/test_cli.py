@@ -102,11 +102,58 @@ def test_doctor_finds_a_backend_that_computes_something_else(monkeypatch):
 
 def test_eval_prints_json_and_a_table(photos):
     values = json.loads(call("eval", photos, "--sigma", "25", "--json").stdout)
-    assert values["model"] == "denoise"
-    assert [row["image"] for row in values["images"]] == ["0.png", "1.png"]
+    (found,) = values["evaluations"]
+    assert found["method"] == "denoise-tiny"
+    assert [row["image"] for row in found["images"]] == ["0.png", "1.png"]
     table = call("eval", photos, "--sigma", "25", "--per-image").output
     assert "sigma 25" in table
     assert "1.png" in table
+
+
+def test_eval_takes_several_methods_and_goes_on_from_its_file(photos, tmp_path):
+    arguments = ("eval", photos, "--sigma", "25", "-m", "input", "-m", "nlm", "--csv", tmp_path / "scores.csv")
+    table = call(*arguments, "--format", "markdown").output
+    assert [line.split(" | ")[2] for line in table.splitlines()[2:]] == ["input", "nlm"]
+    assert call(*arguments, "--format", "markdown").output == table  # the seconds too: nothing was measured again
+    assert call(*arguments, "--format", "csv").output.startswith("data set,condition,method")
+
+
+def test_eval_fills_a_table_of_the_paper(tmp_path):
+    for side, seed in (("input", 0), ("target", 1)):
+        folder = tmp_path / "sets/Rain100L" / side
+        folder.mkdir(parents=True)
+        write_picture(Picture(np.random.RandomState(seed).rand(16, 24, 3).astype(np.float32)), folder / "1.png")
+    table = call("eval", tmp_path / "sets", "--table", "3", "-m", "input").output
+    assert "| KiT | 30.26 |" in table
+    assert "Rain100L: 1 of 100 pictures" in table
+    assert "Not measured, for lack of data: Test100, Rain100H, Test2800, Test1200." in table
+    arguments = ("--data", f"HIDE={tmp_path / 'sets/Rain100L'}", "-m", "input", "--json")
+    values = json.loads(call("eval", tmp_path, "--table", "2", *arguments).output)
+    assert values["measured"]["input"][:2] == [None, None]
+    assert values["measured"]["input"][2] > 0
+    assert run("eval", str(tmp_path), "--table", "2", "--data", "SIDD=x").returncode == 1
+    assert run("eval", str(tmp_path), "--table", "2", "--protocol", "rgb").returncode == 2
+
+
+def test_ablate_prints_and_keeps_the_grid(photos, tmp_path):
+    out = tmp_path / "grid"
+    printed = call("ablate", "network", photos, "--k", "1,4", "--hashes", "1", "--limit", "1", "--out", out).output
+    assert printed == (out / "ablation.md").read_text(encoding="utf-8")
+    assert (out / "ablation.png").stat().st_size > 1000
+    assert len(json.loads((out / "ablation.json").read_text(encoding="utf-8"))["cells"]) == 2
+    assert run("ablate", "network", str(photos), "--k", "one").returncode == 2
+
+
+def test_ablate_trains_and_compares(photos, tmp_path):
+    small = ("model.width=8", "model.depth=1", "data.crop=32", "validation.crop=32", "validation.sigmas=[25.0]")
+    small += ("schedule.steps=1", "schedule.warmup=1", "schedule.batch_size=2")
+    changes = [part for change in small for part in ("--set", change)]
+    vary = ("--vary", "model.share_query_key=false,true", "--vary", "seed=0,1")
+    folders = ("--data", photos, "--validation", photos, "--out", tmp_path / "runs")
+    printed = call("ablate", "train", "denoise-tiny", *vary, *folders, *changes).output
+    assert "| True |" in printed
+    assert "± sigma25 PSNR" in printed
+    assert len((tmp_path / "runs/runs.csv").read_text(encoding="utf-8").splitlines()) == 5
 
 
 def test_train_makes_weights_that_load(photos, tmp_path):

@@ -47,7 +47,10 @@ def test_a_recipe_leaves_nothing_to_a_default(name):
     assert set(given["model"]) == {field.name for field in fields(KiTConfig)} - {"n_buckets", "n_pairs"}
     for section in SECTIONS[1:]:
         known = set(RunConfig.model_fields[section].annotation.model_fields)
-        assert known - set(given[section]) <= {"sigma", "folder", "sigmas"}, section
+        assert known - set(given[section]) <= {"sigma", "folder", "sigmas", "degradation", "degraded_share"}, section
+    degradation = load_config(name).data.degradation
+    if degradation is not None:
+        assert set(given["data"]["degradation"]) == set(type(degradation).model_fields)
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -234,6 +237,76 @@ def test_noise_goes_with_photographs_alone():
         load_config("denoise-tiny", {"data.kind": "pairs"})
     with pytest.raises(InputError, match="sigma"):
         load_config("sidd", {"data.kind": "photos"})
+
+
+# Degradations
+
+
+CAMERA = {"data.degradation": {"kind": "camera"}, "data.sigma": None}
+
+
+def test_a_degradation_instead_of_noise_or_beside_it():
+    alone = load_config("denoise-tiny", CAMERA).data
+    assert (alone.degradation.kind, alone.sigma, alone.degraded_share) == ("camera", None, 1)
+    mixed = load_config("denoise-tiny", {**CAMERA, "data.sigma": [0, 25], "data.degraded_share": 0.7}).data
+    assert (mixed.degradation.kind, mixed.sigma, mixed.degraded_share) == ("camera", (0, 25), 0.7)
+    other = load_config("denoise-tiny", {**CAMERA, "data.degradation.kind": "correlated"}).data
+    assert other.degradation.kind == "correlated"
+
+
+def test_a_recipe_without_the_keys_of_degradations_means_what_it_meant():
+    data = load_config("denoise-tiny").data
+    assert (data.sigma, data.degradation, data.degraded_share) == ((0, 55), None, 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {**CAMERA, "data.sigma": [0, 25]},
+        {**CAMERA, "data.degraded_share": 0.5},
+        {"data.degraded_share": 0.5},
+        {**CAMERA, "data.kind": "pairs"},
+        {**CAMERA, "data.degraded_share": 1.5, "data.sigma": [0, 25]},
+    ],
+    ids=["sigma without a share", "share without sigma", "share of nothing", "pairs", "more than all"],
+)
+def test_a_mix_that_can_not_be_meant(changes):
+    with pytest.raises(InputError, match=r"degrad"):
+        load_config("denoise-tiny", changes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("kind", "fog", "correlated.*camera"),
+        ("jpeg_qality", [1, 2], "did you mean 'jpeg_quality'"),
+        ("zzz", 1, "known: kind, phone_share"),
+        ("jpeg_quality", [90, 80], "jpeg_quality.*low to high"),
+        ("jpeg_quality", [0, 80], "jpeg_quality"),
+        ("phone_share", 1.1, "phone_share"),
+        ("noise_left", [0.5], "noise_left"),
+        ("correlated_sigma", [0, 300], "correlated_sigma"),
+    ],
+)
+def test_what_a_degradation_does_not_know_is_refused_by_name(key, value, said):
+    with pytest.raises(InputError, match=said):
+        load_config("denoise-tiny", {**CAMERA, f"data.degradation.{key}": value})
+
+
+def test_a_degradation_without_its_kind_is_refused():
+    with pytest.raises(InputError, match="degradation.*kind"):
+        load_config("denoise-tiny", {"data.degradation": {"jpeg_share": 1}})
+
+
+def test_every_degradation_has_a_function_and_every_function_a_section():
+    from kithkin.data import DEGRADATIONS
+
+    for kind in DEGRADATIONS:
+        assert load_config("denoise-tiny", {**CAMERA, "data.degradation.kind": kind}).data.degradation.kind == kind
+    with pytest.raises(InputError) as caught:
+        load_config("denoise-tiny", {**CAMERA, "data.degradation.kind": "fog"})
+    assert all(f"'{kind}'" in str(caught.value) for kind in DEGRADATIONS)
+    assert str(caught.value).count("'") == 2 * len(DEGRADATIONS) + 4  # and those around fog and kind
 
 
 def test_noise_in_validation_goes_with_photographs_alone():

@@ -1,13 +1,18 @@
 """Evaluation: the published noise, the rows, the means."""
 
+import csv
+import json
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from kithkin.data import benchmark_noise
-from kithkin.errors import InputError
-from kithkin.evaluation import PROTOCOLS, evaluate
+from kithkin.errors import InputError, KithkinError
+from kithkin.evaluation import PROTOCOLS, Report, Row, evaluate, fill_table, list_tables, load_table, means_table
 from kithkin.images import Picture, write_picture
+from kithkin.methods import ModelMethod, open_method
 from kithkin.metrics import psnr, ssim
 from kithkin.model import KiT, KiTConfig
 
@@ -91,8 +96,14 @@ def test_report_is_plain_values_and_is_told_row_by_row(tmp_path):
     for i in range(3):
         photo(tmp_path / f"{i}.png", i)
     told = []
-    report = evaluate(KiT(SMALL).eval(), tmp_path, sigmas=(25,), limit=2, report=lambda row, total: told.append(total))
-    assert told == [2, 2]
+    report = evaluate(
+        KiT(SMALL).eval(),
+        tmp_path,
+        sigmas=(25,),
+        limit=2,
+        watch=lambda row, total, pictures: told.append((total, pictures.restored.shape)),
+    )
+    assert told == [(2, (40, 48, 3))] * 2
     values = report.to_dict()
     assert values["protocol"]["name"] == "gaussian"
     assert [row["image"] for row in values["images"]] == ["0.png", "1.png"]
@@ -108,3 +119,153 @@ def test_wrong_requests_are_refused(tmp_path):
     with pytest.raises(InputError, match="not a folder"):
         evaluate(model, tmp_path / "missing")
     assert all(name == protocol.name for name, protocol in PROTOCOLS.items())
+
+
+def test_a_cut_off_evaluation_goes_on_from_its_file(tmp_path, changing):
+    for i in range(3):
+        photo(tmp_path / f"photos/{i}.png", i)
+    scores = tmp_path / "scores.csv"
+    whole = evaluate(changing, tmp_path / "photos", sigmas=(15, 25), csv=scores)
+    lines = scores.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert len(lines) == 7
+    scores.write_text("".join(lines[:4]) + lines[4][:40], encoding="utf-8")  # killed while it wrote the fourth row
+    measured = []
+    again = evaluate(
+        changing,
+        tmp_path / "photos",
+        sigmas=(15, 25),
+        csv=scores,
+        watch=lambda row, total, pictures: measured.append(pictures is not None),
+    )
+    assert measured == [False, False, False, True, True, True]
+    for row, other in zip(whole.rows, again.rows, strict=True):
+        assert (row.image, row.condition, row.psnr, row.ssim) == (other.image, other.condition, other.psnr, other.ssim)
+    assert len(list(csv.DictReader(scores.open(encoding="utf-8")))) == 6
+
+
+def test_rows_of_other_weights_or_protocols_are_not_taken_over(tmp_path, changing):
+    photo(tmp_path / "set/input/a.png", 1)
+    photo(tmp_path / "set/target/a.png", 2)
+    scores = tmp_path / "scores.csv"
+    first = evaluate(changing, tmp_path / "set", "rgb", csv=scores).rows[0]
+    other = evaluate(KiT(SMALL).eval(), tmp_path / "set", "rgb", csv=scores).rows[0]
+    rain = evaluate(changing, tmp_path / "set", "rain", csv=scores).rows[0]
+    assert len({first.psnr, other.psnr, rain.psnr}) == 3
+    assert len(list(csv.DictReader(scores.open(encoding="utf-8")))) == 3
+
+
+def test_equal_pictures_survive_the_file(tmp_path):
+    photo(tmp_path / "set/input/a.png", 1)
+    photo(tmp_path / "set/target/a.png", 1)
+    for _ in range(2):
+        report = evaluate(open_method("input"), tmp_path / "set", csv=tmp_path / "scores.csv")
+        assert report.rows[0].psnr == math.inf
+    assert report.to_dict()["means"]["pairs"]["psnr"] is None
+    assert "inf" in means_table([report], "csv")
+
+
+def test_a_file_of_something_else_is_left_alone(tmp_path):
+    photo(tmp_path / "set/a.png", 1)
+    notes = tmp_path / "notes.csv"
+    for text in ("my notes\n", "my notes"):
+        notes.write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=r"notes\.csv"):
+            evaluate(KiT(SMALL).eval(), tmp_path / "set", csv=notes)
+        assert notes.read_text(encoding="utf-8") == text
+
+
+def test_a_method_that_gives_nan_is_named_with_its_picture(tmp_path, changing):
+    for i in range(2):
+        photo(tmp_path / f"set/{i}.png", i)
+
+    class Broken(ModelMethod):
+        def __call__(self, image, *, sigma=None):
+            seen.append(sigma)
+            restored = super().__call__(image)
+            return restored if len(seen) == 1 else restored * np.nan
+
+    seen = []
+    scores = tmp_path / "scores.csv"
+    with pytest.raises(KithkinError, match=r"broken on 1\.png"):
+        evaluate(Broken(changing, "broken"), tmp_path / "set", sigmas=(25,), csv=scores)
+    assert seen == [25, 25]
+    assert len(scores.read_text(encoding="utf-8").splitlines()) == 2  # what was measured is kept
+
+
+def made_up_report(method, dataset, protocol, **means):
+    """A report whose condition -> (psnr_input, psnr, ssim) are given."""
+    rows = [Row("a.png", c, before, after, 0.5, part, 1.0, 1.0) for c, (before, after, part) in means.items()]
+    return Report(method, dataset, PROTOCOLS[protocol], tuple(rows))
+
+
+def test_tables_hold_what_the_paper_prints():
+    assert set(list_tables()) == {"1", "2", "3", "gaussian"}
+    assert load_table("1").published("KiT") == (39.80, 0.972, 39.96, 0.956)
+    assert load_table("1").published("DAGL") == (None, None, 39.83, 0.957)
+    assert load_table("2").published("KiT") == (32.70, 0.959, 30.98, 0.942)
+    rain = load_table("3")
+    for name in ("KiT", "MPRNet", "PreNet"):
+        *sets, mean, mean_part = rain.published(name)
+        # The printed means are of the printed columns: within what their rounding can make.
+        assert np.mean(sets[0::2]) == pytest.approx(mean, abs=0.0101)
+        if name != "KiT":  # its printed mean SSIM, .929, is not the mean of its printed columns, .926
+            assert np.mean(sets[1::2]) == pytest.approx(mean_part, abs=0.00101)
+    assert load_table("gaussian").published("CBM3D")[:3] == (33.52, 30.71, 27.38)
+    for name in list_tables():
+        table = load_table(name)
+        assert all(column.protocol in PROTOCOLS for column in table.columns)
+        assert table.published(table.baseline)
+
+
+def test_measured_values_stand_beside_the_published_ones():
+    table = load_table("3")
+    found = {
+        name: [made_up_report("mine", name, "rain", pairs=(20.0 + i, 30.0 + i, 0.9))]
+        for i, name in enumerate(("Test100", "Rain100H", "Rain100L", "Test2800", "Test1200"))
+    }
+    filled = fill_table(table, found, {"Rain100L": 100})
+    assert filled.measured["mine"][0:2] == (30.0, 0.9)
+    assert filled.measured["mine"][-2:] == (pytest.approx(32.0), pytest.approx(0.9))
+    assert filled.measured["input"][0::2] == (20, 21, 22, 23, 24, pytest.approx(22))
+    assert filled.gaps()["mine"][4] == pytest.approx(32.0 - 36.65)
+    assert filled.gaps()["mine"][5] is None
+    assert any("1 of 100 pictures" in said for said in filled.remarks())
+    text = filled.to_markdown()
+    assert "| **mine** | 30.00 | 0.900 |" in text
+    assert "| KiT | 30.26 | 0.904 |" in text
+    assert "Lee, Choi, Sohn, Min" in text
+    lines = list(csv.reader(filled.to_csv().splitlines()))
+    assert {len(line) for line in lines} == {14}
+    assert json.loads(json.dumps(filled.to_dict()))["gap_db"]["mine"][4] == pytest.approx(-4.65)
+
+
+def test_what_was_not_measured_stays_blank():
+    table = load_table("gaussian")
+    noisy = {f"sigma {s}": (20.0, 30.0, 0.9) for s in (15, 25)}
+    filled = fill_table(table, {"Kodak24": [made_up_report("mine", "Kodak24", "gaussian", **noisy)]})
+    assert filled.measured["mine"] == (None,) * 3 + (30.0, 30.0) + (None,) * 7
+    assert "CBSD68, McMaster, Urban100" in filled.remarks()[0]
+    rain = load_table("3")
+    wrong = {"Rain100L": [made_up_report("mine", "Rain100L", "rgb", pairs=(20.0, 30.0, 0.9))]}
+    assert set(fill_table(rain, wrong).measured["mine"]) == {None}  # another protocol is another measure
+    some = {"Rain100L": [made_up_report("mine", "Rain100L", "rain", pairs=(20.0, 30.0, 0.9))]}
+    assert fill_table(rain, some).measured["mine"][-2:] == (None, None)  # no mean of fewer sets
+    assert fill_table(rain, {}).measured == {}
+
+
+def test_wrong_tables_are_refused(tmp_path):
+    with pytest.raises(InputError, match="1, 2, 3, gaussian"):
+        load_table("4")
+    good = list_tables()["2"].read_text(encoding="utf-8")
+    for wrong in (
+        good.replace('"SRN", 30.26,', '"SRN",'),
+        good.replace("30.26", '"good"'),
+        good.replace('baseline = "KiT"', 'baseline = "Kit"'),
+        good.replace("note =", "remark ="),
+        "[[",
+    ):
+        assert wrong != good
+        path = tmp_path / "table.toml"
+        path.write_text(wrong, encoding="utf-8")
+        with pytest.raises(InputError, match="is not a table"):
+            load_table(path)

@@ -1,12 +1,14 @@
 """The configuration of a training run: a complete TOML file, loaded strictly."""
 
 import tomllib
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kithkin.errors import InputError
 from kithkin.model import KiTConfig
@@ -14,10 +16,68 @@ from kithkin.model import KiTConfig
 Positive = Annotated[int, Field(ge=1)]
 Sigma = Annotated[float, Field(ge=0, le=255)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Grain = Annotated[float, Field(ge=0, le=2)]
+Quality = Annotated[float, Field(ge=1, le=100)]
+
+
+def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"runs from low to high, got {list(bounds)}")
+    return bounds
+
+
+Sigmas = Annotated[tuple[Sigma, Sigma], AfterValidator(_rising)]
+Shares = Annotated[tuple[Share, Share], AfterValidator(_rising)]
+Grains = Annotated[tuple[Grain, Grain], AfterValidator(_rising)]
+Qualities = Annotated[tuple[Quality, Quality], AfterValidator(_rising)]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CorrelatedConfig(_Section):
+    """Gaussian noise that is alike in neighbouring pixels and channels.
+
+    Attributes:
+        sigma: range of the noise level on the 0-255 scale.
+        grain: range of the standard deviation of the kernel that white noise went through, in pixels.
+        chroma: range of the share of the variance that every channel has for itself; 0 is gray noise.
+    """
+
+    kind: Literal["correlated"]
+    sigma: Sigmas = (0.0, 50.0)
+    grain: Grains = (0.0, 1.2)
+    chroma: Shares = (0.0, 1.0)
+
+
+class CameraConfig(_Section):
+    """Noise of a camera's sensor, developed, denoised a little and compressed.
+
+    Attributes:
+        phone_share: of pictures with the sensor noise of phones (SIDD); the others have that of cameras (DND).
+        noise_left: range of the share of its amplitude that the camera's noise reduction leaves.
+        luma_grain, chroma_grain: ranges of the kernels by which the camera smooths noise, in pixels.
+        correlated_share: of pictures with correlated noise instead of a sensor's.
+        correlated_sigma: range of its level on the 0-255 scale.
+        jpeg_share: of pictures that are compressed; all are rounded to 8 bits.
+        jpeg_quality: range, on libjpeg's scale.
+    """
+
+    kind: Literal["camera"]
+    phone_share: Share = 0.3
+    noise_left: Shares = (0.1, 0.8)
+    luma_grain: Grains = (0.0, 0.8)
+    chroma_grain: Grains = (0.0, 1.6)
+    correlated_share: Share = 0.2
+    correlated_sigma: Sigmas = (2.0, 20.0)
+    jpeg_share: Share = 0.9
+    jpeg_quality: Qualities = (75.0, 100.0)
+
+
+# What can be done to photographs beside plain noise. Each kind has its function in kithkin.data.degrade.DEGRADATIONS.
+DegradationConfig = Annotated[CorrelatedConfig | CameraConfig, Field(discriminator="kind")]
 
 
 class DataConfig(_Section):
@@ -29,21 +89,27 @@ class DataConfig(_Section):
         folders: one or more folders, searched recursively. A recipe leaves them empty: they are given at the start.
         crop: side of the random square crops, in pixels.
         sigma: of Gaussian noise on the 0-255 scale, uniform in this range for each crop; for ``"photos"`` only.
+        degradation: another degradation of ``"photos"`` instead of that noise, or beside it.
+        degraded_share: of crops that get ``degradation``, the others Gaussian noise of ``sigma``.
         cache_gb: decoded pictures kept in memory, in GB of uint8; the rest is decoded at each use.
     """
 
     kind: Literal["photos", "pairs"]
     folders: tuple[Path, ...]
     crop: Positive
-    sigma: tuple[Sigma, Sigma] | None = None
+    sigma: Sigmas | None = None
+    degradation: DegradationConfig | None = None
+    degraded_share: Share = 1.0
     cache_gb: Annotated[float, Field(ge=0)]
 
     @model_validator(mode="after")
-    def _sigma_goes_with_photos(self) -> "DataConfig":
-        if (self.kind == "photos") != (self.sigma is not None):
-            raise ValueError("sigma goes with kind = 'photos', and only with it")
-        if self.sigma is not None and self.sigma[0] > self.sigma[1]:
-            raise ValueError(f"sigma runs from low to high, got {list(self.sigma)}")
+    def _degradations_go_with_photos(self) -> "DataConfig":
+        if (self.kind == "photos") != (self.sigma is not None or self.degradation is not None):
+            raise ValueError("sigma and degradation go with kind = 'photos', and only with it")
+        if self.degradation is None and self.degraded_share != 1:
+            raise ValueError("degraded_share says how many crops get data.degradation, which is missing")
+        if self.degradation is not None and (self.sigma is None) != (self.degraded_share == 1):
+            raise ValueError("beside a degradation, sigma goes with a degraded_share below 1, and only with it")
         return self
 
 
@@ -52,7 +118,8 @@ class ValidationConfig(_Section):
 
     Attributes:
         folder: None (in TOML: leave it out) runs no validation.
-        sigmas: noise levels on the 0-255 scale, each validated; for ``"photos"`` only.
+        sigmas: levels of Gaussian noise on the 0-255 scale, each validated; for ``"photos"`` only. What
+            ``data.degradation`` names is validated as well.
         crop: side of the central crop of each picture, in pixels.
         every: steps between validations.
     """
@@ -142,7 +209,8 @@ class RunConfig(_Section):
         KiTConfig.from_dict(self.model)
         if self.data.kind == "pairs" and self.validation.sigmas:
             raise ValueError("validation.sigmas go with data.kind = 'photos', and only with it")
-        if self.data.kind == "photos" and self.validation.folder and not self.validation.sigmas:
+        watched = self.validation.sigmas or self.data.degradation
+        if self.data.kind == "photos" and self.validation.folder and not watched:
             raise ValueError("validation.sigmas names no noise level; give some, or leave validation.folder out")
         return self
 
@@ -180,12 +248,15 @@ def load_config(source: str | Path, changes: dict[str, Any] | None = None) -> Ru
 
 def parse_config(values: dict[str, Any], changes: dict[str, Any] | None = None, *, source: str) -> RunConfig:
     """Check plain values and build the configuration; arguments and errors as in :func:`load_config`."""
-    values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    values = deepcopy(values)
     for dotted, value in (changes or {}).items():
-        section, _, key = dotted.rpartition(".")
-        if section and not isinstance(values.get(section, {}), dict):
-            raise InputError(f"{source}: {dotted} leads nowhere: {section} is no section")
-        (values.setdefault(section, {}) if section else values)[key] = value
+        *sections, key = dotted.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise InputError(f"{source}: {dotted} leads nowhere: {section} is no section")
+        place[key] = deepcopy(value)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -196,9 +267,28 @@ def _explain(error: Any) -> str:
     where = [str(part) for part in error["loc"]]
     if error["type"] != "extra_forbidden":
         return f"{'.'.join(where) or 'the run'}: {error['msg'].removeprefix('Value error, ')}"
-    model: Any = RunConfig
-    for part in where[:-1]:
-        model = model.model_fields[part].annotation
-    near = get_close_matches(where[-1], model.model_fields, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(model.model_fields)}"
+    known = _fields(where[:-1])
+    near = get_close_matches(where[-1], known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
     return f"unknown key {'.'.join(where)}; {hint}"
+
+
+def _fields(where: list[str]) -> list[str]:
+    """The keys of the section that this path leads to; the kind of a degradation is a part of the path."""
+    models: list[Any] = [RunConfig]
+    for part in where:
+        inside = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        if inside:
+            models = list(_sections(inside))
+        else:
+            models = [model for model in models if part in get_args(model.model_fields["kind"].annotation)]
+    return [name for model in models for name in model.model_fields]
+
+
+def _sections(annotations: Iterable[Any]) -> Iterator[type[_Section]]:
+    """The sections in annotations such as ``A | B | None``."""
+    for annotation in annotations:
+        if isinstance(annotation, type) and issubclass(annotation, _Section):
+            yield annotation
+        else:
+            yield from _sections(get_args(annotation))

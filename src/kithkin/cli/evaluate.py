@@ -1,71 +1,239 @@
 """``kithkin eval``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from kithkin.evaluation import Report, Row
+    from kithkin.evaluation import FilledTable, Pictures, PublishedTable, Report, Row
+
+Format = Literal["text", "markdown", "csv", "json"]
 
 
 def evaluate(
-    folder: Path = typer.Argument(..., help="Clean pictures, or a folder with `input` and `target`."),
-    model: str = typer.Option("denoise", "--model", "-m", help="A name from `kithkin models`, or a checkpoint."),
+    folder: Path = typer.Argument(
+        ...,
+        help="Clean pictures, pairs in `input` and `target`, or a published layout; with --table, a folder of sets.",
+    ),
+    method: list[str] = typer.Option(
+        [],
+        "--method",
+        "--model",
+        "-m",
+        help="A name from `kithkin models`, a checkpoint, bm3d, nlm, input, an .onnx or TorchScript file; may be "
+        "repeated. If none: the model of the task.",
+    ),
     protocol: str = typer.Option(
-        None, "--protocol", "-p", help="gaussian (clean pictures), rgb, float or rain (pairs); chosen by the folder."
+        None,
+        "--protocol",
+        "-p",
+        help="gaussian (clean pictures), rgb, float, rain or realblur (pairs), dnd; chosen by the data.",
     ),
     sigma: list[float] = typer.Option(
         [15.0, 25.0, 50.0], "--sigma", help="Noise level on the 0-255 scale, for clean pictures; may be repeated."
+    ),
+    dataset: str = typer.Option(
+        None, "--dataset", help="Name from `kithkin data list`, where the layout does not say."
+    ),
+    table: str = typer.Option(
+        None, "--table", help="1, 2 or 3 of the paper, or gaussian: measure what FOLDER has of its sets beside it."
+    ),
+    data: list[str] = typer.Option(
+        [], "--data", metavar="NAME=FOLDER", help="Where a set of the table is, if not in FOLDER under its name."
+    ),
+    csv: Path = typer.Option(None, "--csv", help="Gets a line a picture; a cut-off evaluation goes on from it."),
+    report: Path = typer.Option(None, "--report", help="Folder for an HTML report with pictures; implies --csv there."),
+    submission: Path = typer.Option(
+        None, "--submission", help="SIDD: the `Idenoised.mat` to write. DND: the folder for its 50 files."
     ),
     tile: str = typer.Option("off", "--tile", help="`off`, as published values are made; `auto`; or a side in pixels."),
     limit: int = typer.Option(None, "--limit", min=1, help="Take this many pictures, the first by name."),
     device: str = typer.Option(None, "--device", help="Such as cpu or cuda; the GPU is taken where there is one."),
     per_image: bool = typer.Option(False, "--per-image", help="Show a row for every picture too."),
-    as_json: bool = typer.Option(False, "--json", help="Print protocol, means and every picture's values as JSON."),
+    form: Format = typer.Option("text", "--format", help="Of what is printed."),
+    as_json: bool = typer.Option(False, "--json", help="The same as --format json."),
 ) -> None:
-    """Measure a model by PSNR and SSIM under a named protocol.
+    """Measure methods by PSNR and SSIM under a named protocol.
 
-    kithkin eval CBSD68 --sigma 25
-    kithkin eval pairs --model run/mine.safetensors --protocol rain
+    kithkin eval CBSD68 --sigma 25 --method denoise --method bm3d
+    kithkin eval pairs --model run/mine.safetensors --protocol rain --csv scores.csv
+    kithkin eval datasets --table 3 --report rain-report
     """
+    from kithkin.cli._device import choose_device
+
+    job = _Job(
+        methods=method,
+        device=choose_device(device),
+        tile=int(tile) if tile.isdecimal() else tile,
+        sigmas=tuple(sigma),
+        limit=limit,
+        csv=csv or (report / "scores.csv" if report else None),
+        report=report,
+        quiet=as_json or form != "text",
+    )
+    form = "json" if as_json else form
+    if table is not None:
+        _refuse(protocol=protocol, dataset=dataset, submission=submission)
+        filled = job.table(table, folder, data)
+        _print_table(filled, form)
+        return
+    _refuse(data=data or None)
+    reports = job.run(folder, dataset, protocol, submission)
+    _print_reports(reports, form, per_image, str(tile))
+
+
+def _refuse(**options: Any) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise typer.BadParameter("does not go with this use; see kithkin eval --help", param_hint=f"--{name}")
+
+
+class _Job:
+    """What the evaluations of one call share."""
+
+    def __init__(self, *, methods: list[str], device: str, tile: str | int, report: Path | None, **rest: Any) -> None:
+        self.methods, self.device, self.tile = methods, device, tile
+        self.sigmas, self.limit, self.csv, self.quiet = (rest[k] for k in ("sigmas", "limit", "csv", "quiet"))
+        self.report, self.builder = report, None
+        if report:
+            from kithkin.report import ReportBuilder
+
+            self.builder = ReportBuilder(report, title="kithkin evaluation")
+
+    def table(self, name: str, root: Path, places: list[str]) -> "FilledTable":
+        """Evaluate what is there of a table's data sets."""
+        from kithkin.data import CATALOG
+        from kithkin.evaluation import fill_table, load_table
+        from kithkin.zoo import find_model
+
+        published = load_table(name)
+        folders = _find_sets(published, root, places)
+        methods = self.methods or ([published.task] if find_model(published.task) else ["input"])
+        protocols = {column.dataset: column.protocol for column in published.columns}
+        found = {name: self._evaluate(folder, name, protocols[name], methods, None) for name, folder in folders.items()}
+        expected = {card.title: card.count for card in CATALOG.values() if card.count}
+        filled = fill_table(published, found, expected)
+        self._write_report([r for reports in found.values() for r in reports], [filled])
+        return filled
+
+    def run(self, folder: Path, dataset: str | None, protocol: str | None, submission: Path | None) -> list["Report"]:
+        """Evaluate one data set."""
+        reports = self._evaluate(folder, dataset, protocol, self.methods or ["denoise"], submission)
+        self._write_report(reports, [])
+        return reports
+
+    def _evaluate(
+        self, folder: Path, dataset: str | None, protocol: str | None, methods: list[str], submission: Path | None
+    ) -> list["Report"]:
+        from kithkin.cli._progress import progress_bar
+        from kithkin.data import open_samples
+        from kithkin.evaluation import evaluate as run
+        from kithkin.methods import open_method
+
+        samples = open_samples(folder, dataset)
+        reports = []
+        for spec in methods:
+            chosen = open_method(spec, device=self.device, tile=self.tile)
+            with progress_bar(quiet=self.quiet) as bar:
+                task = bar.add_task(f"{samples.title} {chosen.name}", total=None)
+
+                def watch(row: "Row", total: int, pictures: "Pictures | None", name: str = chosen.name) -> None:
+                    bar.update(task, advance=1, total=total)  # noqa: B023 - called within this turn of the loop
+                    if self.builder and pictures:
+                        self.builder.add_picture(
+                            {"method": name, "dataset": samples.title, **vars(row)},
+                            pictures.degraded,
+                            pictures.restored,
+                            pictures.target,
+                        )
+
+                options = {"sigmas": self.sigmas, "limit": self.limit, "csv": self.csv, "watch": watch}
+                reports.append(run(chosen, samples, protocol, **options))
+        return reports
+
+    def _write_report(self, reports: list["Report"], tables: list["FilledTable"]) -> None:
+        if self.builder is None:
+            return
+        page = self.builder.write([r.to_dict() for r in reports], tables=[_plain(table) for table in tables])
+        typer.echo(f"report: {page}", err=True)
+
+
+def _find_sets(table: "PublishedTable", root: Path, places: list[str]) -> dict[str, Path]:
+    """Data set -> its folder, for those that are there."""
+    from kithkin.errors import InputError
+
+    names = {c.dataset for c in table.columns if c.dataset != "mean"}
+    given: dict[str, Path] = {}
+    for place in places:
+        name, equals, where = place.partition("=")
+        if not equals or name not in names:
+            raise InputError(f"--data {place}: expected NAME=FOLDER with a name of {', '.join(sorted(names))}")
+        given[name] = Path(where)
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder; --table takes the folder that holds the data sets")
+    beside = {path.name.casefold(): path for path in [*root.glob("test/*"), *root.iterdir()] if path.is_dir()}
+    found = {}
+    for name in dict.fromkeys(c.dataset for c in table.columns):
+        folder = given.get(name) or beside.get(name.casefold())
+        if folder:
+            found[name] = folder
+    return found
+
+
+def _plain(table: "FilledTable") -> dict[str, Any]:
+    rows = [[name, *cells] for _, name, cells in table.rows()]
+    columns = ["method", *(column.heading for column in table.table.columns)]
+    return {"title": table.table.title, "columns": columns, "rows": rows, "source": " ".join(table.footnotes())}
+
+
+def _print_table(table: "FilledTable", form: Format) -> None:
     import json
 
-    from kithkin.cli._device import choose_device
-    from kithkin.cli._progress import progress_bar
-    from kithkin.evaluation import evaluate as run
-    from kithkin.zoo import load_model
-
-    network = load_model(model, device=choose_device(device))
-    side = int(tile) if tile.isdecimal() else tile
-    with progress_bar(quiet=as_json) as bar:
-        task = bar.add_task("eval", total=None)
-
-        def step(row: "Row", total: int) -> None:
-            bar.update(task, advance=1, total=total)
-
-        report = run(network, folder, protocol, sigmas=tuple(sigma), tile=side, limit=limit, report=step)
-    if as_json:
-        typer.echo(json.dumps({"model": model, "folder": folder.name, "tile": tile, **report.to_dict()}, indent=1))
+    if form == "json":
+        typer.echo(json.dumps(table.to_dict(), indent=1))
+    elif form == "csv":
+        typer.echo(table.to_csv(), nl=False)
     else:
-        _print(report, model, folder, per_image)
+        typer.echo(table.to_markdown(), nl=False)
 
 
-def _print(report: "Report", model: str, folder: Path, per_image: bool) -> None:
+def _print_reports(reports: list["Report"], form: Format, per_image: bool, tile: str) -> None:
+    import json
+
+    if form == "json":
+        typer.echo(json.dumps({"tile": tile, "evaluations": [r.to_dict() for r in reports]}, indent=1))
+    elif form == "text":
+        _print_text(reports, per_image)
+    else:
+        from kithkin.evaluation import means_table
+
+        typer.echo(means_table(reports, form), nl=False)
+
+
+def _print_text(reports: list["Report"], per_image: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    title = f"{model} on {folder.name}: {report.protocol.summary}"
-    table = Table("condition", "PSNR in", "PSNR", "SSIM in", "SSIM", "pictures", "s/MP", title=title)
-    for condition, m in report.means().items():
-        values = [f"{m['psnr_input']:.2f}", f"{m['psnr']:.2f}", f"{m['ssim_input']:.4f}", f"{m['ssim']:.4f}"]
-        table.add_row(condition, *values, str(m["images"]), f"{m['seconds_per_megapixel']:.2f}")
+    first = reports[0]
     if per_image:
-        rows = Table("picture", "condition", "PSNR in", "PSNR", "SSIM in", "SSIM")
-        for r in report.rows:
-            values = [f"{r.psnr_input:.2f}", f"{r.psnr:.2f}", f"{r.ssim_input:.4f}", f"{r.ssim:.4f}"]
-            rows.add_row(r.image, r.condition, *values)
+        rows = Table("picture", "condition", "method", "PSNR in", "PSNR", "SSIM in", "SSIM")
+        for report in reports:
+            for r in report.rows:
+                values = [_number(r.psnr_input, 2), _number(r.psnr, 2), _number(r.ssim_input, 4), _number(r.ssim, 4)]
+                rows.add_row(r.image, r.condition, report.method, *values)
         console.print(rows)
+    title = f"{first.dataset}: {first.protocol.summary}"
+    table = Table("condition", "method", "PSNR in", "PSNR", "SSIM in", "SSIM", "pictures", "s/MP", title=title)
+    for report in reports:
+        for condition, m in report.means().items():
+            values = [_number(m["psnr_input"], 2), _number(m["psnr"], 2), _number(m["ssim_input"], 4)]
+            values += [_number(m["ssim"], 4), str(m["images"]), _number(m["seconds_per_megapixel"], 2)]
+            table.add_row(condition, report.method, *values)
     console.print(table)
-    console.print(f"PSNR {report.protocol.psnr}, SSIM {report.protocol.window}", highlight=False)
+    console.print(f"PSNR {first.protocol.psnr}, SSIM {first.protocol.window}", highlight=False)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

@@ -32,7 +32,7 @@ def train(
     from kithkin.config import load_config
     from kithkin.training import train as run
 
-    laid_over: dict[str, Any] = dict(_parse(change) for change in changes)
+    laid_over: dict[str, Any] = dict(parse_change(change) for change in changes)
     if data:
         laid_over["data.folders"] = data
     if validation:
@@ -53,7 +53,8 @@ def train(
     typer.echo(f"{weights}" if weights else f"stopped before the end; go on with --resume --out {out}", err=as_json)
 
 
-def _parse(change: str) -> tuple[str, Any]:
+def parse_change(change: str) -> tuple[str, Any]:
+    """``KEY=VALUE`` -> key and value: a TOML value, or else the text itself."""
     import tomllib
 
     key, found, text = change.partition("=")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kithkin.config import DataConfig
-from kithkin.data.degrade import gaussian_noise
+from kithkin.data.degrade import degrade_photos, gaussian_noise, margin
 from kithkin.data.folders import Pairs, Photos
 from kithkin.errors import InputError
 
@@ -38,34 +38,53 @@ class Crops(NamedTuple):
     """Crops as they were read, with what the degradation is going to draw from.
 
     Attributes:
-        sides: (clean,) or (input, target), each uint8 (B, S, S, 3).
+        sides: (clean,) or (input, target), each uint8 (B, S, S, 3); S includes the margin of the degradation.
         sigmas: (B,) float32 noise levels on the 0-255 scale; empty where no noise is asked for.
-        noise_seed: of the noise.
+        noise_seed: of everything that is drawn on the device.
+        degraded: (B,) which crops get the degradation that the run names, the others get Gaussian noise; empty where
+            it names none.
     """
 
     sides: tuple[np.ndarray, ...]
     sigmas: np.ndarray
     noise_seed: int
+    degraded: np.ndarray
 
 
 def draw_crops(dataset: Photos | Pairs, config: DataConfig, *, batch_size: int, seed: int, step: int) -> Crops:
     """The part of :func:`sample_batch` that reads files. It runs no tensor operation, so threads may run it beside the
     training step without a second team of workers fighting for the cores."""
     rng = np.random.default_rng([seed, step])
-    crops = [_crop(dataset, i, config.crop, rng) for i in _items(len(dataset), batch_size, seed, step)]
+    size = config.crop + 2 * margin(config.degradation)
+    crops = [_crop(dataset, i, size, rng) for i in _items(len(dataset), batch_size, seed, step)]
     sides = tuple(np.stack(side) for side in zip(*crops, strict=True))
     sigmas = np.empty(0, np.float32) if config.sigma is None else rng.uniform(*config.sigma, batch_size)
-    return Crops(sides, sigmas.astype(np.float32), int(rng.integers(2**62)))
+    seed_of_noise = int(rng.integers(2**62))
+    degraded = rng.random(0 if config.degradation is None else batch_size) < config.degraded_share
+    return Crops(sides, sigmas.astype(np.float32), seed_of_noise, degraded)
 
 
 def degrade_crops(crops: Crops, config: DataConfig, device: str = "cpu") -> Batch:
-    """The part of :func:`sample_batch` that runs on the device: to float, and noise where the run asks for it."""
+    """The part of :func:`sample_batch` that runs on the device: to float, and what the run does to photographs."""
     tensors = [torch.from_numpy(x).to(device).permute(0, 3, 1, 2).float().div_(255) for x in crops.sides]
-    if config.sigma is None:
+    if config.kind == "pairs":
         return Batch(*tensors)
-    generator = torch.Generator(device).manual_seed(crops.noise_seed)
-    sigmas = torch.from_numpy(crops.sigmas).to(device)
-    return Batch(gaussian_noise(tensors[0], sigmas, generator), tensors[0])
+    clean, generator = tensors[0], torch.Generator(device).manual_seed(crops.noise_seed)
+    if config.degradation is None:
+        return Batch(_with_noise(clean, crops.sigmas, generator), clean)
+    sides = [torch.empty(len(clean), 3, config.crop, config.crop, device=device) for _ in range(2)]
+    chosen, plain = np.flatnonzero(crops.degraded), np.flatnonzero(~crops.degraded)
+    if len(chosen):
+        sides[0][chosen], sides[1][chosen] = degrade_photos(clean[chosen], generator, config.degradation)
+    if len(plain):
+        edge = margin(config.degradation)
+        sides[1][plain] = clean[plain, :, edge : edge + config.crop, edge : edge + config.crop]
+        sides[0][plain] = _with_noise(sides[1][plain], crops.sigmas[plain], generator)
+    return Batch(*sides)
+
+
+def _with_noise(clean: Tensor, sigmas: np.ndarray, generator: torch.Generator) -> Tensor:
+    return gaussian_noise(clean, torch.from_numpy(sigmas).to(clean.device), generator)
 
 
 def _items(count: int, batch_size: int, seed: int, step: int) -> list[int]:

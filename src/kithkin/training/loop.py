@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from kithkin.checkpoint import save_model
-from kithkin.config import RunConfig
+from kithkin.config import RunConfig, parse_config
 from kithkin.data import Batch, Crops, Pairs, Photos, degrade_crops, draw_crops, open_folders
 from kithkin.errors import InputError
 from kithkin.losses import restoration_loss
@@ -201,7 +201,8 @@ def _take_over(state: TrainState, out: Path, config: RunConfig, resume: bool) ->
         return
     if not resume:
         raise InputError(f"{out} holds a run at {found[-1].name}; add --resume to go on, or choose another --out")
-    before, now = _binding(read_run(found[-1])["config"]), _binding(config.model_dump(mode="json"))
+    done = parse_config(read_run(found[-1])["config"], source=str(found[-1]))  # keys that came later get their defaults
+    before, now = (_binding(run.model_dump(mode="json")) for run in (done, config))
     changed = [key for key in now if now[key] != before.get(key)]
     if changed:
         raise InputError(f"{out} holds a run with another {', '.join(changed)}; choose another --out")

@@ -1,10 +1,12 @@
 """The network against the validation pictures."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
 from kithkin.config import RunConfig
-from kithkin.data import Pairs, Photos, benchmark_noise
+from kithkin.data import Pairs, Photos, benchmark_noise, degrade_photos, margin
 from kithkin.metrics import psnr
 from kithkin.model import KiT
 
@@ -14,24 +16,37 @@ def validate(model: KiT, dataset: Photos | Pairs, config: RunConfig, device: str
     """Mean PSNR in dB (protocol ``rgb``) over the central crops.
 
     Returns:
-        ``{"psnr": …}`` for pairs, ``{"sigma15": …, …}`` for photographs with noise of each level; the noise
-        follows the published protocol: seed 0 before every picture.
+        ``{"psnr": …}`` for pairs, ``{"sigma15": …, …}`` for photographs with noise of each level, which
+        follows the published protocol: seed 0 before every picture; and the name of the degradation (``"camera"``)
+        where the run has one, drawn for each picture from a seed of its own.
     """
     model.eval()
     scores: dict[str, list[float]] = {}
     for index in range(len(dataset)):
-        sides = [_centre(x, config.validation.crop).astype(np.float32) / 255 for x in dataset[index]]
-        for name, degraded in _degraded(sides, config.validation.sigmas):
+        for name, degraded, target in _conditions(dataset[index], index, config):
             picture = torch.from_numpy(degraded).to(device).permute(2, 0, 1)[None]
             restored = model(picture)[0].permute(1, 2, 0).float().cpu().numpy()
-            scores.setdefault(name, []).append(psnr(restored, sides[-1], protocol="rgb"))
+            scores.setdefault(name, []).append(psnr(restored, target, protocol="rgb"))
     return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
-def _degraded(sides: list[np.ndarray], sigmas: tuple[float, ...]) -> list[tuple[str, np.ndarray]]:
+def _conditions(
+    pixels: tuple[np.ndarray, ...], index: int, config: RunConfig
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(name, degraded, target) of each condition that a picture is validated under, float32 (H, W, 3)."""
+    settings, size = config.data.degradation, config.validation.crop
+    sides = [_centre(x, size).astype(np.float32) / 255 for x in pixels]
     if len(sides) == 2:
-        return [("psnr", sides[0])]
-    return [(f"sigma{sigma:g}", benchmark_noise(sides[0], sigma)) for sigma in sigmas]
+        yield "psnr", sides[0], sides[1]
+        return
+    for sigma in config.validation.sigmas:
+        yield f"sigma{sigma:g}", benchmark_noise(sides[0], sigma), sides[0]
+    if settings is not None:
+        wide = torch.from_numpy(_centre(pixels[0], size + 2 * margin(settings)).copy()).permute(2, 0, 1)[None]
+        generator = torch.Generator().manual_seed(index)  # on the CPU: every device validates on the same pictures
+        both = degrade_photos(wide.float().div_(255), generator, settings)
+        degraded, target = (side[0].permute(1, 2, 0).contiguous().numpy() for side in both)
+        yield settings.kind, degraded, target
 
 
 def _centre(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -1,0 +1,100 @@
+"""Degradations, on batches of tensors and with a generator of their own.
+
+A degradation that a recipe can name is an entry of :data:`DEGRADATIONS` and a section in :mod:`kithkin.config`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kithkin.config import CorrelatedConfig
+from kithkin.data.degrade.camera import (
+    Cameras,
+    camera_noise,
+    demosaic,
+    draw_cameras,
+    draw_noise_levels,
+    mosaic,
+    process,
+    raw_noise,
+    reduce_noise,
+    sensor_noise,
+    unprocess,
+)
+from kithkin.data.degrade.jpeg import jpeg
+from kithkin.data.degrade.noise import benchmark_noise, correlated_noise, draw, gaussian_noise, smooth
+
+__all__ = [
+    "DEGRADATIONS",
+    "Cameras",
+    "Degradation",
+    "benchmark_noise",
+    "camera_noise",
+    "correlated_noise",
+    "degrade_photos",
+    "demosaic",
+    "draw_cameras",
+    "draw_noise_levels",
+    "gaussian_noise",
+    "jpeg",
+    "margin",
+    "mosaic",
+    "process",
+    "raw_noise",
+    "reduce_noise",
+    "sensor_noise",
+    "smooth",
+    "unprocess",
+]
+
+
+class Degradation(NamedTuple):
+    """What a recipe can ask for by its kind.
+
+    Attributes:
+        run: ``(clean, generator, settings) -> (degraded, target)``, each (B, 3, H, W); clean in [0, 1], the generator
+            on its device.
+        margin: ``settings -> pixels`` along each border that are worse than the rest and are cut off afterwards.
+    """
+
+    run: Callable[[Tensor, torch.Generator, Any], tuple[Tensor, Tensor]]
+    margin: Callable[[Any], int]
+
+
+@torch.no_grad()
+def degrade_photos(clean: Tensor, generator: torch.Generator, settings: Any) -> tuple[Tensor, Tensor]:
+    """Degrade photographs as a recipe's ``[data.degradation]`` says.
+
+    Args:
+        clean: (B, 3, H, W) in [0, 1].
+        generator: on the device of ``clean``; the result is a function of its state.
+        settings: a degradation's section of the configuration.
+
+    Returns:
+        (degraded, target), each (B, 3, H - 2m, W - 2m) for a margin of m.
+    """
+    degraded, target = DEGRADATIONS[settings.kind].run(clean, generator, settings)
+    edge = margin(settings)
+    inside = slice(edge, -edge or None)
+    return degraded[..., inside, inside], target[..., inside, inside]
+
+
+def margin(settings: Any) -> int:
+    """How many pixels of each border :func:`degrade_photos` uses up; 0 where there is no degradation."""
+    return 0 if settings is None else DEGRADATIONS[settings.kind].margin(settings)
+
+
+def _correlated(clean: Tensor, generator: torch.Generator, settings: CorrelatedConfig) -> tuple[Tensor, Tensor]:
+    count = len(clean)
+    sigma, chroma = draw(count, settings.sigma, generator), draw(count, settings.chroma, generator)
+    grain = torch.stack([draw(count, settings.grain, generator) for _ in range(2)], dim=1)
+    return correlated_noise(clean, sigma, grain, chroma, generator), clean
+
+
+DEGRADATIONS: dict[str, Degradation] = {
+    "correlated": Degradation(_correlated, margin=lambda settings: 0),
+    # two pixels of demosaicing and three of smoothing see a border
+    "camera": Degradation(lambda *given: (camera_noise(*given), given[0]), margin=lambda settings: 5),
+}

@@ -1,0 +1,22 @@
+"""Methods on data sets: named protocols, rows, published tables."""
+
+from kithkin.evaluation.protocols import GAUSSIAN_SIGMAS, PROTOCOLS, Protocol
+from kithkin.evaluation.rows import Report, Row, means_table
+from kithkin.evaluation.run import Pictures, evaluate
+from kithkin.evaluation.tables import FilledTable, PublishedTable, fill_table, list_tables, load_table
+
+__all__ = [
+    "GAUSSIAN_SIGMAS",
+    "PROTOCOLS",
+    "FilledTable",
+    "Pictures",
+    "Protocol",
+    "PublishedTable",
+    "Report",
+    "Row",
+    "evaluate",
+    "fill_table",
+    "list_tables",
+    "load_table",
+    "means_table",
+]

@@ -1,0 +1,71 @@
+"""How values are made, by name, so that they can stand beside published ones."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kithkin.errors import InputError
+from kithkin.metrics import psnr, ssim
+
+GAUSSIAN_SIGMAS = (15.0, 25.0, 50.0)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to make values.
+
+    Attributes:
+        name: what ``--protocol`` takes.
+        kind: ``"photos"`` are clean pictures that get the published Gaussian noise; ``"pairs"`` are input and target;
+            ``"inputs"`` have no public target: the restored pictures are handed in elsewhere, nothing is measured.
+        psnr: a protocol of :func:`kithkin.metrics.psnr`; the SSIM is computed on the same signal.
+        window: of :func:`kithkin.metrics.ssim`.
+        summary: in words.
+    """
+
+    name: str
+    kind: str
+    psnr: str
+    window: str
+    summary: str
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "gaussian",
+            "photos",
+            "rgb-uint8",
+            "wang2d",
+            "clean pictures; noise of seed 0 before every picture, not clipped; output rounded to uint8; PSNR on RGB",
+        ),
+        Protocol("rgb", "pairs", "rgb-uint8", "matlab3d", "pairs; output rounded to uint8; PSNR on RGB (GoPro, HIDE)"),
+        Protocol("float", "pairs", "rgb", "matlab3d", "pairs; output clamped, not rounded; PSNR on RGB (SIDD)"),
+        Protocol("rain", "pairs", "y-matlab", "wang2d", "pairs; MATLAB's Y of uint8, rounded (the Rain13k tests)"),
+        Protocol("dnd", "inputs", "rgb", "matlab3d", "no public target; the DND server measures the submission"),
+    )
+}
+
+
+def find_protocol(name: str) -> Protocol:
+    """The protocol of this name.
+
+    Raises:
+        InputError: there is none; the message lists those that there are.
+    """
+    if name not in PROTOCOLS:
+        raise InputError(f"evaluate: no protocol is called {name!r}; there are {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def scores(protocol: Protocol, output: np.ndarray, target: np.ndarray) -> tuple[float, float]:
+    """PSNR in dB and SSIM of one picture.
+
+    Args:
+        output, target: (H, W, 3), floats in [0, 1] (values outside are clamped) or uint8.
+    """
+    return (
+        psnr(output, target, protocol=protocol.psnr),
+        ssim(output, target, window=protocol.window, protocol=protocol.psnr),
+    )

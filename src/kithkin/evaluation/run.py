@@ -1,0 +1,172 @@
+"""A method on a data set, under a named protocol, one picture in memory at a time."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from kithkin.data import Sample, Samples, benchmark_noise, open_samples
+from kithkin.errors import InputError
+from kithkin.evaluation.protocols import GAUSSIAN_SIGMAS, Protocol, find_protocol, scores
+from kithkin.evaluation.rows import Measurer, Report, Row, ScoreFile
+from kithkin.methods import Method, ModelMethod, run_method
+from kithkin.model import KiT
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures behind a row, each float32 or uint8 (H, W, 3).
+
+    Attributes:
+        degraded: what the method got.
+        restored: what it made of it; values may leave [0, 1].
+        target: what it should be; None where that is not public.
+    """
+
+    degraded: np.ndarray
+    restored: np.ndarray
+    target: np.ndarray | None
+
+
+Watch = Callable[[Row, int, Pictures | None], None]
+"""Called after every row with the number of rows there will be; without pictures where the row was there already."""
+
+
+class _Problem(NamedTuple):
+    image: str
+    condition: str
+    degraded: np.ndarray
+    target: np.ndarray | None
+    sigma: float | None
+
+
+def evaluate(
+    method: Method | KiT,
+    data: str | Path | Samples,
+    protocol: str | None = None,
+    *,
+    sigmas: tuple[float, ...] = GAUSSIAN_SIGMAS,
+    limit: int | None = None,
+    csv: str | Path | None = None,
+    watch: Watch | None = None,
+) -> Report:
+    """Restore every picture of a data set and compare.
+
+    Args:
+        method: a network, which restores every picture whole, or what :func:`kithkin.methods.open_method` returns.
+        data: a folder as :func:`kithkin.data.open_samples` takes it (clean pictures, pairs, a published layout), or
+            what that function returns.
+        protocol: a name in :data:`PROTOCOLS`; None takes ``"gaussian"`` for clean pictures and ``"rgb"`` for pairs.
+        sigmas: noise levels on the 0-255 scale, for clean pictures.
+        limit: take this many pictures, the first by name.
+        csv: a file that gets a line for every picture as soon as it is measured; pictures that stand there already
+            (same method and weights, protocol and data set) are not measured again.
+        watch: see :data:`Watch`.
+
+    Returns:
+        The rows, in order of name.
+
+    Raises:
+        InputError: the data are not what the protocol needs, or a value is out of range.
+        ImageError: a picture can't be read.
+        KithkinError: the method fails, or gives NaN or infinite values.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"evaluate: limit is at least 1, got {limit}")
+    samples = open_samples(Path(data)) if isinstance(data, str | Path) else data
+    chosen = _choose(samples, protocol)
+    if chosen.kind == "photos" and not (sigmas and all(0 < s <= 255 for s in sigmas)):
+        raise InputError(f"evaluate: sigmas lie above 0 and at most at 255, got {list(sigmas)}")
+    if isinstance(method, KiT):
+        method = ModelMethod(method)
+    store = ScoreFile(Path(csv)) if csv else None
+    who = Measurer(samples.title, chosen.name, method.name, method.identity)
+    conditions = tuple(sigmas) if chosen.kind == "photos" else (None,)
+    names = samples.names[: limit or len(samples)]
+    rows: list[Row] = []
+    for index, name in enumerate(names):
+        for problem in _problems(samples, index, name, conditions, who, store):
+            if isinstance(problem, Row):
+                rows.append(problem)
+                pictures = None
+            else:
+                row, pictures = _measure(method, problem, chosen)
+                rows.append(row)
+                if store:
+                    store.append(who, row)
+            if watch:
+                watch(rows[-1], len(names) * len(conditions), pictures)
+    return Report(method.name, samples.title, chosen, tuple(rows))
+
+
+def _choose(samples: Samples, name: str | None) -> Protocol:
+    protocol = find_protocol(name or {"photos": "gaussian", "pairs": "rgb", "inputs": "dnd"}[samples.kind])
+    if protocol.kind != samples.kind:
+        raise InputError(
+            f"evaluate: protocol {protocol.name!r} measures {_KINDS[protocol.kind]}, but {samples.title} is a set of "
+            f"{_KINDS[samples.kind]}"
+        )
+    return protocol
+
+
+_KINDS = {
+    "photos": "clean pictures",
+    "pairs": "pairs of input and target",
+    "inputs": "degraded pictures without a target",
+}
+
+
+def _problems(
+    samples: Samples,
+    index: int,
+    name: str,
+    conditions: tuple[float | None, ...],
+    who: Measurer,
+    store: ScoreFile | None,
+) -> Iterator[_Problem | Row]:
+    """What is to be done for one picture, or the row where it is done; the picture is read only where it is needed."""
+    sample: Sample | None = None
+    for sigma in conditions:
+        condition = "pairs" if sigma is None else f"sigma {sigma:g}"
+        found = store.find(who, name, condition) if store else None
+        if found:
+            yield found
+            continue
+        sample = sample or samples[index]
+        if sigma is None:
+            assert sample.input is not None
+            yield _Problem(name, condition, _as_float(sample.input), sample.target, None)
+        else:
+            assert sample.target is not None
+            degraded = benchmark_noise(_as_float(sample.target, np.float64), sigma)
+            yield _Problem(name, condition, degraded, sample.target, sigma)
+
+
+def _measure(method: Method, problem: _Problem, protocol: Protocol) -> tuple[Row, Pictures]:
+    started = time.perf_counter()
+    restored = run_method(method, problem.degraded, sigma=problem.sigma, picture=problem.image)
+    seconds = time.perf_counter() - started
+    before: tuple[float | None, float | None] = (None, None)
+    after: tuple[float | None, float | None] = (None, None)
+    if problem.target is not None:
+        before = scores(protocol, problem.degraded, problem.target)
+        after = scores(protocol, restored, problem.target)
+    height, width = problem.degraded.shape[:2]
+    row = Row(
+        image=problem.image,
+        condition=problem.condition,
+        psnr_input=before[0],
+        psnr=after[0],
+        ssim_input=before[1],
+        ssim=after[1],
+        seconds=seconds,
+        megapixels=height * width / 1e6,
+    )
+    return row, Pictures(problem.degraded, restored, problem.target)
+
+
+def _as_float(pixels: np.ndarray, kind: type = np.float32) -> np.ndarray:
+    return pixels.astype(kind) / 255 if pixels.dtype == np.uint8 else pixels.astype(kind)
