@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 FROZEN = Path(__file__).parent / "frozen"
 VERBS = (
-    *("", "restore", "eval", "neighbors", "train", "ablate", "ablate network", "ablate train"),
+    *("", "restore", "eval", "compare", "neighbors", "train", "ablate", "ablate network", "ablate train"),
     *("models", "models show", "models cost", "recipes", "recipes show", "doctor"),
 )
 

@@ -6,6 +6,7 @@ import typer
 
 from kithkin.cli._memory import keep_freed_memory
 from kithkin.cli.ablate import ablate
+from kithkin.cli.compare import compare
 from kithkin.cli.doctor import doctor
 from kithkin.cli.evaluate import evaluate
 from kithkin.cli.models import models
@@ -43,6 +44,7 @@ def _options(
 app.command("restore", epilog=RESTORE_EPILOG)(restore)
 app.command("eval")(evaluate)
 app.command("neighbors", epilog=NEIGHBORS_EPILOG)(neighbors)
+app.command("compare")(compare)
 app.command("train")(train)
 app.add_typer(ablate, name="ablate")
 app.add_typer(models, name="models")
