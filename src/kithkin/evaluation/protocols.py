@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kithkin.errors import InputError
-from kithkin.metrics import psnr, ssim
+from kithkin.metrics import align_realblur, masked_psnr, masked_ssim, psnr, ssim
 
 GAUSSIAN_SIGMAS = (15.0, 25.0, 50.0)
 
@@ -18,7 +18,8 @@ class Protocol:
         name: what ``--protocol`` takes.
         kind: ``"photos"`` are clean pictures that get the published Gaussian noise; ``"pairs"`` are input and target;
             ``"inputs"`` have no public target: the restored pictures are handed in elsewhere, nothing is measured.
-        psnr: a protocol of :func:`kithkin.metrics.psnr`; the SSIM is computed on the same signal.
+        psnr: a protocol of :func:`kithkin.metrics.psnr`; the SSIM is computed on the same signal. ``"realblur"`` rounds
+            the output to uint8 and measures it as :func:`kithkin.metrics.align_realblur` brings it to the target.
         window: of :func:`kithkin.metrics.ssim`.
         summary: in words.
     """
@@ -43,6 +44,13 @@ PROTOCOLS = {
         Protocol("rgb", "pairs", "rgb-uint8", "matlab3d", "pairs; output rounded to uint8; PSNR on RGB (GoPro, HIDE)"),
         Protocol("float", "pairs", "rgb", "matlab3d", "pairs; output clamped, not rounded; PSNR on RGB (SIDD)"),
         Protocol("rain", "pairs", "y-matlab", "wang2d", "pairs; MATLAB's Y of uint8, rounded (the Rain13k tests)"),
+        Protocol(
+            "realblur",
+            "pairs",
+            "realblur",
+            "wang2d",
+            "pairs; output rounded to uint8, brought to the target's brightness and place; PSNR on RGB (RealBlur)",
+        ),
         Protocol("dnd", "inputs", "rgb", "matlab3d", "no public target; the DND server measures the submission"),
     )
 }
@@ -65,6 +73,10 @@ def scores(protocol: Protocol, output: np.ndarray, target: np.ndarray) -> tuple[
     Args:
         output, target: (H, W, 3), floats in [0, 1] (values outside are clamped) or uint8.
     """
+    if protocol.psnr == "realblur":
+        rounded = output if output.dtype == np.uint8 else np.rint(np.clip(output, 0, 1) * 255).astype(np.uint8)
+        aligned = align_realblur(rounded, target)
+        return masked_psnr(aligned), masked_ssim(aligned)
     return (
         psnr(output, target, protocol=protocol.psnr),
         ssim(output, target, window=protocol.window, protocol=protocol.psnr),

@@ -78,7 +78,7 @@ def psnr(a: ImageArray, b: ImageArray, *, protocol: str = "rgb") -> float:
     `y-matlab`) and of KAIR (`rgb-uint8`).
     """
     _check_name("psnr", "protocol", protocol, PSNR_PROTOCOLS)
-    planes_a, planes_b = _image_pair("psnr", a, b, smallest=1)
+    planes_a, planes_b = image_pair("psnr", a, b, smallest=1)
     (signal_a, peak), (signal_b, _) = _signal(planes_a, protocol), _signal(planes_b, protocol)
     error = (signal_a - signal_b).square_().mean().item()
     return 10 * math.log10(peak**2 / error) if error > 0 else math.inf
@@ -124,9 +124,9 @@ def ssim(a: ImageArray, b: ImageArray, *, window: str = "wang2d", protocol: str 
             f"ssim expected a three-channel protocol with window {window!r}, got {protocol!r}, which leaves one "
             "channel; take window='wang2d' for Y, or protocol='rgb' or 'rgb-uint8'."
         )
-    planes_a, planes_b = _image_pair("ssim", a, b, smallest=len(spec.taps))
+    planes_a, planes_b = image_pair("ssim", a, b, smallest=len(spec.taps))
     (signal_a, peak), (signal_b, _) = _signal(planes_a, protocol), _signal(planes_b, protocol)
-    return _mean_ssim(signal_a, signal_b, spec, data_range=peak * spec.range_in_peaks)
+    return ssim_map(signal_a, signal_b, window, data_range=peak).mean().item()
 
 
 def _signal(planes: torch.Tensor, protocol: str) -> tuple[torch.Tensor, float]:
@@ -144,22 +144,32 @@ def _signal(planes: torch.Tensor, protocol: str) -> tuple[torch.Tensor, float]:
     return (luma / 255_000 if protocol == "y-unrounded" else ((luma + 127_500) / 255_000).floor_()), 255.0
 
 
-def _mean_ssim(a: torch.Tensor, b: torch.Tensor, window: _Window, data_range: float) -> float:
-    """Mean over positions and channels of SSIM (Wang et al. 2004, Eq. 13), for two (C, H, W) signals."""
-    c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
-    count = len(window.taps) ** 2
-    scale = count / (count - 1) if window.sample_covariance else 1.0
+def ssim_map(a: torch.Tensor, b: torch.Tensor, window: str, data_range: float) -> torch.Tensor:
+    """SSIM at every position (Wang et al. 2004, Eq. 13).
+
+    Args:
+        a, b: (C, H, W) float64.
+        window: a key of `SSIM_WINDOWS`.
+        data_range: L of the constants, before the window's own factor.
+
+    Returns:
+        (C, H', W') float64; smaller than the images where the window stays in the valid region.
+    """
+    spec = _WINDOWS[window]
+    c1, c2 = (_K1 * data_range * spec.range_in_peaks) ** 2, (_K2 * data_range * spec.range_in_peaks) ** 2
+    count = len(spec.taps) ** 2
+    scale = count / (count - 1) if spec.sample_covariance else 1.0
     # The formula needs the two variances only as their sum, so the squares are filtered together.
     moments = (a, b, a * a + b * b, a * b)
-    means = []
+    maps = []
     for channel in range(a.shape[0]):
-        mean_a, mean_b, squares, products = (_local_mean(moment, channel, window) for moment in moments)
+        mean_a, mean_b, squares, products = (_local_mean(moment, channel, spec) for moment in moments)
         mean_squares, mean_products = mean_a * mean_a + mean_b * mean_b, mean_a * mean_b
         variances = scale * (squares - mean_squares)
         covariance = scale * (products - mean_products)
         luminance = (2 * mean_products + c1) / (mean_squares + c1)
-        means.append(((2 * covariance + c2) / (variances + c2) * luminance).mean().item())
-    return math.fsum(means) / len(means)
+        maps.append((2 * covariance + c2) / (variances + c2) * luminance)
+    return torch.stack(maps)
 
 
 def _local_mean(volume: torch.Tensor, channel: int, window: _Window) -> torch.Tensor:
@@ -192,7 +202,7 @@ def _check_name(who: str, what: str, name: str, known: dict[str, str]) -> None:
         raise InputError(f"{who} expected {what} to be one of {', '.join(known)}, got {name!r}; name one of these.")
 
 
-def _image_pair(who: str, a: ImageArray, b: ImageArray, smallest: int) -> tuple[torch.Tensor, torch.Tensor]:
+def image_pair(who: str, a: ImageArray, b: ImageArray, smallest: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Both images as float64 (3, H, W) on the CPU, checked; not clamped."""
     planes_a, planes_b = _planes(who, "a", a), _planes(who, "b", b)
     if planes_a.shape != planes_b.shape:

@@ -1,0 +1,16 @@
+"""How near two pictures are: PSNR and SSIM by named protocol, and RealBlur's, which aligns them first."""
+
+from kithkin.metrics._measures import PSNR_PROTOCOLS, SSIM_WINDOWS, ImageArray, psnr, ssim
+from kithkin.metrics._realblur import Aligned, align_realblur, masked_psnr, masked_ssim
+
+__all__ = [
+    "PSNR_PROTOCOLS",
+    "SSIM_WINDOWS",
+    "Aligned",
+    "ImageArray",
+    "align_realblur",
+    "masked_psnr",
+    "masked_ssim",
+    "psnr",
+    "ssim",
+]
