@@ -6,7 +6,10 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 FROZEN = Path(__file__).parent / "frozen"
-VERBS = ("", "restore", "eval", "train", "models", "models show", "models cost", "recipes", "recipes show", "doctor")
+VERBS = (
+    *("", "restore", "eval", "train", "models", "models show", "models cost", "recipes", "recipes show"),
+    *("data", "data list", "data check", "data prepare", "doctor"),
+)
 
 
 def frozen_file(verb: str) -> Path:

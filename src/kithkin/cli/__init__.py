@@ -5,6 +5,7 @@ import sys
 import typer
 
 from kithkin.cli._memory import keep_freed_memory
+from kithkin.cli.data import data
 from kithkin.cli.doctor import doctor
 from kithkin.cli.evaluate import evaluate
 from kithkin.cli.models import models
@@ -43,6 +44,7 @@ app.command("eval")(evaluate)
 app.command("train")(train)
 app.add_typer(models, name="models")
 app.add_typer(recipes, name="recipes")
+app.add_typer(data, name="data")
 app.command("doctor")(doctor)
 
 

@@ -1,0 +1,68 @@
+"""What evaluation reads: one sample at a time, whatever the layout on disk."""
+
+from types import ModuleType
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from kithkin.data.folders import Pairs, Photos
+from kithkin.errors import InputError
+
+
+class Sample(NamedTuple):
+    """A picture to restore, what it should become, or both.
+
+    Attributes:
+        name: unique within its data set.
+        input: the degraded picture, uint8 (H, W, 3), or float32 in [0, 1] where the source holds floats; None where the
+            data set is clean pictures.
+        target: the clean picture, likewise; None where it is not public.
+    """
+
+    name: str
+    input: np.ndarray | None
+    target: np.ndarray | None
+
+
+class Samples(Protocol):
+    """A data set that is read a sample at a time."""
+
+    names: list[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+class FileSamples:
+    """Picture files as samples.
+
+    Args:
+        dataset: pairs, or clean photographs.
+    """
+
+    def __init__(self, dataset: Pairs | Photos) -> None:
+        self._dataset = dataset
+        self.names = dataset.names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Input (of pairs) and target, uint8 (H, W, 3)."""
+        sides = self._dataset[index]
+        return Sample(self.names[index], sides[0] if len(sides) == 2 else None, sides[-1])
+
+
+def need(module: str, what: str) -> ModuleType:
+    """A module of the extra ``data``.
+
+    Raises:
+        InputError: it is not installed; with the line that installs it.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f'{what} needs {module}; install it with: pip install "kithkin[data]"') from error
