@@ -424,7 +424,7 @@ def test_many_pictures_without_a_partner_are_counted(tmp_path):
     folder = pairs(tmp_path)
     for i in range(10, 15):
         write(folder / "input" / f"{i}.png", chart(9))
-    with pytest.raises(InputError, match="5 pictures.*10, 11, 12…"):
+    with pytest.raises(InputError, match="5 pictures.*10.png, .*11.png, .*12.png…"):
         Pairs([folder])
 
 
