@@ -26,6 +26,7 @@ from kithkin.data.degrade import (
     smooth,
     unprocess,
 )
+from kithkin.errors import InputError
 
 
 def seeded(seed=0):
@@ -330,3 +331,18 @@ def test_a_degradation_is_a_function_of_its_generator(kind):
     assert np.array_equal(np.random.get_state()[1], states[1])
     assert random.getstate() == states[2]
     assert not torch.equal(first[0] - target[0], first[1] - target[1])
+
+
+def test_a_picture_without_an_inside_is_refused():
+    settings = CameraConfig(kind="camera")
+    side = 2 * margin(settings)
+    assert degrade_photos(torch.rand(1, 3, side + 1, side + 1), seeded(), settings)[0].shape == (1, 3, 1, 1)
+    for shape in ((1, 3, side, 40), (3, 40, 40), (1, 1, 40, 40)):
+        with pytest.raises(InputError, match=f"camera: .*above {side}, got"):
+            degrade_photos(torch.rand(shape), seeded(), settings)
+
+
+def test_the_kind_of_number_is_kept():
+    for settings in (CameraConfig(kind="camera"), CorrelatedConfig(kind="correlated")):
+        degraded, _ = degrade_photos(scene().double().repeat(4, 1, 1, 1), seeded(), settings)
+        assert degraded.dtype == torch.float64
