@@ -312,6 +312,14 @@ def test_each_part_of_the_mix_can_be_had_alone():
     assert correlation(correlated[..., 1:], correlated[..., :-1]) == pytest.approx(np.exp(-1 / (4 * 0.8**2)), abs=0.03)
 
 
+def test_the_grid_of_a_camera_s_jpeg_lies_anywhere():
+    """One quality and no noise: two ways of sub-sampling would make two pictures, a moving grid makes many."""
+    nothing = {"noise_left": (0, 0), "correlated_share": 0, "jpeg_share": 1, "jpeg_quality": (40, 40)}
+    settings = CameraConfig(kind="camera", **nothing)
+    results = {camera_noise(scene(48, 48), seeded(i), settings).numpy().tobytes() for i in range(12)}
+    assert len(results) > 6
+
+
 @pytest.mark.parametrize("kind", ["camera", "correlated"])
 def test_a_degradation_is_a_function_of_its_generator(kind):
     settings = {"camera": CameraConfig, "correlated": CorrelatedConfig}[kind](kind=kind)
