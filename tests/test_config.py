@@ -281,11 +281,11 @@ def test_a_mix_that_can_not_be_meant(changes):
     ("key", "value", "said"),
     [
         ("kind", "fog", "correlated.*camera"),
-        ("jpeg_qality", [1, 2], "did you mean 'jpeg_quality'"),
+        ("jpeg_qality", [1, 2], r"unknown key data\.degradation\.jpeg_qality; did you mean 'jpeg_quality'"),
         ("zzz", 1, "known: kind, phone_share"),
         ("jpeg_quality", [90, 80], "jpeg_quality.*low to high"),
         ("jpeg_quality", [0, 80], "jpeg_quality"),
-        ("phone_share", 1.1, "phone_share"),
+        ("phone_share", 1.1, r"toml: data\.degradation\.phone_share: "),
         ("noise_left", [0.5], "noise_left"),
         ("correlated_sigma", [0, 300], "correlated_sigma"),
     ],

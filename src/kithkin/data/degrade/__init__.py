@@ -26,6 +26,7 @@ from kithkin.data.degrade.camera import (
 from kithkin.data.degrade.jpeg import jpeg
 from kithkin.data.degrade.noise import benchmark_noise, correlated_noise, draw, gaussian_noise, smooth
 from kithkin.data.rain import LOOKS, RainSettings, add_rain
+from kithkin.errors import InputError
 
 __all__ = [
     "DEGRADATIONS",
@@ -75,9 +76,17 @@ def degrade_photos(clean: Tensor, generator: torch.Generator, settings: Any) -> 
 
     Returns:
         (degraded, target), each (B, 3, H - 2m, W - 2m) for a margin of m.
+
+    Raises:
+        InputError: another shape, or sides that leave nothing inside the margin.
     """
-    degraded, target = DEGRADATIONS[settings.kind].run(clean, generator, settings)
     edge = margin(settings)
+    if clean.ndim != 4 or clean.shape[1] != 3 or min(clean.shape[2:]) <= 2 * edge:
+        raise InputError(
+            f"{settings.kind}: pictures are (B, 3, H, W) with sides above {2 * edge}, got "
+            f"{tuple(clean.shape)}; give larger ones"
+        )
+    degraded, target = DEGRADATIONS[settings.kind].run(clean, generator, settings)
     inside = slice(edge, -edge or None)
     return degraded[..., inside, inside], target[..., inside, inside]
 
