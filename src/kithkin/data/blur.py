@@ -250,7 +250,7 @@ def _waves_of(kernels: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _down(waves: Tensor, margin: int) -> Tensor:
     """Take the first axis of :func:`torch.fft.rfft2` back to space. The middle of a kernel lies one margin from its
-    corner, so what is blurred by it comes out that much farther down, and what wraps around is in the way no more."""
+    corner, so a blurred picture comes out that much farther down: after two margins, and up to the border."""
     return torch.fft.ifft(waves, dim=-2)[..., 2 * margin :, :]
 
 
