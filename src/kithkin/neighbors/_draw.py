@@ -169,27 +169,30 @@ def _frame(draw: ImageDraw.ImageDraw, corners: Corners, colour: str, line: int, 
     for width, ink in ((line + 1, _INK), (line, colour)):
         whole = (left - width, top - width, right + width, bottom + width)
         if dashed:
-            _dashes(draw, whole, ink, width, step=4 * line)
+            _dashes(draw, whole, ink, width, (_parts(right - left, line), _parts(bottom - top, line)))
         else:
             draw.rectangle(whole, outline=ink, width=width)
 
 
-def _dashes(draw: ImageDraw.ImageDraw, corners: Corners, ink: str, width: int, step: int) -> None:
-    """Four corners, and dashes of one step between them."""
+def _dashes(draw: ImageDraw.ImageDraw, corners: Corners, ink: str, width: int, parts: tuple[int, int]) -> None:
     left, top, right, bottom = corners
-    for x, to in _spans(left, right, step):
+    for x, to in _spans(left, right, parts[0]):
         draw.rectangle((x, top, to, top + width - 1), fill=ink)
         draw.rectangle((x, bottom - width + 1, to, bottom), fill=ink)
-    for y, to in _spans(top, bottom, step):
+    for y, to in _spans(top, bottom, parts[1]):
         draw.rectangle((left, y, left + width - 1, to), fill=ink)
         draw.rectangle((right - width + 1, y, right, to), fill=ink)
 
 
-def _spans(start: int, end: int, step: int) -> list[tuple[int, int]]:
-    """An odd number of spans of about one step, drawn and left out in turns, so that both ends are drawn."""
-    count = max(1, (end - start) // step // 2) * 2 + 1
-    cuts = [start + round(i * (end - start + 1) / count) for i in range(count + 1)]
-    return [(cuts[i], cuts[i + 1] - 1) for i in range(0, count, 2)]
+def _parts(length: int, line: int) -> int:
+    """How many parts a dashed line has, drawn and left out in turns: an odd number, so that both ends are drawn."""
+    return max(1, length // (8 * line)) * 2 + 1
+
+
+def _spans(start: int, end: int, parts: int) -> list[tuple[int, int]]:
+    """The parts that are drawn, first and last pixel."""
+    cuts = [start + round(i * (end - start + 1) / parts) for i in range(parts + 1)]
+    return [(cuts[i], cuts[i + 1] - 1) for i in range(0, parts, 2)]
 
 
 def _tag(draw: ImageDraw.ImageDraw, text: str, corner: tuple[int, int], colour: str, style: _Style) -> None:
@@ -228,9 +231,10 @@ def _row(
     number, query, colour = which
     found = query.rounds[j]
     chunk = [box for box in found.chunk if box != query.box]
-    step, label = style.thumb + 2 * style.gap, 7 * style.text
+    edge = 2 * style.line + 2
+    step, label = style.thumb + edge + 2, 7 * style.text
     count = 1 + len(chunk) + len(found.look_back)
-    row = Image.new("RGB", (label + step * count + 4 * style.gap, style.thumb + 2 * style.gap), _PAPER)
+    row = Image.new("RGB", (label + step * count + 4 * style.gap, style.thumb + 2 * edge), _PAPER)
     draw = ImageDraw.Draw(row)
     middle = row.height // 2
     draw.text((style.gap, middle), _letter(number), fill=_INK, font=style.font, anchor="lm")
@@ -238,8 +242,8 @@ def _row(
     x = label
     for kind, boxes in (("query", [query.box]), ("chunk", chunk), ("back", list(found.look_back))):
         for box in boxes:
-            _thumb(row, picture, box, (x, style.gap), style)
-            corners = (x, style.gap, x + style.thumb - 1, style.gap + style.thumb - 1)
+            _thumb(row, picture, box, (x, edge), style)
+            corners = (x, edge, x + style.thumb - 1, edge + style.thumb - 1)
             ink = _lighter(colour) if kind == "back" else colour
             _frame(draw, corners, ink, style.line * (2 if kind == "query" else 1), dashed=kind == "back")
             x += step
