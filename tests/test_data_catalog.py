@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -393,6 +394,18 @@ def test_test_sets_are_not_cut(tmp_path, name):
         cut_crops(name, tmp_path, tmp_path / "out")
 
 
+def test_the_test_part_is_not_cut_either(tmp_path):
+    folder = write_gopro(tmp_path / "test")
+    with pytest.raises(InputError, match="the test part of gopro is there to measure with"):
+        cut_crops("gopro", folder, tmp_path / "out", CutOptions(part="test"))
+    for side in ("input", "target"):
+        (tmp_path / "named" / side).mkdir(parents=True)
+        for i in range(1111):
+            (tmp_path / "named" / side / f"{i}.png").touch()
+    with pytest.raises(InputError, match="1,111 is the number of gopro's test pictures"):
+        cut_crops("gopro", tmp_path / "named", tmp_path / "out")
+
+
 def test_impossible_sizes(tmp_path):
     with pytest.raises(InputError, match=r"overlap lies in \[0, crop\), got 16 and 16"):
         cut_crops("pairs", write_pairs(tmp_path, ["1"]), tmp_path / "out", CutOptions(crop=16, overlap=16))
@@ -408,3 +421,13 @@ def test_evaluation_reads_what_was_cut(tmp_path):
     cut_crops("pairs", folder, tmp_path / "out", CutOptions(crop=40, overlap=0, jobs=1))
     samples = open_samples(tmp_path / "out")
     assert samples.names == ["1-00000-00000.png", "1-00000-00016.png"]
+
+
+def test_the_document_has_a_row_for_every_card():
+    text = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = {row.split("`")[1]: row for row in text.splitlines() if row.startswith("| `")}
+    assert list(rows) == list(list_cards())
+    for name, row in rows.items():
+        card = find_card(name)
+        assert all(value in row for value in (card.title, card.kind, f"`{card.protocol}`", card.licence, card.url))
+        assert all(f"{count:,}" in row for part in card.parts.values() for count in part.counts)

@@ -94,7 +94,7 @@ def cut_crops(
         )
     source = (str(folder), card.name, _part(card, options.part))
     samples = open_samples(*source[:2], part=source[2])
-    _check_names(samples)
+    _check_samples(samples, card, source[2])
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     cutter = _Cutter(source, out, crop, overlap)
@@ -124,10 +124,18 @@ def _part(card: Card, part: str | None) -> str | None:
             f"prepare: {card.name} is there to measure with, and crops are to train on; "
             f"for pictures of your own the name is {kind}"
         )
+    if part == "test":
+        raise InputError(f"prepare: the test part of {card.name} is there to measure with; leave --part out")
     return part or ("train" if card.parts else None)
 
 
-def _check_names(samples: Samples) -> None:
+def _check_samples(samples: Samples, card: Card, part: str | None) -> None:
+    counts = {name: p.counts for name, p in card.parts.items()}
+    if len(samples) in counts.get("test", ()) and len(samples) not in counts.get(part or "", ()):
+        raise InputError(
+            f"prepare: {len(samples):,} is the number of {card.name}'s test pictures, and crops are to train on; "
+            "give the folder of the training part"
+        )
     seen: dict[str, str] = {}
     for name in samples.names:
         other = seen.setdefault(_stem(name), name)
