@@ -376,6 +376,13 @@ def test_crops_of_another_kind_are_not_mixed(tmp_path):
         cut_crops("pairs", folder, tmp_path / "other")
 
 
+def test_crops_do_not_go_among_the_pictures(tmp_path):
+    write(tmp_path / "a.png", picture(0))
+    for out in (tmp_path, tmp_path / "crops"):
+        with pytest.raises(InputError, match="lies within the pictures"):
+            cut_crops("photos", tmp_path, out)
+
+
 def test_a_picture_that_gives_no_crops_does_not_stop_the_others(tmp_path):
     folder = write_pairs(tmp_path / "data", ["1", "2", "3"])
     os.truncate(folder / "input" / "2.png", 200)
@@ -408,11 +415,11 @@ def test_the_test_part_is_not_cut_either(tmp_path):
 
 def test_impossible_sizes(tmp_path):
     with pytest.raises(InputError, match=r"overlap lies in \[0, crop\), got 16 and 16"):
-        cut_crops("pairs", write_pairs(tmp_path, ["1"]), tmp_path / "out", CutOptions(crop=16, overlap=16))
+        cut_crops("pairs", write_pairs(tmp_path / "data", ["1"]), tmp_path / "out", CutOptions(crop=16, overlap=16))
 
 
 def test_an_overlap_that_is_not_given_is_at_most_half_a_crop(tmp_path):
-    report = cut_crops("pairs", write_pairs(tmp_path, ["1"]), tmp_path / "out", CutOptions(crop=16, jobs=1))
+    report = cut_crops("pairs", write_pairs(tmp_path / "data", ["1"]), tmp_path / "out", CutOptions(crop=16, jobs=1))
     assert report.crops == len(starts(40, 16, 8)) * len(starts(56, 16, 8))
 
 
