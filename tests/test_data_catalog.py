@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -375,6 +376,13 @@ def test_crops_of_another_kind_are_not_mixed(tmp_path):
         cut_crops("pairs", folder, tmp_path / "other")
 
 
+def test_crops_do_not_go_among_the_pictures(tmp_path):
+    write(tmp_path / "a.png", picture(0))
+    for out in (tmp_path, tmp_path / "crops"):
+        with pytest.raises(InputError, match="lies within the pictures"):
+            cut_crops("photos", tmp_path, out)
+
+
 def test_a_picture_that_gives_no_crops_does_not_stop_the_others(tmp_path):
     folder = write_pairs(tmp_path / "data", ["1", "2", "3"])
     os.truncate(folder / "input" / "2.png", 200)
@@ -393,13 +401,25 @@ def test_test_sets_are_not_cut(tmp_path, name):
         cut_crops(name, tmp_path, tmp_path / "out")
 
 
+def test_the_test_part_is_not_cut_either(tmp_path):
+    folder = write_gopro(tmp_path / "test")
+    with pytest.raises(InputError, match="the test part of gopro is there to measure with"):
+        cut_crops("gopro", folder, tmp_path / "out", CutOptions(part="test"))
+    for side in ("input", "target"):
+        (tmp_path / "named" / side).mkdir(parents=True)
+        for i in range(1111):
+            (tmp_path / "named" / side / f"{i}.png").touch()
+    with pytest.raises(InputError, match="1,111 is the number of gopro's test pictures"):
+        cut_crops("gopro", tmp_path / "named", tmp_path / "out")
+
+
 def test_impossible_sizes(tmp_path):
     with pytest.raises(InputError, match=r"overlap lies in \[0, crop\), got 16 and 16"):
-        cut_crops("pairs", write_pairs(tmp_path, ["1"]), tmp_path / "out", CutOptions(crop=16, overlap=16))
+        cut_crops("pairs", write_pairs(tmp_path / "data", ["1"]), tmp_path / "out", CutOptions(crop=16, overlap=16))
 
 
 def test_an_overlap_that_is_not_given_is_at_most_half_a_crop(tmp_path):
-    report = cut_crops("pairs", write_pairs(tmp_path, ["1"]), tmp_path / "out", CutOptions(crop=16, jobs=1))
+    report = cut_crops("pairs", write_pairs(tmp_path / "data", ["1"]), tmp_path / "out", CutOptions(crop=16, jobs=1))
     assert report.crops == len(starts(40, 16, 8)) * len(starts(56, 16, 8))
 
 
@@ -408,3 +428,13 @@ def test_evaluation_reads_what_was_cut(tmp_path):
     cut_crops("pairs", folder, tmp_path / "out", CutOptions(crop=40, overlap=0, jobs=1))
     samples = open_samples(tmp_path / "out")
     assert samples.names == ["1-00000-00000.png", "1-00000-00016.png"]
+
+
+def test_the_document_has_a_row_for_every_card():
+    text = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = {row.split("`")[1]: row for row in text.splitlines() if row.startswith("| `")}
+    assert list(rows) == list(list_cards())
+    for name, row in rows.items():
+        card = find_card(name)
+        assert all(value in row for value in (card.title, card.kind, f"`{card.protocol}`", card.licence, card.url))
+        assert all(f"{count:,}" in row for part in card.parts.values() for count in part.counts)

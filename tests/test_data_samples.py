@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from kithkin.data import open_samples, write_dnd_bundle, write_sidd_results
+from kithkin.data import Pairs, open_samples, write_dnd_bundle, write_sidd_results
 from kithkin.data.mat5 import write_variable
 from kithkin.errors import InputError, KithkinError
 
@@ -127,11 +127,15 @@ def test_a_named_set_is_found_within_a_folder_of_many(tmp_path):
 
 
 def test_a_training_set_may_lie_as_its_authors_give_it_out(tmp_path):
-    from kithkin.data import Pairs
-
-    pairs = Pairs([write_sidd_originals(tmp_path)])
+    pairs = Pairs([write_sidd_originals(tmp_path / "a")])
     assert len(pairs) == 6
     assert same(pairs[0][1], picture(201))
+    for part in ("train", "test"):
+        write_gopro(tmp_path / "b" / part)
+    with pytest.raises(InputError, match="training and the test part of GoPro"):
+        Pairs([tmp_path / "b"])
+    with pytest.raises(InputError, match="LMDB databases.*kithkin data prepare pairs"):
+        Pairs([databases(tmp_path / "c")])
 
 
 # LMDB
@@ -268,6 +272,28 @@ def test_a_file_that_was_cut_short(tmp_path, compressed, left):
     os.truncate(path, int(size * left) if 0 < left < 1 else left)
     with pytest.raises(InputError, match=r"ValidationGt.*(damaged|no MATLAB file).*download it again"):
         open_samples(tmp_path)[0]
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_no_damage_goes_unnoticed_or_gives_another_error(tmp_path, compressed):
+    """Bytes of the file, each changed in turn: an error that names the file, or the blocks all the same. Only numbers
+    that are not compressed have no checksum."""
+    blocks = write_blocks(tmp_path, compressed=compressed)["ValidationGtBlocksSrgb"]
+    path = tmp_path / "ValidationGtBlocksSrgb.mat"
+    whole = path.read_bytes()
+    places = range(116, len(whole), 3) if compressed else range(116, whole.index(blocks.tobytes(order="F")))
+    refused = 0
+    for place in places:
+        data = bytearray(whole)
+        data[place] ^= 0x55
+        path.write_bytes(data)
+        try:
+            found = [sample.target for sample in open_samples(tmp_path)]
+        except InputError:
+            refused += 1
+        else:
+            assert np.array_equal(np.reshape(found, blocks.shape), blocks)
+    assert refused > len(places) / 2
 
 
 def test_a_file_with_a_wrong_byte(tmp_path):

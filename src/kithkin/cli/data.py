@@ -19,14 +19,13 @@ def list_sets(as_json: bool = typer.Option(False, "--json", help="Print the card
         typer.echo(json.dumps([card.model_dump() for card in cards], indent=1))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("name", "what", "task", "kind", "number", "protocol", "licence", "from")
+    table = Table("name", Column("what, how many, licence, from", overflow="fold"), show_lines=True)
     for card in cards:
-        counts = [f"{' or '.join(f'{n:,}' for n in part.counts)} {name}" for name, part in card.parts.items()]
-        task = card.task or "any"
-        row = (card.name, card.title, task, card.kind, "\n".join(counts), card.protocol, card.licence, card.url)
-        table.add_row(*row)
+        counts = [f"{' or '.join(f'{n:,}' for n in part.counts)} to {name}" for name, part in card.parts.items()]
+        how = [card.task or "any task", card.kind, *counts, f"protocol {card.protocol}"]
+        table.add_row(card.name, "\n".join((card.title, ", ".join(how), card.licence, card.url)))
     Console().print(table)
 
 

@@ -146,7 +146,7 @@ def _look_at_entry(place: tuple[Path, str]) -> _Looked:
 
 def _all(look: Callable[[Any], _Looked], things: Sequence[Any], report: Progress) -> list[_Looked]:
     found = []
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         for done, looked in enumerate(pool.map(look, things), 1):
             found.append(looked)
             report(done, len(things))

@@ -108,6 +108,11 @@ def _pairs(folder: Path, card: Card | None, part: str | None) -> Pairing:
     if found := sides(folder):
         return pair_sides(*found)
     original = card.original if card and card.original else guess_original(folder)
+    if original is None and any(folder.glob("*.lmdb")):
+        raise InputError(
+            f"{folder} holds LMDB databases, and training reads folders; make them with "
+            f"`kithkin data prepare pairs {folder} --out FOLDER`"
+        )
     if original is None:
         raise InputError(f"{folder} has no folder input or input_crops; a folder of pairs holds input and target")
     return pair_originals(folder, original, part)

@@ -3,6 +3,7 @@
 The format: MathWorks, "MAT-File Format", the level 5 part.
 """
 
+import math
 import os
 import struct
 import zlib
@@ -34,7 +35,7 @@ class Variable(NamedTuple):
 
 
 class _End(Exception):
-    """The file ends in the middle of a variable."""
+    """The file ends in the middle of a variable, or announces more numbers than it holds."""
 
 
 class _Plain:
@@ -150,10 +151,13 @@ def _matrix(source: _Plain | _Inflated, order: str) -> Variable | None:
     _, name = _element(source, order)
     if word & 0xFF not in _CLASSES:
         return None
-    kind, _ = struct.unpack(order + "II", source.read(8))
-    # Up to four bytes stand in the tag itself: then the halves of its first word are type and size.
-    stored = _STORED.get(kind & 0xFFFF if kind >> 16 else kind, f"type {kind}")
+    kind, size = struct.unpack(order + "II", source.read(8))
+    if kind >> 16:  # up to four bytes stand in the tag itself: then its first word holds type and size
+        kind, size = kind & 0xFFFF, kind >> 16
+    stored = _STORED.get(kind, f"type {kind}")
     shape = struct.unpack(f"{order}{len(sizes) // 4}i", sizes)
+    if kind in _STORED and math.prod(shape) * np.dtype(stored).itemsize != size:
+        raise _End
     return Variable(name.decode("ascii"), shape, _CLASSES[word & 0xFF], stored)
 
 

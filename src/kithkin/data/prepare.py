@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kithkin.data.catalog import Card, find_card
-from kithkin.data.layouts import open_samples
+from kithkin.data.layouts import locate, open_samples
 from kithkin.data.samples import Samples
 from kithkin.errors import InputError, KithkinError
 from kithkin.images import SUFFIXES, Picture, write_picture
@@ -86,24 +86,15 @@ def cut_crops(
     """
     options = options or CutOptions()
     card = find_card(name)
-    crop = card.crop if options.crop is None else options.crop
-    overlap = min(card.overlap, crop // 2) if options.overlap is None else options.overlap
-    if crop < 1 or not 0 <= overlap < crop:
-        raise InputError(
-            f"prepare: a crop has at least 1 pixel and overlap lies in [0, crop), got {crop} and {overlap}"
-        )
-    source = (str(folder), card.name, _part(card, options.part))
-    samples = open_samples(*source[:2], part=source[2])
-    _check_names(samples)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    cutter = _Cutter(source, out, crop, overlap)
-    done = _start_journal(out, {"dataset": card.name, "part": source[2], "crop": crop, "overlap": overlap})
+    cutter = _plan(card, folder, Path(out), options)
+    samples = cutter.open()
+    _check_samples(samples, card, cutter.part)
+    done = _start_journal(cutter)
     missing = [i for i, sample in enumerate(samples.names) if not cutter.is_cut(sample, done.get(sample))]
     counts = {sample: done[sample]["crops"] for sample in samples.names if sample in done}
     failed = []
     skipped = len(samples) - len(missing)
-    with (out / JOURNAL).open("a", encoding="utf-8") as journal:
+    with (cutter.out / JOURNAL).open("a", encoding="utf-8") as journal:
         for finished, (sample, row, error) in enumerate(_cut_all(cutter, samples, missing, options.jobs), skipped + 1):
             if error is None:
                 counts[sample] = row["crops"]
@@ -117,6 +108,20 @@ def cut_crops(
     return CutReport(sum(counts.values()), len(samples), skipped, tuple(failed))
 
 
+def _plan(card: Card, folder: str | Path, out: Path, options: CutOptions) -> "_Cutter":
+    crop = card.crop if options.crop is None else options.crop
+    overlap = min(card.overlap, crop // 2) if options.overlap is None else options.overlap
+    if crop < 1 or not 0 <= overlap < crop:
+        raise InputError(
+            f"prepare: a crop has at least 1 pixel and overlap lies in [0, crop), got {crop} and {overlap}"
+        )
+    part = _part(card, options.part)
+    source = locate(Path(folder), card, part).folder.resolve()
+    if out.resolve().is_relative_to(source):
+        raise InputError(f"prepare: {out} lies within the pictures, {source}; give a folder outside of it with --out")
+    return _Cutter(str(folder), card.name, part, out, crop, overlap)
+
+
 def _part(card: Card, part: str | None) -> str | None:
     if card.kind in ("blocks", "noisy-only") or (card.parts and "train" not in card.parts):
         kind = "pairs" if card.kind != "photos" else "photos"
@@ -124,10 +129,18 @@ def _part(card: Card, part: str | None) -> str | None:
             f"prepare: {card.name} is there to measure with, and crops are to train on; "
             f"for pictures of your own the name is {kind}"
         )
+    if part == "test":
+        raise InputError(f"prepare: the test part of {card.name} is there to measure with; leave --part out")
     return part or ("train" if card.parts else None)
 
 
-def _check_names(samples: Samples) -> None:
+def _check_samples(samples: Samples, card: Card, part: str | None) -> None:
+    counts = {name: p.counts for name, p in card.parts.items()}
+    if len(samples) in counts.get("test", ()) and len(samples) not in counts.get(part or "", ()):
+        raise InputError(
+            f"prepare: {len(samples):,} is the number of {card.name}'s test pictures, and crops are to train on; "
+            "give the folder of the training part"
+        )
     seen: dict[str, str] = {}
     for name in samples.names:
         other = seen.setdefault(_stem(name), name)
@@ -151,7 +164,9 @@ def starts(length: int, crop: int, overlap: int) -> list[int]:
 class _Cutter:
     """What a process needs to cut samples: where they are, where the crops go, and how they are cut."""
 
-    source: tuple[str, str, str | None]
+    folder: str
+    dataset: str
+    part: str | None
     out: Path
     crop: int
     overlap: int
@@ -170,8 +185,7 @@ class _Cutter:
 
     def open(self) -> Samples:
         """The data set, opened in the process that reads it."""
-        folder, name, part = self.source
-        return open_samples(folder, name, part=part)
+        return open_samples(self.folder, self.dataset, part=self.part)
 
     def cut(self, samples: Samples, index: int) -> dict[str, Any]:
         """Cut one sample; the row of the journal that says so."""
@@ -245,8 +259,11 @@ def _work(index: int) -> tuple[dict[str, Any], str | None]:
     return cutter.attempt(samples, index)
 
 
-def _start_journal(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _start_journal(cutter: _Cutter) -> dict[str, dict[str, Any]]:
     """What an earlier run has cut: sample -> row. A journal is begun where there is none."""
+    out = cutter.out
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {key: getattr(cutter, key) for key in ("dataset", "part", "crop", "overlap")}
     path = out / JOURNAL
     if not path.exists():
         if any((out / name).exists() for name in ("input_crops", "target_crops", "crops")):
