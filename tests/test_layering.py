@@ -16,7 +16,7 @@ SOURCE = Path(kithkin.__file__).parent
 # From the top. Modules of one row may import each other; a name in parentheses need not exist yet.
 LAYERS = (
     "cli : (web) : __main__",
-    "training : evaluation : methods : sheets",
+    "training : evaluation : methods : sheets : report",
     "restoration : restore_files : (neighbors) : (export)",
     "checkpoint : zoo : config : data",
     "model",

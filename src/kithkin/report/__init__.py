@@ -83,10 +83,11 @@ class ReportBuilder:
         """Write the page.
 
         Args:
-            evaluations: each with ``"method"``, ``"dataset"``, ``"protocol"`` (name, psnr, window, summary), ``"means"``
-                (condition -> psnr_input, psnr, ssim_input, ssim, images, seconds_per_megapixel) and ``"images"`` (a
-                list of image, condition, psnr_input, psnr, ssim_input, ssim, seconds, megapixels). A PSNR is None
-                where the pictures are equal. The first evaluation of a data set decides which pictures are shown.
+            evaluations: each with ``"method"``, ``"dataset"``, ``"protocol"`` (name, psnr, window, summary),
+                ``"means"`` (condition -> psnr_input, psnr, ssim_input, ssim, images, seconds_per_megapixel) and
+                ``"images"`` (a list of image, condition, psnr_input, psnr, ssim_input, ssim, seconds, megapixels).
+                A PSNR is None where the pictures are equal. The first evaluation of a data set decides which pictures
+                are shown.
             tables: published values: ``"title"``, ``"columns"``, ``"rows"`` (lists as long as columns), ``"source"``.
             curves: ``"title"``, ``"x"`` and ``"y"`` (what the axes show), ``"series"``, a list of ``"name"`` and
                 ``"points"``, pairs of numbers; ``"log"`` true for a logarithmic y axis. PSNR over sigma is added where
@@ -102,7 +103,9 @@ class ReportBuilder:
         for evaluation in evaluations:
             missing = [key for key in _KEYS if key not in evaluation]
             if missing:
-                raise InputError(f"write: expected evaluations with {', '.join(_KEYS)}; {', '.join(missing)} is missing")
+                raise InputError(
+                    f"write: expected evaluations with {', '.join(_KEYS)}; {', '.join(missing)} is missing"
+                )
         values = {
             "title": self.title,
             "evaluations": [{key: evaluation[key] for key in _KEYS} for evaluation in evaluations],
@@ -126,7 +129,7 @@ class ReportBuilder:
         return self._pictures / f"{name}-{view}-{digest}.jpg"
 
     def _sliders(self, evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The pictures to look at, with their data URIs, as many as the budget holds: the worst and best of each first."""
+        """The pictures to look at, with their data URIs: the worst and the best first, as many as the budget holds."""
         left = BUDGET
         sliders = []
         for dataset, row in _worst_and_best(evaluations):
@@ -150,7 +153,9 @@ def noise_curves(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     for evaluation in evaluations:
         levels = {name: re.fullmatch(r"sigma ([0-9.]+)", name) for name in evaluation["means"]}
         means = evaluation["means"]
-        points = [[float(m[1]), means[name]["psnr"]] for name, m in levels.items() if m and _finite(means[name]["psnr"])]
+        points = [
+            [float(m[1]), means[name]["psnr"]] for name, m in levels.items() if m and _finite(means[name]["psnr"])
+        ]
         if len(points) < 2:
             continue
         protocol = evaluation["protocol"]
