@@ -187,8 +187,8 @@ class _Cutter:
         """The data set, opened in the process that reads it."""
         return open_samples(self.folder, self.dataset, part=self.part)
 
-    def cut(self, samples: Samples, index: int) -> dict[str, Any]:
-        """Cut one sample; the row of the journal that says so."""
+    def cut(self, samples: Samples, index: int, stopped: Callable[[], bool]) -> dict[str, Any]:
+        """Cut one sample; the row of the journal that says so. ``stopped`` is asked before every crop."""
         name, degraded, target = samples[index]
         assert target is not None
         sides = {"crops": target} if degraded is None else {"input_crops": degraded, "target_crops": target}
@@ -196,16 +196,20 @@ class _Cutter:
         names = self.crops(name, height, width)
         for folder, pixels in sides.items():
             for file, top, left in names:
+                if stopped():
+                    raise InputError("prepare: was stopped; run it again and it goes on")
                 path = self.out / folder / file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 piece = pixels[top : top + self.crop, left : left + self.crop]
                 write_picture(Picture(piece.astype(np.float32) / np.float32(255)), path, overwrite=True)
         return {"crops": len(names), "size": [height, width], "sides": list(sides)}
 
-    def attempt(self, samples: Samples, index: int) -> tuple[dict[str, Any], str | None]:
+    def attempt(
+        self, samples: Samples, index: int, stopped: Callable[[], bool] = lambda: False
+    ) -> tuple[dict[str, Any], str | None]:
         """(row, None), or (nothing, what went wrong)."""
         try:
-            return self.cut(samples, index), None
+            return self.cut(samples, index, stopped), None
         except KithkinError as error:
             return {}, str(error)
 
@@ -221,7 +225,8 @@ def _cut_all(
         return
     # Not forked: PyTorch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(cutter,))
+    stop = context.Event()
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(cutter, stop.is_set))
     try:
         futures = {pool.submit(_work, index): index for index in missing}
         for future in as_completed(futures):
@@ -232,17 +237,18 @@ def _cut_all(
             "run it again with fewer --jobs: what is cut stays"
         ) from error
     finally:
+        stop.set()
         pool.shutdown(cancel_futures=True)
 
 
-_worker: tuple[_Cutter, Samples] | None = None
+_worker: tuple[_Cutter, Samples, Callable[[], bool]] | None = None
 
 
-def _start_worker(cutter: _Cutter) -> None:
+def _start_worker(cutter: _Cutter, stopped: Callable[[], bool]) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = (cutter, cutter.open())
+    _worker = (cutter, cutter.open(), stopped)
 
 
 def _end_with_parent() -> None:
@@ -255,8 +261,8 @@ def _end_with_parent() -> None:
 
 def _work(index: int) -> tuple[dict[str, Any], str | None]:
     assert _worker is not None
-    cutter, samples = _worker
-    return cutter.attempt(samples, index)
+    cutter, samples, stopped = _worker
+    return cutter.attempt(samples, index, stopped)
 
 
 def _start_journal(cutter: _Cutter) -> dict[str, dict[str, Any]]:
