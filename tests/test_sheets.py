@@ -140,7 +140,9 @@ def test_the_command_writes_a_sheet_and_prints_values(photo, tmp_path):
     found = json.loads(call(photo, "--sigma", 25, "-m", "input", "--crop", "4,8,16,16", "-o", out, "--json").output)
     clean = read_picture(photo).pixels
     expected = psnr(benchmark_noise(clean, 25), clean, protocol="rgb-uint8")
-    assert [row["psnr"] for row in found["psnr"]] == pytest.approx([expected, expected])
+    assert [row["psnr"] for row in found["rows"]] == pytest.approx([expected, expected])
+    assert found["rows"][0]["seconds"] is None
+    assert found["rows"][1]["seconds"] > 0
     assert found["crops"] == [[4, 8, 16, 16]]
     assert found["protocol"] == "rgb-uint8"
     assert read_picture(out).pixels.shape[1] > 240
@@ -153,7 +155,7 @@ def test_the_command_takes_a_degraded_picture(photo, tmp_path):
     said = call(photo, "--input", tmp_path / "dark.png", "-m", "input", "-o", tmp_path / "sheet.jpg").output
     assert said.splitlines()[0] == f"input: {psnr(dark, clean, protocol='rgb-uint8'):.2f} dB (rgb-uint8)"
     same = json.loads(call(photo, "--input", photo, "-m", "input", "--json").output)
-    assert same["psnr"][0]["psnr"] is None  # equal pictures
+    assert same["rows"][0]["psnr"] is None  # equal pictures
 
 
 def test_the_command_refuses_what_it_cannot_draw(photo, tmp_path):

@@ -3,6 +3,7 @@
 The form of the paper's Figs. 4 to 6.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -44,11 +45,13 @@ class Panel:
         name: what stands below.
         image: (H, W, 3) floats, clamped when drawn, or uint8.
         psnr: of the whole picture in dB; None leaves the line empty.
+        seconds: that the method took, where one did.
     """
 
     name: str
     image: np.ndarray
     psnr: float | None = None
+    seconds: float | None = None
 
 
 def parse_crop(text: str) -> Crop:
@@ -91,7 +94,7 @@ def restored_panels(
         picture: its name, for messages.
 
     Returns:
-        The input and one panel a method, in their order, each with the PSNR of the whole picture.
+        The input and one panel a method, in their order, each with the PSNR of the whole picture and the time.
 
     Raises:
         InputError: the two pictures differ in size.
@@ -99,8 +102,10 @@ def restored_panels(
     """
     results = [Panel("input", degraded, psnr(degraded, target, protocol=protocol))]
     for method in methods:
+        started = time.perf_counter()
         image = run_method(method, degraded, sigma=sigma, picture=picture)
-        results.append(Panel(method.name, image, psnr(image, target, protocol=protocol)))
+        seconds = time.perf_counter() - started
+        results.append(Panel(method.name, image, psnr(image, target, protocol=protocol), seconds))
     return results
 
 

@@ -40,7 +40,7 @@ def compare(
     zoom: str = typer.Option("nearest", "--zoom", help="How crops are enlarged: nearest or lanczos."),
     tile: str = typer.Option("off", "--tile", help="For networks: `off`, `auto`, or a side in pixels."),
     device: str = typer.Option(None, "--device", help="Such as cpu or cuda; the GPU is taken where there is one."),
-    as_json: bool = typer.Option(False, "--json", help="Print the PSNR values and the crops as JSON."),
+    as_json: bool = typer.Option(False, "--json", help="Print PSNR, seconds and crops as JSON."),
 ) -> None:
     """Draw a sheet of crops: the input, what each method makes of it, and the target, with their PSNR.
 
@@ -92,12 +92,16 @@ def _write(sheet: "Image", out: Path) -> None:
 
 
 def _print(panels: "list[Panel]", about: dict[str, Any], as_json: bool) -> None:
-    values = [(panel.name, panel.psnr if panel.psnr and math.isfinite(panel.psnr) else None) for panel in panels]
+    rows: list[dict[str, Any]] = [
+        {"method": p.name, "psnr": p.psnr if p.psnr and math.isfinite(p.psnr) else None, "seconds": p.seconds}
+        for p in panels
+    ]
     if as_json:
-        typer.echo(json.dumps({**about, "psnr": [{"method": name, "psnr": value} for name, value in values]}, indent=1))
+        typer.echo(json.dumps({**about, "rows": rows}, indent=1))
         return
-    for name, value in values:
-        typer.echo(f"{name}: {'equal pictures' if value is None else f'{value:.2f} dB'} ({about['protocol']})")
+    for row in rows:
+        value = "equal pictures" if row["psnr"] is None else f"{row['psnr']:.2f} dB"
+        typer.echo(f"{row['method']}: {value} ({about['protocol']})")
 
 
 def _note(sentence: str) -> None:
