@@ -3,7 +3,8 @@
     python tests/leaks.py TRAIN… --test TEST…
 
 lists every pair of a training and a test picture that look the same, and exits with 1 where there is one. A crop that
-leaves out more than about a twentieth of a side looks like another picture, and is not found.
+leaves out more than about a twentieth of a side looks like another picture, and is not found; nor is a picture in heavy
+rain. So of pairs give both sides.
 """
 
 import argparse

@@ -79,8 +79,10 @@ def test_the_tasks_of_the_recipes():
     assert load_config("sidd").loss.edge_weight == 0
     assert load_config("gopro").loss.edge_weight == load_config("rain13k").loss.edge_weight == 0.05
     for name in list_recipes():
-        if load_config(name).data.kind == "photos":
-            assert load_config(name).task == "denoise"
+        config = load_config(name)
+        rain = config.data.degradation is not None and config.data.degradation.kind == "rain"
+        if config.data.kind == "photos":
+            assert config.task == ("derain" if rain else "denoise")
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -279,11 +281,11 @@ def test_a_mix_that_can_not_be_meant(changes):
     ("key", "value", "said"),
     [
         ("kind", "fog", "correlated.*camera"),
-        ("jpeg_qality", [1, 2], "did you mean 'jpeg_quality'"),
+        ("jpeg_qality", [1, 2], r"unknown key data\.degradation\.jpeg_qality; did you mean 'jpeg_quality'"),
         ("zzz", 1, "known: kind, phone_share"),
         ("jpeg_quality", [90, 80], "jpeg_quality.*low to high"),
         ("jpeg_quality", [0, 80], "jpeg_quality"),
-        ("phone_share", 1.1, "phone_share"),
+        ("phone_share", 1.1, r"toml: data\.degradation\.phone_share: "),
         ("noise_left", [0.5], "noise_left"),
         ("correlated_sigma", [0, 300], "correlated_sigma"),
     ],

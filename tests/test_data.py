@@ -1,6 +1,7 @@
 """Folders and sampling: which picture, which crop, which noise."""
 
 import random
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,17 @@ import torch
 from PIL import Image
 
 from kithkin.config import DataConfig
-from kithkin.data import Pairs, Photos, degrade_crops, draw_crops, gaussian_noise, open_folders, sample_batch
+from kithkin.data import (
+    DEGRADATIONS,
+    Degradation,
+    Pairs,
+    Photos,
+    degrade_crops,
+    draw_crops,
+    gaussian_noise,
+    open_folders,
+    sample_batch,
+)
 from kithkin.errors import InputError, KithkinError
 
 
@@ -227,6 +238,89 @@ def test_a_range_of_one_level_is_that_level(tmp_path):
     assert draw(open_folders(config), config, 0).sigmas.tolist() == [25.0] * 4
 
 
+# Other degradations
+
+
+def of_camera(folder, **changes):
+    return of_photos(folder, **{"sigma": None, "degradation": {"kind": "camera"}, **changes})
+
+
+def by_hand(config, pictures, batch_size, seed, step):
+    """(clean, noisy) of plain Gaussian noise, written out anew from what a batch is said to be."""
+    rng = np.random.default_rng([seed, step])
+    clean = []
+    for place in range(step * batch_size, (step + 1) * batch_size):
+        order = np.random.default_rng([seed, 1, place // len(pictures)]).permutation(len(pictures))
+        picture = pictures[order[place % len(pictures)]]
+        top, left = (rng.integers(side - config.crop + 1) for side in picture.shape[:2])
+        crop = np.rot90(picture[top : top + config.crop, left : left + config.crop], rng.integers(4))
+        clean.append(crop[:, ::-1] if rng.integers(2) else crop)
+    clean = torch.from_numpy(np.stack(clean)).permute(0, 3, 1, 2).float() / 255
+    sigma = torch.from_numpy(rng.uniform(*config.sigma, batch_size).astype(np.float32)) / 255
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**62))))
+    return clean, clean + noise * sigma[:, None, None, None]
+
+
+@pytest.mark.parametrize(("seed", "step"), [(0, 0), (3, 7)])
+def test_the_batch_of_a_recipe_without_another_degradation_is_what_it_always_was(tmp_path, seed, step):
+    config = of_photos(photos(tmp_path))
+    batch = sample_batch(open_folders(config), config, batch_size=4, seed=seed, step=step)
+    clean, noisy = by_hand(config, [chart(i) for i in range(5)], 4, seed, step)
+    assert torch.equal(batch.target, clean)
+    assert torch.equal(batch.degraded, noisy)
+
+
+@pytest.mark.parametrize("changes", [{}, {"sigma": (0, 25), "degraded_share": 0.5}], ids=["alone", "mixed"])
+def test_a_degraded_batch_is_a_function_of_the_seed_and_the_step(tmp_path, changes):
+    config = of_camera(photos(tmp_path), **changes)
+    sample = partial(sample_batch, open_folders(config), config, batch_size=4)
+    first = sample(seed=3, step=7)
+    assert first.degraded.shape == first.target.shape == (4, 3, 16, 16)
+    torch.manual_seed(99)
+    assert all(torch.equal(a, b) for a, b in zip(first, sample(seed=3, step=7), strict=True))
+    for other in ((3, 8), (4, 7)):
+        assert not torch.equal(sample(seed=other[0], step=other[1]).degraded, first.degraded)
+
+
+def test_the_crop_is_larger_by_the_margin_and_the_margin_is_cut_off(tmp_path, monkeypatch):
+    def lift(clean, generator, settings):
+        return clean + 1, clean / 2
+
+    monkeypatch.setitem(DEGRADATIONS, "camera", Degradation(lift, margin=lambda settings: 3))
+    config = of_camera(photos(tmp_path))
+    crops = draw(open_folders(config), config, 0)
+    batch = degrade_crops(crops, config)
+    assert crops.sides[0].shape == (4, 22, 22, 3)
+    inside = torch.from_numpy(crops.sides[0][:, 3:19, 3:19]).permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(batch.degraded, inside + 1)
+    torch.testing.assert_close(batch.target, inside / 2)
+    with pytest.raises(InputError, match=r"56×40, smaller than a crop of 36×36 with the 3 pixels around"):
+        draw(open_folders(config), of_camera(config.folders[0], crop=36), 0)
+
+
+def test_a_share_of_the_crops_is_degraded_and_the_others_get_noise(tmp_path, monkeypatch):
+    def turn_white(clean, generator, settings):
+        return torch.ones_like(clean), torch.zeros_like(clean)
+
+    monkeypatch.setitem(DEGRADATIONS, "camera", Degradation(turn_white, margin=lambda settings: 2))
+    config = of_camera(photos(tmp_path), sigma=(5, 25), degraded_share=0.75)
+    dataset, chosen = open_folders(config), []
+    for step in range(100):
+        crops = draw(dataset, config, step)
+        batch = degrade_crops(crops, config)
+        inside = torch.from_numpy(crops.sides[0][:, 2:18, 2:18]).permute(0, 3, 1, 2) / 255
+        for i, white in enumerate(crops.degraded):
+            if white:
+                assert batch.degraded[i].min() == 1
+                assert batch.target[i].max() == 0
+            else:
+                torch.testing.assert_close(batch.target[i], inside[i])
+                found = (batch.degraded[i] - inside[i]).std().item() * 255
+                assert found == pytest.approx(crops.sigmas[i], rel=0.2)
+        chosen += crops.degraded.tolist()
+    assert np.mean(chosen) == pytest.approx(0.75, abs=0.07)
+
+
 # Folders
 
 
@@ -330,7 +424,7 @@ def test_many_pictures_without_a_partner_are_counted(tmp_path):
     folder = pairs(tmp_path)
     for i in range(10, 15):
         write(folder / "input" / f"{i}.png", chart(9))
-    with pytest.raises(InputError, match="5 pictures.*10, 11, 12…"):
+    with pytest.raises(InputError, match="5 pictures.*10.png, .*11.png, .*12.png…"):
         Pairs([folder])
 
 

@@ -26,6 +26,7 @@ from kithkin.data.degrade import (
     smooth,
     unprocess,
 )
+from kithkin.errors import InputError
 
 
 def seeded(seed=0):
@@ -311,6 +312,14 @@ def test_each_part_of_the_mix_can_be_had_alone():
     assert correlation(correlated[..., 1:], correlated[..., :-1]) == pytest.approx(np.exp(-1 / (4 * 0.8**2)), abs=0.03)
 
 
+def test_the_grid_of_a_camera_s_jpeg_lies_anywhere():
+    """One quality and no noise: two ways of sub-sampling would make two pictures, a moving grid makes many."""
+    nothing = {"noise_left": (0, 0), "correlated_share": 0, "jpeg_share": 1, "jpeg_quality": (40, 40)}
+    settings = CameraConfig(kind="camera", **nothing)
+    results = {camera_noise(scene(48, 48), seeded(i), settings).numpy().tobytes() for i in range(12)}
+    assert len(results) > 6
+
+
 @pytest.mark.parametrize("kind", ["camera", "correlated"])
 def test_a_degradation_is_a_function_of_its_generator(kind):
     settings = {"camera": CameraConfig, "correlated": CorrelatedConfig}[kind](kind=kind)
@@ -330,3 +339,18 @@ def test_a_degradation_is_a_function_of_its_generator(kind):
     assert np.array_equal(np.random.get_state()[1], states[1])
     assert random.getstate() == states[2]
     assert not torch.equal(first[0] - target[0], first[1] - target[1])
+
+
+def test_a_picture_without_an_inside_is_refused():
+    settings = CameraConfig(kind="camera")
+    side = 2 * margin(settings)
+    assert degrade_photos(torch.rand(1, 3, side + 1, side + 1), seeded(), settings)[0].shape == (1, 3, 1, 1)
+    for shape in ((1, 3, side, 40), (3, 40, 40), (1, 1, 40, 40)):
+        with pytest.raises(InputError, match=f"camera: .*above {side}, got"):
+            degrade_photos(torch.rand(shape), seeded(), settings)
+
+
+def test_the_kind_of_number_is_kept():
+    for settings in (CameraConfig(kind="camera"), CorrelatedConfig(kind="correlated")):
+        degraded, _ = degrade_photos(scene().double().repeat(4, 1, 1, 1), seeded(), settings)
+        assert degraded.dtype == torch.float64

@@ -10,11 +10,23 @@ import torch
 
 from kithkin.data import benchmark_noise
 from kithkin.errors import InputError, KithkinError
-from kithkin.evaluation import PROTOCOLS, Report, Row, evaluate, fill_table, list_tables, load_table, means_table
+from kithkin.evaluation import (
+    PROTOCOLS,
+    Report,
+    Row,
+    evaluate,
+    fill_table,
+    list_tables,
+    load_table,
+    means_table,
+    submit,
+)
 from kithkin.images import Picture, write_picture
 from kithkin.methods import ModelMethod, open_method
 from kithkin.metrics import psnr, ssim
 from kithkin.model import KiT, KiTConfig
+
+from layouts import write_blocks, write_dnd
 
 SMALL = KiTConfig(width=8, depth=1, n_hashes=1)
 
@@ -269,3 +281,48 @@ def test_wrong_tables_are_refused(tmp_path):
         path.write_text(wrong, encoding="utf-8")
         with pytest.raises(InputError, match="is not a table"):
             load_table(path)
+
+
+def test_sidd_is_measured_and_written_as_its_server_takes_it(tmp_path, changing):
+    from scipy.io import loadmat
+
+    write_blocks(tmp_path, (2, 3, 16, 24, 3))
+    noisy = loadmat(tmp_path / "ValidationNoisyBlocksSrgb.mat")["ValidationNoisyBlocksSrgb"]
+    clean = loadmat(tmp_path / "ValidationGtBlocksSrgb.mat")["ValidationGtBlocksSrgb"]
+    report = submit(changing, tmp_path, tmp_path / "Idenoised.mat")
+    written = loadmat(tmp_path / "Idenoised.mat")["Idenoised"]
+    assert written.shape == (2, 3, 16, 24, 3)
+    for number, row in enumerate(report.rows):
+        place = divmod(number, 3)
+        assert row.image == f"{place[0] + 1:04}_{place[1] + 1:02}"
+        with torch.inference_mode():
+            block = torch.from_numpy(noisy[place]).permute(2, 0, 1)[None].float() / 255
+            restored = changing(block)[0].clamp(0, 1).permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(written[place], restored, atol=1e-5)
+        assert row.psnr == pytest.approx(psnr(restored, clean[place], protocol="rgb"), abs=1e-3)  # not rounded
+    assert report.protocol.name == "float"
+
+
+def test_dnd_is_written_and_nothing_is_measured(tmp_path):
+    from scipy.io import loadmat
+
+    write_dnd(tmp_path / "dnd")
+    report = submit(open_method("input"), tmp_path / "dnd", tmp_path / "bundle")
+    assert len(report.rows) == 1000
+    assert {row.psnr for row in report.rows} == {None}
+    assert report.means()["pairs"]["psnr"] is None
+    assert [path.name for path in sorted((tmp_path / "bundle").iterdir())] == [f"{i:04}.mat" for i in range(1, 51)]
+    assert loadmat(tmp_path / "bundle/0001.mat")["Idenoised"].size == 20
+
+
+def test_only_sets_with_a_server_are_submitted(tmp_path):
+    photo(tmp_path / "set/a.png", 0)
+    with pytest.raises(InputError, match="server"):
+        submit(open_method("input"), tmp_path / "set", tmp_path / "out.mat")
+
+
+def test_gaussian_noise_goes_with_clean_pictures_alone(tmp_path):
+    photo(tmp_path / "set/input/a.png", 1)
+    photo(tmp_path / "set/target/a.png", 2)
+    with pytest.raises(InputError, match="clean pictures"):
+        evaluate(open_method("input"), tmp_path / "set", "gaussian")

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFilter
+
+from kithkin.data.rain import HEAVY, RainSettings, add_rain
 
 import leaks
 from leaks import ALIKE, find_leaks, main, thumbnail
@@ -132,6 +135,22 @@ def test_the_command_names_a_copy(folders, capsys):
     first, last = capsys.readouterr().out.splitlines()
     assert first.split()[1:] == [str(folders / "train" / "deep" / "2.png"), str(folders / "more" / "copy.jpg")]
     assert last.endswith("1 alike")
+
+
+def test_the_command_finds_a_scene_in_another_rain_by_its_clean_side(tmp_path, capsys):
+    """Heavy rain hides a scene from the thumbnails. Pairs have a clean side, which is found."""
+    for name, seeds in (("train", (0, 1, 2)), ("test", (10, 1, 12))):
+        for i in seeds:
+            clean = torch.from_numpy(np.array(scene(i))).permute(2, 0, 1)[None].float() / 255
+            rain = torch.Generator().manual_seed(len(name) + i)
+            wet, _ = add_rain(clean, rain, RainSettings((HEAVY,), (1.0,)))
+            for side, picture in (("input", wet), ("target", clean)):
+                (tmp_path / name / side).mkdir(parents=True, exist_ok=True)
+                pixels = (picture[0] * 255).round().byte().permute(1, 2, 0).numpy()
+                Image.fromarray(pixels).save(tmp_path / name / side / f"{i}.png")
+    assert main([str(tmp_path / "train"), "--test", str(tmp_path / "test")]) == 1
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.split()[1:] == [str(tmp_path / name / "target" / "1.png") for name in ("train", "test")]
 
 
 def test_the_command_refuses_an_empty_folder(folders, capsys):

@@ -16,7 +16,7 @@ from PIL import Image
 import kithkin.training.loop as loop
 from kithkin.checkpoint import read_model, read_tensors
 from kithkin.config import parse_config
-from kithkin.data import open_folders, sample_batch
+from kithkin.data import DEGRADATIONS, Degradation, open_folders, sample_batch
 from kithkin.errors import CheckpointError, InputError
 from kithkin.layers import KNNLocalAttention
 from kithkin.metrics import psnr
@@ -404,6 +404,30 @@ def test_a_changed_configuration_is_not_resumed(tmp_path, photos, changes, named
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_run_of_an_older_recipe_is_resumed(tmp_path, photos, often):
+    """Its configuration knows nothing of degradations; the keys that came later have their defaults."""
+    train(run_config(photos), tmp_path / "whole")
+    train(run_config(photos), tmp_path / "out", report=at_step(5, terminate))
+    path = checkpoints(tmp_path / "out")[-1] / "run.json"
+    run = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("degradation", "degraded_share"):
+        del run["config"]["data"][key]
+    path.write_text(json.dumps(run), encoding="utf-8")
+    train(run_config(photos), tmp_path / "out", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "out")
+
+
+def test_a_run_with_a_degradation_is_resumed_and_not_with_another(tmp_path, photos, often):
+    changes = {"data.crop": 24, "data.sigma": None, "data.degradation": {"kind": "camera"}}
+    train(run_config(photos, changes), tmp_path / "whole")
+    train(run_config(photos, changes), tmp_path / "out", report=at_step(5, terminate))
+    with pytest.raises(InputError, match=r"another data\.degradation;"):
+        train(run_config(photos, {**changes, "data.degradation.jpeg_share": 0.5}), tmp_path / "out", resume=True)
+    train(run_config(photos, changes), tmp_path / "out", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "out")
+    assert [list(row["psnr"]) for row in log_of(tmp_path / "out") if "psnr" in row] == [["sigma25", "camera"]] * 2
+
+
 def test_length_and_validation_may_change_at_a_resume(tmp_path, photos, often, drawn):
     train(run_config(photos, {"schedule.steps": 4}), tmp_path / "out")
     longer = {"schedule.steps": 8, "validation.every": 4, "validation.sigmas": [50], "name": "longer"}
@@ -654,6 +678,28 @@ def test_validation_by_hand(photos):
         assert found[f"sigma{sigma}"] == pytest.approx(np.mean(scores), abs=0.01)
     assert not model.training
     assert set(found) == {"sigma15", "sigma50"}
+
+
+def test_validation_of_a_degradation(photos, monkeypatch):
+    """Each picture from a seed of its own, whatever the share in training; the margin comes from the picture."""
+    seeds = []
+
+    def halve(clean, generator, settings):
+        seeds.append(generator.initial_seed())
+        assert clean.shape == (1, 3, 30, 30)
+        return clean / 2, clean * 0.75
+
+    monkeypatch.setitem(DEGRADATIONS, "camera", Degradation(halve, margin=lambda settings: 3))
+    changes = {"data.degradation": {"kind": "camera"}, "data.degraded_share": 0.2, "validation.sigmas": []}
+    config = run_config(photos, {**changes, "validation.crop": 24})
+    found = validate(KiT(config.network), open_folders(config.data), config, "cpu")
+    scores = []
+    for i in range(5):
+        clean = scene(i, 40)[8:32, 8:32].astype(np.float64)
+        error = np.mean((np.rint(clean / 2) - np.rint(clean * 0.75)) ** 2)
+        scores.append(10 * math.log10(255**2 / error))
+    assert found == {"camera": pytest.approx(np.mean(scores), abs=0.1)}
+    assert seeds == [0, 1, 2, 3, 4]
 
 
 def test_validation_of_pairs(tmp_path):

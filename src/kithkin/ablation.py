@@ -12,6 +12,7 @@ from typing import Any
 from kithkin.config import RunConfig, parse_config
 from kithkin.errors import InputError
 from kithkin.evaluation import evaluate
+from kithkin.methods import ModelMethod
 from kithkin.model import KiT
 from kithkin.training import train
 
@@ -116,8 +117,6 @@ def vary_network(
     Raises:
         InputError: a value is out of range, or as for ``evaluate``.
     """
-    from kithkin.methods import ModelMethod
-
     if not ks or not n_hashes:
         raise InputError("vary_network: expected at least one value of k and one of h")
     settings = list(itertools.product(ks, n_hashes))

@@ -58,7 +58,8 @@ class CameraConfig(_Section):
     Attributes:
         phone_share: of pictures with the sensor noise of phones (SIDD); the others have that of cameras (DND).
         noise_left: range of the share of its amplitude that the camera's noise reduction leaves.
-        luma_grain, chroma_grain: ranges of the kernels by which the camera smooths noise, in pixels.
+        luma_grain, chroma_grain: ranges of the kernels by which the camera smooths noise, in pixels; the first is also
+            that of correlated noise.
         correlated_share: of pictures with correlated noise instead of a sensor's.
         correlated_sigma: range of its level on the 0-255 scale.
         jpeg_share: of pictures that are compressed; all are rounded to 8 bits.
@@ -67,7 +68,7 @@ class CameraConfig(_Section):
 
     kind: Literal["camera"]
     phone_share: Share = 0.3
-    noise_left: Shares = (0.1, 0.8)
+    noise_left: Shares = (0.05, 0.7)
     luma_grain: Grains = (0.0, 0.8)
     chroma_grain: Grains = (0.0, 1.6)
     correlated_share: Share = 0.2
@@ -76,8 +77,29 @@ class CameraConfig(_Section):
     jpeg_quality: Qualities = (75.0, 100.0)
 
 
+class RainConfig(_Section):
+    """Rain of three looks, see :data:`kithkin.data.rain.LOOKS`.
+
+    Attributes:
+        light, medium, heavy: relative shares of the looks.
+        dry_share: of pictures that get no rain, so that the network learns to leave those alone.
+    """
+
+    kind: Literal["rain"]
+    light: Share = 0.5
+    medium: Share = 0.25
+    heavy: Share = 0.25
+    dry_share: Share = 0.1
+
+    @model_validator(mode="after")
+    def _it_rains(self) -> "RainConfig":
+        if not self.light + self.medium + self.heavy > 0:
+            raise ValueError("light, medium and heavy are all 0; at least one look needs a share")
+        return self
+
+
 # What can be done to photographs beside plain noise. Each kind has its function in kithkin.data.degrade.DEGRADATIONS.
-DegradationConfig = Annotated[CorrelatedConfig | CameraConfig, Field(discriminator="kind")]
+DegradationConfig = Annotated[CorrelatedConfig | CameraConfig | RainConfig, Field(discriminator="kind")]
 
 
 class DataConfig(_Section):
@@ -264,25 +286,32 @@ def parse_config(values: dict[str, Any], changes: dict[str, Any] | None = None, 
 
 
 def _explain(error: Any) -> str:
-    where = [str(part) for part in error["loc"]]
+    *sections, last = [str(part) for part in error["loc"]] or [""]
+    keys, models = _follow(sections)
+    where = ".".join([*keys, last])
     if error["type"] != "extra_forbidden":
-        return f"{'.'.join(where) or 'the run'}: {error['msg'].removeprefix('Value error, ')}"
-    known = _fields(where[:-1])
-    near = get_close_matches(where[-1], known, n=1)
+        return f"{where or 'the run'}: {error['msg'].removeprefix('Value error, ')}"
+    known = [name for model in models for name in model.model_fields]
+    near = get_close_matches(last, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-    return f"unknown key {'.'.join(where)}; {hint}"
+    return f"unknown key {where}; {hint}"
 
 
-def _fields(where: list[str]) -> list[str]:
-    """The keys of the section that this path leads to; the kind of a degradation is a part of the path."""
-    models: list[Any] = [RunConfig]
-    for part in where:
+def _follow(path: list[str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """(the keys of a path as a file has them, the sections it leads to): the kind of a degradation is no key."""
+    keys: list[str] = []
+    models: list[type[BaseModel]] = [RunConfig]
+    for part in path:
         inside = [model.model_fields[part].annotation for model in models if part in model.model_fields]
-        if inside:
-            models = list(_sections(inside))
-        else:
-            models = [model for model in models if part in get_args(model.model_fields["kind"].annotation)]
-    return [name for model in models for name in model.model_fields]
+        of_kind = [model for model in models if "kind" in model.model_fields and part in _kinds(model)]
+        if inside or not of_kind:
+            keys.append(part)
+        models = list(_sections(inside)) or of_kind
+    return keys, models
+
+
+def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
+    return get_args(model.model_fields["kind"].annotation)
 
 
 def _sections(annotations: Iterable[Any]) -> Iterator[type[_Section]]:

@@ -7,6 +7,7 @@ import typer
 from kithkin.cli._memory import keep_freed_memory
 from kithkin.cli.ablate import ablate
 from kithkin.cli.compare import compare
+from kithkin.cli.data import data
 from kithkin.cli.doctor import doctor
 from kithkin.cli.evaluate import evaluate
 from kithkin.cli.models import models
@@ -49,6 +50,7 @@ app.command("train")(train)
 app.add_typer(ablate, name="ablate")
 app.add_typer(models, name="models")
 app.add_typer(recipes, name="recipes")
+app.add_typer(data, name="data")
 app.command("doctor")(doctor)
 
 

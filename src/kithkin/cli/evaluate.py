@@ -1,12 +1,15 @@
 """``kithkin eval``."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from kithkin.evaluation import FilledTable, Pictures, PublishedTable, Report, Row
+    from kithkin.data import Card
+    from kithkin.evaluation import FilledTable, Pictures, PublishedTable, Report, Row, Watch
 
 Format = Literal["text", "markdown", "csv", "json"]
 
@@ -79,7 +82,11 @@ def evaluate(
         _print_table(filled, form)
         return
     _refuse(data=data or None)
-    reports = job.run(folder, dataset, protocol, submission)
+    if submission:
+        _refuse(protocol=protocol, csv=csv, limit=limit)
+        reports = job.submit(folder, dataset, submission)
+    else:
+        reports = job.run(folder, dataset, protocol)
     _print_reports(reports, form, per_image, str(tile))
 
 
@@ -103,30 +110,43 @@ class _Job:
 
     def table(self, name: str, root: Path, places: list[str]) -> "FilledTable":
         """Evaluate what is there of a table's data sets."""
-        from kithkin.data import CATALOG
         from kithkin.evaluation import fill_table, load_table
         from kithkin.zoo import find_model
 
         published = load_table(name)
-        folders = _find_sets(published, root, places)
+        sets = _find_sets(published, root, places)
         methods = self.methods or ([published.task] if find_model(published.task) else ["input"])
         protocols = {column.dataset: column.protocol for column in published.columns}
-        found = {name: self._evaluate(folder, name, protocols[name], methods, None) for name, folder in folders.items()}
-        expected = {card.title: card.count for card in CATALOG.values() if card.count}
+        found = {
+            name: self._evaluate(folder, card.name, protocols[name], methods) for name, (folder, card) in sets.items()
+        }
+        expected = {name: max(card.parts["test"].counts) for name, (_, card) in sets.items()}
         filled = fill_table(published, found, expected)
         self._write_report([r for reports in found.values() for r in reports], [filled])
         return filled
 
-    def run(self, folder: Path, dataset: str | None, protocol: str | None, submission: Path | None) -> list["Report"]:
+    def run(self, folder: Path, dataset: str | None, protocol: str | None) -> list["Report"]:
         """Evaluate one data set."""
-        reports = self._evaluate(folder, dataset, protocol, self.methods or ["denoise"], submission)
+        reports = self._evaluate(folder, dataset, protocol, self.methods or ["denoise"])
         self._write_report(reports, [])
         return reports
 
-    def _evaluate(
-        self, folder: Path, dataset: str | None, protocol: str | None, methods: list[str], submission: Path | None
-    ) -> list["Report"]:
-        from kithkin.cli._progress import progress_bar
+    def submit(self, folder: Path, dataset: str | None, path: Path) -> list["Report"]:
+        """Evaluate one data set as far as its targets are public, and write what its server takes."""
+        from kithkin.data import open_samples
+        from kithkin.evaluation import submit
+        from kithkin.methods import open_method
+
+        if len(self.methods) > 1:
+            raise typer.BadParameter("a submission holds one method's pictures", param_hint="--method")
+        samples = open_samples(folder, dataset)
+        method = open_method(*(self.methods or ["denoise"]), device=self.device, tile=self.tile)
+        with self._watching(samples.title, method.name) as watch:
+            reports = [submit(method, samples, path, watch=watch)]
+        self._write_report(reports, [])
+        return reports
+
+    def _evaluate(self, folder: Path, dataset: str | None, protocol: str | None, methods: list[str]) -> list["Report"]:
         from kithkin.data import open_samples
         from kithkin.evaluation import evaluate as run
         from kithkin.methods import open_method
@@ -134,23 +154,27 @@ class _Job:
         samples = open_samples(folder, dataset)
         reports = []
         for spec in methods:
-            chosen = open_method(spec, device=self.device, tile=self.tile)
-            with progress_bar(quiet=self.quiet) as bar:
-                task = bar.add_task(f"{samples.title} {chosen.name}", total=None)
-
-                def watch(row: "Row", total: int, pictures: "Pictures | None", name: str = chosen.name) -> None:
-                    bar.update(task, advance=1, total=total)  # noqa: B023 - called within this turn of the loop
-                    if self.builder and pictures:
-                        self.builder.add_picture(
-                            {"method": name, "dataset": samples.title, **vars(row)},
-                            pictures.degraded,
-                            pictures.restored,
-                            pictures.target,
-                        )
-
+            method = open_method(spec, device=self.device, tile=self.tile)
+            with self._watching(samples.title, method.name) as watch:
                 options = {"sigmas": self.sigmas, "limit": self.limit, "csv": self.csv, "watch": watch}
-                reports.append(run(chosen, samples, protocol, **options))
+                reports.append(run(method, samples, protocol, **options))
         return reports
+
+    @contextmanager
+    def _watching(self, dataset: str, method: str) -> "Iterator[Watch]":
+        """A progress bar, and pictures for the report."""
+        from kithkin.cli._progress import progress_bar
+
+        with progress_bar(quiet=self.quiet) as bar:
+            task = bar.add_task(f"{dataset} {method}", total=None)
+
+            def watch(row: "Row", total: int, pictures: "Pictures | None") -> None:
+                bar.update(task, advance=1, total=total)
+                if self.builder and pictures:
+                    labels = {"method": method, "dataset": dataset, **vars(row)}
+                    self.builder.add_picture(labels, pictures.degraded, pictures.restored, pictures.target)
+
+            yield watch
 
     def _write_report(self, reports: list["Report"], tables: list["FilledTable"]) -> None:
         if self.builder is None:
@@ -159,25 +183,25 @@ class _Job:
         typer.echo(f"report: {page}", err=True)
 
 
-def _find_sets(table: "PublishedTable", root: Path, places: list[str]) -> dict[str, Path]:
-    """Data set -> its folder, for those that are there."""
+def _find_sets(table: "PublishedTable", root: Path, places: list[str]) -> dict[str, tuple[Path, "Card"]]:
+    """Data set -> its folder and card, for those that are there."""
+    from kithkin.data import find_card, find_within
     from kithkin.errors import InputError
 
-    names = {c.dataset for c in table.columns if c.dataset != "mean"}
+    cards = {c.dataset: find_card(c.card or c.dataset) for c in table.columns if c.dataset != "mean"}
     given: dict[str, Path] = {}
     for place in places:
         name, equals, where = place.partition("=")
-        if not equals or name not in names:
-            raise InputError(f"--data {place}: expected NAME=FOLDER with a name of {', '.join(sorted(names))}")
+        if not equals or name not in cards:
+            raise InputError(f"--data {place}: expected NAME=FOLDER with a name of {', '.join(cards)}")
         given[name] = Path(where)
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; --table takes the folder that holds the data sets")
-    beside = {path.name.casefold(): path for path in [*root.glob("test/*"), *root.iterdir()] if path.is_dir()}
     found = {}
-    for name in dict.fromkeys(c.dataset for c in table.columns):
-        folder = given.get(name) or beside.get(name.casefold())
-        if folder:
-            found[name] = folder
+    for name, card in cards.items():
+        inside = find_within(root, card, "test")
+        if folder := given.get(name) or (inside and inside.folder):
+            found[name] = (folder, card)
     return found
 
 

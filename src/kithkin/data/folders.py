@@ -3,15 +3,17 @@
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kithkin.config import DataConfig
+from kithkin.data.catalog import Card
+from kithkin.data.pairing import Pairing, guess_original, pair_originals, pair_sides, pictures, sides
 from kithkin.errors import InputError
-from kithkin.images import find_pictures, read_picture
+from kithkin.images import read_picture
 
-INPUT_NAMES = ("input", "input_crops")
-TARGET_NAMES = ("target", "target_crops")
+if TYPE_CHECKING:
+    from kithkin.config import DataConfig
 
 
 class Photos:
@@ -26,7 +28,9 @@ class Photos:
     """
 
     def __init__(self, folders: Sequence[Path], *, cache_gb: float = 0) -> None:
-        self.paths = [path for folder in folders for path in _pictures(folder)]
+        found = [(path, path.relative_to(folder)) for folder in folders for path in pictures(folder)]
+        self.paths = [path for path, _ in found]
+        self.names = [name.as_posix() for _, name in found]
         self._pixels = _Cache(cache_gb)
 
     def __len__(self) -> int:
@@ -41,15 +45,22 @@ class Pairs:
     """Degraded pictures and what they should be, matched by file name.
 
     Args:
-        folders: each holds ``input`` and ``target`` (or ``input_crops`` and ``target_crops``); endings may differ.
+        folders: each holds ``input`` and ``target`` (or ``input_crops`` and ``target_crops``; endings may differ), or
+            a data set as its authors give it out, such as SIDD's scene folders.
         cache_gb: decoded pictures kept, in GB of uint8.
+        card: the data set that all folders are of; None recognises it by its names.
+        part: of a data set whose authors give lists of its parts.
 
     Raises:
         InputError: a folder has not these two, or a picture has no partner.
     """
 
-    def __init__(self, folders: Sequence[Path], *, cache_gb: float = 0) -> None:
-        self.paths = [pair for folder in folders for pair in _pairs(folder)]
+    def __init__(
+        self, folders: Sequence[Path], *, cache_gb: float = 0, card: Card | None = None, part: str | None = None
+    ) -> None:
+        found = [_pairs(folder, card, part).checked(folder) for folder in folders]
+        self.paths = [pair for pairing in found for pair in pairing.pairs]
+        self.names = [name for pairing in found for name in pairing.names]
         self._pixels = _Cache(cache_gb)
 
     def __len__(self) -> int:
@@ -64,7 +75,7 @@ class Pairs:
         return pair
 
 
-def open_folders(config: DataConfig) -> Photos | Pairs:
+def open_folders(config: "DataConfig") -> Photos | Pairs:
     """The data set of a run."""
     if not config.folders:
         raise InputError("the run names no training data; give a folder with --data")
@@ -91,33 +102,20 @@ class _Cache:
         return pixels
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _pairs(folder: Path, card: Card | None, part: str | None) -> Pairing:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder")
-    paths = find_pictures(folder)
-    if not paths:
-        raise InputError(f"{folder} holds no picture")
-    return paths
-
-
-def _pairs(folder: Path) -> list[tuple[Path, Path]]:
-    sides = []
-    for names in (INPUT_NAMES, TARGET_NAMES):
-        found = [folder / name for name in names if (folder / name).is_dir()]
-        if not found:
-            raise InputError(f"{folder} has no folder {' or '.join(names)}; a folder of pairs holds input and target")
-        side: dict[Path, Path] = {}
-        for path in _pictures(found[0]):
-            other = side.setdefault(path.relative_to(found[0]).with_suffix(""), path)
-            if other is not path:
-                raise InputError(f"{other} and {path} differ in their endings alone; keep one of them")
-        sides.append(side)
-    inputs, targets = sides
-    alone = sorted(str(name) for name in inputs.keys() ^ targets.keys())
-    if alone:
-        listed = ", ".join(alone[:3]) + ("…" if len(alone) > 3 else "")
-        raise InputError(f"{folder}: {len(alone)} pictures have no partner of the same name: {listed}")
-    return [(inputs[name], targets[name]) for name in sorted(inputs)]
+    if found := sides(folder):
+        return pair_sides(*found)
+    original = card.original if card and card.original else guess_original(folder)
+    if original is None and any(folder.glob("*.lmdb")):
+        raise InputError(
+            f"{folder} holds LMDB databases, and training reads folders; make them with "
+            f"`kithkin data prepare pairs {folder} --out FOLDER`"
+        )
+    if original is None:
+        raise InputError(f"{folder} has no folder input or input_crops; a folder of pairs holds input and target")
+    return pair_originals(folder, original, part)
 
 
 def _size(pixels: np.ndarray) -> str:

@@ -1,20 +1,27 @@
-"""Data sets to evaluate on, one picture in memory at a time."""
+"""What evaluation reads: one sample at a time, whatever the layout on disk."""
 
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from types import ModuleType
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from kithkin.data.folders import INPUT_NAMES, Pairs, Photos
+from kithkin.data.folders import Pairs, Photos
+from kithkin.errors import InputError
+
+Kind: TypeAlias = Literal["photos", "pairs", "inputs"]
+PHOTOS: Kind = "photos"
+PAIRS: Kind = "pairs"
+INPUTS: Kind = "inputs"
 
 
 class Sample(NamedTuple):
-    """One picture: uint8 (H, W, 3), or float32 in [0, 1] where the source is floating.
+    """A picture to restore, what it should become, or both.
 
     Attributes:
-        name: of its file.
-        input: degraded; None in a set of clean pictures.
-        target: what it should be; None where that is not public.
+        name: unique within its data set.
+        input: the degraded picture, uint8 (H, W, 3), or float32 in [0, 1] where the source holds floats; None where the
+            data set is clean pictures.
+        target: the clean picture, likewise; None where it is not public.
     """
 
     name: str
@@ -23,10 +30,16 @@ class Sample(NamedTuple):
 
 
 class Samples(Protocol):
-    """A data set. ``kind`` is ``"photos"`` (no input), ``"pairs"`` or ``"inputs"`` (no target)."""
+    """A data set that is read a sample at a time.
+
+    Attributes:
+        title: name of its folder.
+        kind: ``"photos"`` have no input, ``"pairs"`` both, ``"inputs"`` no target.
+        names: of the samples, in order.
+    """
 
     title: str
-    kind: str
+    kind: Kind
     names: list[str]
 
     def __len__(self) -> int: ...
@@ -34,21 +47,37 @@ class Samples(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-class _Folder:
-    def __init__(self, folder: Path, kind: str) -> None:
-        self.title, self.kind = folder.resolve().name, kind
-        self._pictures = Pairs([folder]) if kind == "pairs" else Photos([folder])
-        self.names = [(path[0] if isinstance(path, tuple) else path).name for path in self._pictures.paths]
+class FileSamples:
+    """Picture files as samples.
+
+    Args:
+        dataset: pairs, or clean photographs.
+        title: name of their folder.
+    """
+
+    def __init__(self, dataset: Pairs | Photos, title: str) -> None:
+        self._dataset, self.title = dataset, title
+        self.kind = PAIRS if isinstance(dataset, Pairs) else PHOTOS
+        self.names = dataset.names
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
-        sides = self._pictures[index]
+        """Input (of pairs) and target, uint8 (H, W, 3)."""
+        sides = self._dataset[index]
         return Sample(self.names[index], sides[0] if len(sides) == 2 else None, sides[-1])
 
 
-def open_samples(folder: Path, dataset: str | None = None) -> Samples:
-    """The pictures of a folder: pairs where it holds ``input`` and ``target``, else clean pictures."""
-    pairs = any((folder / name).is_dir() for name in INPUT_NAMES)
-    return _Folder(folder, "pairs" if pairs else "photos")
+def need(module: str, what: str) -> ModuleType:
+    """A module of the extra ``data``.
+
+    Raises:
+        InputError: it is not installed; with the line that installs it.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f'{what} needs {module}; install it with: pip install "kithkin[data]"') from error

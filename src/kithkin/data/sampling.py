@@ -55,8 +55,8 @@ def draw_crops(dataset: Photos | Pairs, config: DataConfig, *, batch_size: int, 
     """The part of :func:`sample_batch` that reads files. It runs no tensor operation, so threads may run it beside the
     training step without a second team of workers fighting for the cores."""
     rng = np.random.default_rng([seed, step])
-    size = config.crop + 2 * margin(config.degradation)
-    crops = [_crop(dataset, i, size, rng) for i in _items(len(dataset), batch_size, seed, step)]
+    edge = margin(config.degradation)
+    crops = [_crop(dataset, i, config.crop, edge, rng) for i in _items(len(dataset), batch_size, seed, step)]
     sides = tuple(np.stack(side) for side in zip(*crops, strict=True))
     sigmas = np.empty(0, np.float32) if config.sigma is None else rng.uniform(*config.sigma, batch_size)
     seed_of_noise = int(rng.integers(2**62))
@@ -94,11 +94,15 @@ def _items(count: int, batch_size: int, seed: int, step: int) -> list[int]:
     return [int(permutations[p // count][p % count]) for p in places]
 
 
-def _crop(dataset: Photos | Pairs, index: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    sides = dataset[index]
+def _crop(
+    dataset: Photos | Pairs, index: int, inner: int, edge: int, rng: np.random.Generator
+) -> tuple[np.ndarray, ...]:
+    sides, size = dataset[index], inner + 2 * edge
     height, width = sides[0].shape[:2]
     if min(height, width) < size:
-        raise InputError(f"{dataset.paths[index]} is {width}×{height}, smaller than a crop of {size}×{size}")
+        around = f" with the {edge} pixels around it that its degradation needs" if edge else ""
+        name = dataset.paths[index]
+        raise InputError(f"{name} is {width}×{height}, smaller than a crop of {inner}×{inner}{around}")
     top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
     turns, flip = int(rng.integers(4)), bool(rng.integers(2))
     cut = (np.rot90(x[top : top + size, left : left + size], turns) for x in sides)

@@ -2,7 +2,7 @@
 
 from kithkin.evaluation.protocols import GAUSSIAN_SIGMAS, PROTOCOLS, Protocol
 from kithkin.evaluation.rows import Report, Row, means_table
-from kithkin.evaluation.run import Pictures, evaluate
+from kithkin.evaluation.run import Pictures, Watch, evaluate, submit
 from kithkin.evaluation.tables import FilledTable, PublishedTable, fill_table, list_tables, load_table
 
 __all__ = [
@@ -14,9 +14,11 @@ __all__ = [
     "PublishedTable",
     "Report",
     "Row",
+    "Watch",
     "evaluate",
     "fill_table",
     "list_tables",
     "load_table",
     "means_table",
+    "submit",
 ]

@@ -3,12 +3,15 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from kithkin.data import Sample, Samples, benchmark_noise, open_samples
+from kithkin.data import Sample, Samples, benchmark_noise, open_samples, write_dnd_bundle, write_sidd_results
+from kithkin.data.dnd import DndCrops
+from kithkin.data.sidd import SiddBlocks
 from kithkin.errors import InputError
 from kithkin.evaluation.protocols import GAUSSIAN_SIGMAS, Protocol, find_protocol, scores
 from kithkin.evaluation.rows import Measurer, Report, Row, ScoreFile
@@ -74,32 +77,86 @@ def evaluate(
         ImageError: a picture can't be read.
         KithkinError: the method fails, or gives NaN or infinite values.
     """
+    samples = open_samples(data) if isinstance(data, str | Path) else data
+    chosen = _choose(samples, protocol)
+    method = ModelMethod(method) if isinstance(method, KiT) else method
+    rows = []
+    for row, total, pictures in _rows(method, samples, chosen, sigmas, limit, ScoreFile(Path(csv)) if csv else None):
+        rows.append(row)
+        if watch:
+            watch(row, total, pictures)
+    return Report(method.name, samples.title, chosen, tuple(rows))
+
+
+def submit(method: Method | KiT, data: str | Path | Samples, path: str | Path, *, watch: Watch | None = None) -> Report:
+    """Restore a whole data set and write what its server takes.
+
+    Args:
+        method, watch: as in :func:`evaluate`.
+        data: SIDD's validation blocks or DND.
+        path: SIDD: the file ``Idenoised.mat``. DND: the folder of its 50 files.
+
+    Returns:
+        The rows, as :func:`evaluate` makes them under protocol ``"float"`` (SIDD) or ``"dnd"``.
+
+    Raises:
+        InputError: another data set, or it is incomplete.
+        KithkinError: as for :func:`evaluate`.
+    """
+    samples = open_samples(data) if isinstance(data, str | Path) else data
+    method = ModelMethod(method) if isinstance(method, KiT) else method
+    write, protocol = _server_of(samples)
+    rows = []
+
+    def outputs() -> Iterator[np.ndarray]:
+        for row, total, pictures in _rows(method, samples, protocol, (), None, None):
+            rows.append(row)
+            if watch:
+                watch(row, total, pictures)
+            assert pictures is not None
+            yield pictures.restored.clip(0, 1)
+
+    write(outputs(), Path(path))
+    return Report(method.name, samples.title, protocol, tuple(rows))
+
+
+def _server_of(samples: Samples) -> tuple[Callable[[Iterator[np.ndarray], Path], Any], Protocol]:
+    if isinstance(samples, SiddBlocks):
+        images, per_image = samples.shape[:2]
+        return partial(write_sidd_results, images=images, per_image=per_image), find_protocol("float")
+    if isinstance(samples, DndCrops):
+        return write_dnd_bundle, find_protocol("dnd")
+    raise InputError(
+        f"submit: {samples.title} is no set with a server that kithkin knows; expected SIDD's blocks or DND"
+    )
+
+
+def _rows(
+    method: Method,
+    samples: Samples,
+    protocol: Protocol,
+    sigmas: tuple[float, ...],
+    limit: int | None,
+    store: ScoreFile | None,
+) -> Iterator[tuple[Row, int, Pictures | None]]:
+    """Each row with the number of rows there will be, and with its pictures where they were measured now."""
     if limit is not None and limit < 1:
         raise InputError(f"evaluate: limit is at least 1, got {limit}")
-    samples = open_samples(Path(data)) if isinstance(data, str | Path) else data
-    chosen = _choose(samples, protocol)
-    if chosen.kind == "photos" and not (sigmas and all(0 < s <= 255 for s in sigmas)):
+    if protocol.kind == "photos" and not (sigmas and all(0 < s <= 255 for s in sigmas)):
         raise InputError(f"evaluate: sigmas lie above 0 and at most at 255, got {list(sigmas)}")
-    if isinstance(method, KiT):
-        method = ModelMethod(method)
-    store = ScoreFile(Path(csv)) if csv else None
-    who = Measurer(samples.title, chosen.name, method.name, method.identity)
-    conditions = tuple(sigmas) if chosen.kind == "photos" else (None,)
+    who = Measurer(samples.title, protocol.name, method.name, method.identity)
+    conditions: tuple[float | None, ...] = tuple(sigmas) if protocol.kind == "photos" else (None,)
     names = samples.names[: limit or len(samples)]
-    rows: list[Row] = []
+    total = len(names) * len(conditions)
     for index, name in enumerate(names):
         for problem in _problems(samples, index, name, conditions, who, store):
             if isinstance(problem, Row):
-                rows.append(problem)
-                pictures = None
-            else:
-                row, pictures = _measure(method, problem, chosen)
-                rows.append(row)
-                if store:
-                    store.append(who, row)
-            if watch:
-                watch(rows[-1], len(names) * len(conditions), pictures)
-    return Report(method.name, samples.title, chosen, tuple(rows))
+                yield problem, total, None
+                continue
+            row, pictures = _measure(method, problem, protocol)
+            if store:
+                store.append(who, row)
+            yield row, total, pictures
 
 
 def _choose(samples: Samples, name: str | None) -> Protocol:

@@ -28,13 +28,15 @@ class Column(_Part):
     """One column.
 
     Attributes:
-        dataset: a name of the catalog, or ``"mean"``: the unweighted mean over the sets before it.
+        dataset: what the paper calls it, or ``"mean"``: the unweighted mean over the sets before it.
+        card: its name in the catalog (`kithkin data list`), where that is not ``dataset`` in small letters.
         condition: which rows of an evaluation, such as ``"sigma 25"``.
         metric: psnr (dB) or ssim.
         protocol: under which the column's values are made.
     """
 
     dataset: str
+    card: str = ""
     condition: str = "pairs"
     metric: Literal["psnr", "ssim"]
     protocol: str

@@ -46,9 +46,23 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     pages, float samples, no pixels or more than MAX_PIXELS.
     """
     path = Path(path)
-    kind = "picture"
     try:
-        data, kind = _load(path)
+        data = _load(path)
+    except Refusal as refusal:
+        raise ImageError(f"{shown(path)}: {refusal}") from refusal.__cause__
+    except MemoryError as error:
+        raise ImageError(f"{shown(path)}: does not fit in the memory; crop it or scale it down first") from error
+    return decode_picture(data, path)
+
+
+def decode_picture(data: bytes, name: str | os.PathLike[str]) -> Picture:
+    """Decode the bytes of a picture file, as `read_picture` does; `name` is what errors call it.
+
+    Raises ImageError as `read_picture` does.
+    """
+    path, kind = Path(name), "picture"
+    try:
+        kind = _format_of(data[:_HEAD])
         return _READERS[kind](data)
     except Refusal as refusal:
         raise ImageError(f"{shown(path)}: {refusal}") from refusal.__cause__
@@ -61,8 +75,8 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
         ) from error
 
 
-def _load(path: Path) -> tuple[bytes, str]:
-    """Return the bytes of the file and the name of its format; raise Refusal where that is impossible."""
+def _load(path: Path) -> bytes:
+    """Return the bytes of the file; raise Refusal where that is impossible, or where no picture begins like that."""
     try:
         status = os.stat(path)  # Before opening, because opening a pipe would wait for ever.
         if stat.S_ISDIR(status.st_mode):
@@ -71,8 +85,8 @@ def _load(path: Path) -> tuple[bytes, str]:
             raise Refusal("is not a regular file; name a picture file")
         with open(path, "rb") as file:
             head = file.read(_HEAD)
-            kind = _format_of(head)
-            return head + file.read(), kind
+            _format_of(head)  # Before the rest, which may be long.
+            return head + file.read()
     except FileNotFoundError as error:
         raise Refusal("does not exist; check the path") from error
     except OSError as error:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kithkin.config import CorrelatedConfig
+from kithkin.config import CorrelatedConfig, RainConfig
 from kithkin.data.degrade.camera import (
     Cameras,
     camera_noise,
@@ -25,6 +25,8 @@ from kithkin.data.degrade.camera import (
 )
 from kithkin.data.degrade.jpeg import jpeg
 from kithkin.data.degrade.noise import benchmark_noise, correlated_noise, draw, gaussian_noise, smooth
+from kithkin.data.rain import LOOKS, RainSettings, add_rain
+from kithkin.errors import InputError
 
 __all__ = [
     "DEGRADATIONS",
@@ -74,9 +76,17 @@ def degrade_photos(clean: Tensor, generator: torch.Generator, settings: Any) -> 
 
     Returns:
         (degraded, target), each (B, 3, H - 2m, W - 2m) for a margin of m.
+
+    Raises:
+        InputError: another shape, or sides that leave nothing inside the margin.
     """
-    degraded, target = DEGRADATIONS[settings.kind].run(clean, generator, settings)
     edge = margin(settings)
+    if clean.ndim != 4 or clean.shape[1] != 3 or min(clean.shape[2:]) <= 2 * edge:
+        raise InputError(
+            f"{settings.kind}: pictures are (B, 3, H, W) with sides above {2 * edge}, got "
+            f"{tuple(clean.shape)}; give larger ones"
+        )
+    degraded, target = DEGRADATIONS[settings.kind].run(clean, generator, settings)
     inside = slice(edge, -edge or None)
     return degraded[..., inside, inside], target[..., inside, inside]
 
@@ -93,8 +103,17 @@ def _correlated(clean: Tensor, generator: torch.Generator, settings: CorrelatedC
     return correlated_noise(clean, sigma, grain, chroma, generator), clean
 
 
+def _rain(clean: Tensor, generator: torch.Generator, settings: RainConfig) -> tuple[Tensor, Tensor]:
+    shares = (settings.light, settings.medium, settings.heavy)
+    looks = tuple(LOOKS[name] for name in ("light", "medium", "heavy"))
+    rainy, _ = add_rain(clean, generator, RainSettings(looks, shares))
+    dry = torch.rand(len(clean), 1, 1, 1, generator=generator, device=clean.device) < settings.dry_share
+    return torch.where(dry, clean, rainy), clean
+
+
 DEGRADATIONS: dict[str, Degradation] = {
     "correlated": Degradation(_correlated, margin=lambda settings: 0),
+    "rain": Degradation(_rain, margin=lambda settings: 0),
     # two pixels of demosaicing and three of smoothing see a border
     "camera": Degradation(lambda *given: (camera_noise(*given), given[0]), margin=lambda settings: 5),
 }

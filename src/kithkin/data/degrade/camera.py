@@ -82,7 +82,7 @@ def unprocess(image: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
     camera = _colours(toned.clamp_(min=0).pow_(GAMMA), cameras.matrix)
     gray = camera.mean(dim=1, keepdim=True)
     bright = ((gray - 0.9).clamp_(min=0) / 0.1).square_().clamp_(max=1)
-    inverse = (1 / cameras.gains)[..., None, None]
+    inverse = (1 / cameras.gains).to(image)[..., None, None]
     factors = torch.maximum(torch.lerp(inverse, torch.ones_like(inverse), bright), inverse)
     return camera * factors, factors
 

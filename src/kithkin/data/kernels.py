@@ -1,0 +1,204 @@
+"""Blur kernels: paths of a shaking or moving camera, rendered; discs out of focus; published kernels from files.
+
+A kernel is not negative, sums to one and has its centroid at its middle pixel, so a blurred picture stays where it was.
+
+Sources: Boracchi and Foi, "Modeling the performance of image restoration from motion blur", 2012, for random paths,
+with the parameters of DeblurGAN (Kupyn et al. 2018).
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kithkin.data.fields import uniform
+from kithkin.errors import InputError
+
+STEPS = 250
+"""Of a path. DeblurGAN takes 2,000; what happens in a step is scaled so that a path of fewer steps looks the same."""
+_STEPS_OF_THE_SOURCE = 2000
+_PULL, _JOLT, _TREMOR = 0.7, 0.2, 10.0
+"""Largest pull back to the start, rate of jolts and trembling of a hand: each path draws its own share of these."""
+
+
+def shake_paths(anxiety: Tensor, length: float, generator: torch.Generator) -> Tensor:
+    """Random paths of a camera in a hand: constant speed, a direction that trembles, is pulled back to the start and is
+    now and then thrown about by a jolt.
+
+    Args:
+        anxiety: (N,) how restless the hand is; DeblurGAN draws from 0.003 to 0.01.
+        length: of a path, in pixels.
+        generator: draws the paths.
+
+    Returns:
+        (N, STEPS, 2) float32, down and right in pixels from the start.
+    """
+    count, merged = len(anxiety), _STEPS_OF_THE_SOURCE / STEPS
+    pull, jolts, tremor, turn = uniform(count, 4, generator).unbind(1)
+    noise = torch.randn(STEPS, count, 2, generator=generator, device=generator.device)
+    tremors = torch.view_as_complex(noise) * (anxiety * tremor * _TREMOR * math.sqrt(merged))
+    happens, aside = uniform(2 * STEPS, count, generator).view(2, STEPS, count)
+    # A jolt adds twice the velocity, backwards within half a radian.
+    thrown = 1 - 2 * torch.polar(torch.ones_like(aside), aside - 0.5)
+    turned = torch.where(happens < anxiety * jolts * _JOLT * merged, thrown, 1.0)
+    velocity = torch.polar(torch.ones_like(turn), 2 * math.pi * turn)
+    # Thousands of operations on a few numbers: NumPy starts one ten times as quickly as PyTorch.
+    pull = anxiety * pull * _PULL * merged
+    turns, trembling, pulls, start = (x.cpu().numpy() for x in (turned, tremors, pull, velocity))
+    places = _walk(turns, trembling, pulls, start, length / STEPS)
+    return torch.view_as_real(torch.from_numpy(places)).to(anxiety.device)
+
+
+def _walk(turned: np.ndarray, tremors: np.ndarray, pull: np.ndarray, velocity: np.ndarray, step: float) -> np.ndarray:
+    """The places (N, STEPS) of walkers in the complex plane, from turns and tremors (STEPS, N) of their velocities."""
+    places = np.empty_like(tremors)
+    place = np.zeros_like(velocity)
+    for i, (turn, tremor) in enumerate(zip(turned, tremors, strict=True)):
+        velocity = velocity * turn + tremor - pull * place
+        velocity = velocity / np.abs(velocity)
+        place = place + step * velocity
+        places[i] = place
+    return np.ascontiguousarray(places.T)
+
+
+def linear_paths(length: Tensor, turn: Tensor) -> Tensor:
+    """Straight paths of constant speed.
+
+    Args:
+        length: (N,) in pixels.
+        turn: (N,) direction in turns.
+
+    Returns:
+        (N, STEPS, 2), as :func:`shake_paths`.
+    """
+    times = torch.linspace(0, 1, STEPS, device=length.device)
+    direction = torch.stack([torch.sin(2 * math.pi * turn), torch.cos(2 * math.pi * turn)], dim=-1)
+    return (length.view(-1, 1) * times).unsqueeze(-1) * direction.unsqueeze(1)
+
+
+def exposed(paths: Tensor, exposure: Tensor, frames: Tensor) -> Tensor:
+    """What a shutter sees of a path, from its start, moved so that its mean lies at 0.
+
+    Args:
+        paths: (N, S, 2).
+        exposure: (N,) fraction of the path, from 0 to 1.
+        frames: (N,) number of instants that are seen, each for the same time; infinite for all that lies between.
+
+    Returns:
+        (N, S, 2) places at equal times.
+    """
+    steps = paths.shape[1]
+    times = (torch.arange(steps, device=paths.device) + 0.5) / steps
+    n = frames.clamp(max=steps).view(-1, 1)
+    where = ((times * n).floor() + 0.5) / n * exposure.view(-1, 1) * (steps - 1)
+    before = where.floor().clamp(max=steps - 2)
+    low, high = (torch.take_along_dim(paths, (before + i).long().unsqueeze(-1), dim=1) for i in (0, 1))
+    seen = torch.lerp(low, high, (where - before).unsqueeze(-1))
+    return seen - seen.mean(1, keepdim=True)
+
+
+def shrunk(paths: Tensor, reach: Tensor | float) -> Tensor:
+    """The paths (…, S, 2), those that leave a square of ``reach`` pixels to each side made smaller until they fit."""
+    return paths * (reach / paths.abs().amax((-2, -1), keepdim=True).clamp(min=1e-9)).clamp(max=1)
+
+
+def render_paths(paths: Tensor, radius: int) -> Tensor:
+    """Kernels of paths: each instant is spread over the four pixels about it, bilinearly.
+
+    Args:
+        paths: (N, S, 2) down and right from the middle, in pixels, less than ``radius`` to each side, of mean 0.
+        radius: of the kernels.
+
+    Returns:
+        (N, K, K) with K = 2 radius + 1; sum 1, centroid in the middle.
+    """
+    count, side = len(paths), 2 * radius + 1
+    corner = paths.floor()
+    right = paths - corner
+    kernels = torch.zeros(count, side * side, dtype=paths.dtype, device=paths.device)
+    for i in (0, 1):
+        for j in (0, 1):
+            row, column = corner[..., 0] + (radius + i), corner[..., 1] + (radius + j)
+            weight = (right[..., 0] if i else 1 - right[..., 0]) * (right[..., 1] if j else 1 - right[..., 1])
+            kernels.scatter_add_(1, (row * side + column).long(), weight)
+    return (kernels / paths.shape[1]).view(count, side, side)
+
+
+def disc_kernels(disc: Tensor, radius: int) -> Tensor:
+    """Kernels of a lens out of focus: even discs with rims one pixel soft.
+
+    Args:
+        disc: (N,) radii of the discs, in pixels; 0 is in focus.
+        radius: of the kernels, at least 1 more than that of any disc.
+
+    Returns:
+        (N, K, K) with K = 2 radius + 1, sum 1.
+    """
+    steps = torch.arange(-radius, radius + 1, device=disc.device, dtype=disc.dtype)
+    kernels = (disc.view(-1, 1, 1) + 0.5 - torch.hypot(steps.view(-1, 1), steps)).clamp_(0, 1)
+    return kernels / kernels.sum((1, 2), keepdim=True)
+
+
+def convolve(pictures: Tensor, kernels: Tensor) -> Tensor:
+    """Convolve as on a torus: what leaves a picture at a border comes back at the other.
+
+    Args:
+        pictures: (…, H, W) floats.
+        kernels: (…, K, K), K odd, at most H and W; the leading axes broadcast.
+
+    Returns:
+        of the broadcast shape.
+    """
+    size = (pictures.shape[-2], pictures.shape[-1])
+    return torch.fft.irfft2(torch.fft.rfft2(pictures) * spectrum(kernels, size), s=size)
+
+
+def spectrum(kernels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Fourier coefficients (…, H, W // 2 + 1) of kernels (…, K, K) with their middle at the first pixel."""
+    height, width = size
+    side = kernels.shape[-1]
+    padded = torch.nn.functional.pad(kernels, (0, width - side, 0, height - side))
+    return torch.fft.rfft2(padded.roll((-(side // 2), -(side // 2)), (-2, -1)))
+
+
+def load_kernels(path: str | Path) -> list[np.ndarray]:
+    """Read published kernels: the variable ``kernels`` of a MATLAB file, a list of matrices.
+
+    Such are the eight of Levin et al., "Understanding and evaluating blind deconvolution algorithms", 2009, and the
+    twelve that DPIR (Zhang et al. 2021) adds. Files of MATLAB 7.3 are read by h5py, older ones by SciPy.
+
+    Returns:
+        float64 matrices that sum to one, as the file orders them.
+
+    Raises:
+        InputError: the file is missing, is of another kind, or a matrix is no kernel; or SciPy or h5py isn't installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"load_kernels: {path} is not a file")
+    try:
+        matrices = _of_hdf5(path) if path.read_bytes()[:512].startswith(b"MATLAB 7.3") else _of_mat5(path)
+    except ImportError as error:
+        raise InputError(f'load_kernels: {path} needs {error.name}; pip install "kithkin[data]"') from error
+    except (KeyError, OSError, ValueError, TypeError) as error:
+        raise InputError(f"load_kernels: {path} is no MATLAB file with a list 'kernels' ({error})") from error
+    for kernel in matrices:
+        if kernel.ndim != 2 or not np.isfinite(kernel).all() or kernel.min() < 0 or kernel.sum() <= 0:
+            raise InputError(f"load_kernels: {path} holds a matrix of {kernel.shape} that is no kernel")
+    return [kernel / kernel.sum() for kernel in matrices]
+
+
+def _of_mat5(path: Path) -> list[np.ndarray]:
+    from scipy.io import loadmat
+
+    return [np.asarray(kernel, np.float64) for kernel in loadmat(path)["kernels"].ravel()]
+
+
+def _of_hdf5(path: Path) -> list[np.ndarray]:
+    import h5py
+
+    with h5py.File(path) as file:
+        # MATLAB stores columns first.
+        return [np.asarray(file[reference], np.float64).T for reference in np.asarray(file["kernels"]).ravel()]
