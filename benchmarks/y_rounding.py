@@ -2,8 +2,8 @@
 
     python benchmarks/y_rounding.py FOLDER
 
-FOLDER holds `input` and `target`. Restored pictures are imitated: with a share of the rain left in the clean picture, and
-with an error everywhere, Gaussian noise of 5 levels that is rounded to uint8 as a network's output is.
+FOLDER holds `input` and `target`. Restored pictures are imitated: with a share of the rain left in the clean picture,
+and with an error everywhere, Gaussian noise of 5 levels that is rounded to uint8 as a network's output is.
 """
 
 import argparse

@@ -153,6 +153,7 @@ CHOICES = [
     {"weighting": "paper"},
     {"hash_input": "query"},
     {"hash_features": "pooled"},
+    {"hash_features": "centered"},
     {"hash_input": "query", "hash_features": "pooled", "n_heads": 2},
     {"n_buckets": 6},
     {"k": 1},

@@ -44,6 +44,7 @@ CHOICES = [
     {"n_heads": 2},
     {"hash_input": "query"},
     {"hash_features": "pooled"},
+    {"hash_features": "centered"},
     {"n_pairs": 5},
     {"stem_stride": 1},
     {"n_stages": 1},

@@ -88,6 +88,20 @@ def test_similar_patches_share_a_bucket_more_often_than_random_ones():
     assert (here == far).float().mean() < 0.15  # 1/16 by chance
 
 
+def test_centered_hashes_are_those_of_patches_without_their_mean():
+    patches, rotations = normal(2, 60, 4, 5), normal(3, 20, 8, seed=1)
+    shifted = patches + 10 * normal(2, 1, 4, 5, seed=2)
+    for image in range(2):
+        flat = (patches[image] - patches[image].mean(0)).flatten(1).double().numpy()
+        found = group_patches(shifted[image : image + 1], k=4, n_hashes=3, rotations=rotations, features="centered")
+        for j in range(3):
+            rotation = rotations[j, :, : default_n_buckets(60, 4) // 2].double().numpy()
+            expected = oracle.sort_by_hash(oracle.lsh_hash(flat, rotation))
+            assert found.order[0, j].tolist() == list(expected)
+    plain = group_patches(shifted, k=4, n_hashes=3, rotations=rotations)
+    assert (plain.order.diff(dim=-1) == 1).float().mean() > 0.8  # one bucket or two: nothing is sorted
+
+
 # Eq. (6)
 
 

@@ -345,8 +345,12 @@ def test_a_new_run_may_start_from_other_weights(tmp_path, photos):
     second = train(run_config(photos, still), tmp_path / "second", init=first)
     for a, b in zip(read_model(first).parameters(), read_model(second).parameters(), strict=True):
         assert torch.equal(a, b)
+    regrouped = {**still, "model.k": 2, "model.hash_features": "centered"}  # no parameter depends on these
+    third = train(run_config(photos, regrouped), tmp_path / "third", init=first)
+    assert read_model(third).config.hash_features == "centered"
+    assert all(map(torch.equal, read_model(first).parameters(), read_model(third).parameters()))
     with pytest.raises(InputError, match="of another network: width = "):
-        train(run_config(photos, {"model.width": 24}), tmp_path / "third", init=first)
+        train(run_config(photos, {"model.width": 24}), tmp_path / "fourth", init=first)
 
 
 def test_a_run_can_not_end_before_where_it_is(tmp_path, photos):

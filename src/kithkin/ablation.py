@@ -149,6 +149,7 @@ def vary_recipe(
     variations: Mapping[str, Sequence[Any]],
     out: str | Path,
     *,
+    init: str | None = None,
     device: str = "cpu",
     minutes: float | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
@@ -160,6 +161,7 @@ def vary_recipe(
         recipe: the run, with its folders and a validation folder.
         variations: dotted key of the recipe -> its values, such as ``{"model.share_query_key": [False, True]}``.
         out: gets a folder a run; a run that was cut off goes on, a finished one is not trained again.
+        init: weights that every run starts from, as in :func:`kithkin.training.train`.
         device: of the networks.
         minutes: stop each run after this long; it is then missing from the result, and goes on the next time.
         report: called with every row of each run's log, and with ``{"note": …}`` before each.
@@ -180,11 +182,11 @@ def vary_recipe(
         if not (folder / f"{config.name}.safetensors").is_file():
             if report:
                 report({"note": f"{folder.name}"})
-            train(config, folder, resume=True, minutes=minutes, device=device, report=report)
+            train(config, folder, init=init, resume=True, minutes=minutes, device=device, report=report)
         if (folder / f"{config.name}.safetensors").is_file():
             cells.append(Cell(setting, {f"{name} PSNR": value for name, value in _last_validation(log).items()}))
     summary = (
-        f"Training runs of {recipe.schedule.steps or recipe.schedule.epochs} "
+        f"Training runs{f' from {init}' if init else ''} of {recipe.schedule.steps or recipe.schedule.epochs} "
         f"{'steps' if recipe.schedule.steps else 'epochs'} of {recipe.schedule.batch_size} crops of "
         f"{recipe.data.crop}², compared on {recipe.validation.folder.name}; PSNR of protocol rgb."
     )

@@ -55,7 +55,8 @@ class KNNLocalAttention(nn.Module):
         weighting: how Eq. 10 is normalised, ``"softmax"`` or ``"paper"`` (decision D4).
         share_query_key: one projection for query and key, φ = θ (the paper's KiT_S).
         hash_input: hash the ``"feature"`` that comes in, or the ``"query"`` (decision D15).
-        hash_features: hash the flattened ``"patch"`` or its ``"pooled"`` mean pixel (decision D1).
+        hash_features: hash the flattened ``"patch"`` or its ``"pooled"`` mean pixel (decision D1), or the flattened
+            patch ``"centered"``, less the mean over the patches (decision D17).
         n_pairs: attend to this many candidates of largest pair weight alone, each once; None takes all (decision D16).
         seed: of the fixed rotations.
         backend: of :func:`kithkin.ops.knn_local_attention`; None takes the first that can serve.
@@ -101,7 +102,7 @@ class KNNLocalAttention(nn.Module):
         self.key_proj = self.query_proj if share_query_key else Pointwise(channels, channels)
         self.value_proj = Pointwise(channels, channels)
         self.output_proj = Pointwise(channels, channels) if n_heads > 1 else nn.Identity()
-        n_features = channels * (patch_size**2 if hash_features == "patch" else 1)
+        n_features = channels * (1 if hash_features == "pooled" else patch_size**2)
         columns = (n_buckets or MAX_BUCKETS) // 2
         shape = (n_hashes, n_features, columns) if k > 1 else (0, n_features, columns)
         self.register_buffer("rotations", torch.empty(shape), persistent=False)

@@ -42,7 +42,7 @@ class KiTConfig:
         weighting: ``"softmax"`` or ``"paper"`` (decision D4).
         share_query_key: φ = θ, the paper's KiT_S.
         hash_input: ``"feature"`` or ``"query"`` (decision D15).
-        hash_features: ``"patch"`` or ``"pooled"`` (decision D1).
+        hash_features: ``"patch"``, ``"pooled"`` (decision D1) or ``"centered"`` (decision D17).
         n_pairs: candidates that a patch attends to, the best of those found; None takes all (decision D16).
         rotation_seed: of the fixed hash rotations (decision D12).
 

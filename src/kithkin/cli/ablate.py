@@ -65,6 +65,9 @@ def train(
     changes: list[str] = typer.Option(
         [], "--set", metavar="KEY=VALUE", help="Change a key of the recipe, for all runs."
     ),
+    init: str = typer.Option(
+        None, "--init", help="Start every run from these weights: a model's name, or a checkpoint."
+    ),
     minutes: float = typer.Option(
         None, "--minutes", min=0, help="Stop each run after this long; called again, it goes on."
     ),
@@ -86,7 +89,13 @@ def train(
     variations = dict(_values(option) for option in vary)
     with TrainingProgress(as_json=False) as progress:
         result = vary_recipe(
-            config, variations, out, device=choose_device(device), minutes=minutes, report=progress.report
+            config,
+            variations,
+            out,
+            init=init,
+            device=choose_device(device),
+            minutes=minutes,
+            report=progress.report,
         )
     if "seed" in result.keys:
         _give(result, out, "runs", quiet=True)

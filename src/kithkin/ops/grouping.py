@@ -12,7 +12,7 @@ from torch import Tensor
 from kithkin.errors import InputError
 
 MAX_BUCKETS = 128
-FEATURES = ("patch", "pooled")
+FEATURES = ("patch", "pooled", "centered")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def draw_rotations(
 
 
 @torch.no_grad()
-def lsh_hash(features: Tensor, rotations: Tensor) -> Tensor:
+def lsh_hash(features: Tensor, rotations: Tensor, *, centered: bool = False) -> Tensor:
     """Eq. (5): L(x) = argmax([xR; -xR]), once per round.
 
     x need not be projected onto the unit sphere first: a positive factor does not move the argmax.
@@ -127,6 +127,8 @@ def lsh_hash(features: Tensor, rotations: Tensor) -> Tensor:
     Args:
         features: (B, N, F) floats.
         rotations: (h, F, m/2) floats.
+        centered: hash x less the mean of the image's patches. Directions are compared, and features whose mean is
+            much longer than their differences all point the same way (decision D17).
 
     Returns:
         (B, h, N) int64 in [0, m); the first maximum wins a tie.
@@ -143,6 +145,8 @@ def lsh_hash(features: Tensor, rotations: Tensor) -> Tensor:
     with torch.autocast(features.device.type, enabled=False):
         matrix = rotations.float().permute(1, 0, 2).reshape(n_features, rounds * half)
         projected = (features.float() @ matrix).unflatten(-1, (rounds, half))
+        if centered:  # the product is linear, so its mean is the mean's product
+            projected = projected - projected.mean(dim=1, keepdim=True)
         hashes = torch.cat([projected, -projected], dim=-1).argmax(dim=-1)
     return hashes.transpose(1, 2)
 
@@ -189,7 +193,8 @@ def group_patches(
         n_buckets: m, even and ≥ 2; None takes :func:`default_n_buckets`.
         rotations: (h, F, ≥ m/2); the first m/2 columns are used. None draws them from ``generator``.
         generator: private source of randomness; None takes one with a fixed seed.
-        features: ``"patch"`` hashes the flattened patch (F = P·C), ``"pooled"`` its mean pixel (F = C).
+        features: ``"patch"`` hashes the flattened patch (F = P·C), ``"pooled"`` its mean pixel (F = C), ``"centered"``
+            the flattened patch less the mean of the image's patches (decision D17).
 
     Returns:
         The groups, on the device of ``patches``.
@@ -241,7 +246,7 @@ def hash_patches(
     buckets = default_n_buckets(patches.shape[1], k) if n_buckets is None else n_buckets
     if buckets < 2 or buckets % 2:
         raise InputError(f"group_patches: n_buckets must be even and at least 2, got {buckets}")
-    hashed = patches.flatten(2) if features == "patch" else patches.float().mean(dim=2)
+    hashed = patches.float().mean(dim=2) if features == "pooled" else patches.flatten(2)
     if rotations is None:
         rotations = draw_rotations(hashed.shape[-1], n_hashes, buckets, generator=generator).to(patches.device)
     elif rotations.ndim != 3 or rotations.shape[0] < n_hashes or rotations.shape[2] < buckets // 2:
@@ -249,7 +254,7 @@ def hash_patches(
             f"group_patches: expected rotations of at least {n_hashes} rounds and {buckets // 2} columns, "
             f"got shape {tuple(rotations.shape)}"
         )
-    return lsh_hash(hashed, rotations[:n_hashes, :, : buckets // 2])
+    return lsh_hash(hashed, rotations[:n_hashes, :, : buckets // 2], centered=features == "centered")
 
 
 @torch.no_grad()

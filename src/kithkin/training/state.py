@@ -22,6 +22,9 @@ from kithkin.model import KiT
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
+# Which patches meet, and how many: no parameter depends on these, so weights carry over.
+_GROUPING = ("k", "n_hashes", "n_buckets", "hash_input", "hash_features", "n_pairs", "rotation_seed")
+
 
 @dataclass
 class TrainState:
@@ -59,10 +62,11 @@ class TrainState:
         return cls(model, average, torch.optim.AdamW(groups, lr=0.0, betas=config.optimizer.betas, fused=True))
 
     def start_from(self, model: KiT) -> None:
-        """Take over the weights of a network of the same configuration; raises InputError for another."""
-        if model.config != self.model.config:
-            other, own = model.config.to_dict(), self.model.config.to_dict()
-            differ = ", ".join(f"{key} = {other[key]}, not {own[key]}" for key in own if other[key] != own[key])
+        """Take over the weights of a network that differs in its grouping at most; raises InputError for another."""
+        other, own = model.config.to_dict(), self.model.config.to_dict()
+        changed = [key for key in own if other[key] != own[key] and key not in _GROUPING]
+        if changed:
+            differ = ", ".join(f"{key} = {other[key]}, not {own[key]}" for key in changed)
             raise InputError(f"train: the weights to start from are of another network: {differ}")
         self.model.load_state_dict(model.state_dict())
         self.average.load_state_dict(model.state_dict())
