@@ -109,10 +109,11 @@ def test_classical_filters_gain_decibels_and_leave_the_random_state(spec, gain):
     assert (np.random.get_state()[1] == before).all()
     assert result.dtype == np.float32
     assert psnr(result, image) > psnr(noisy, image) + gain
-    np.testing.assert_array_equal(run_method(method, noisy, sigma=25), result)
     np.testing.assert_array_equal(run_method(method, noisy, sigma=0), noisy)
-    # More noise is taken out where more is said to be there.
-    assert np.std(run_method(method, noisy, sigma=75)) < np.std(result)
+    part = noisy[:16, :16]
+    once, again, more = (run_method(method, part, sigma=sigma) for sigma in (25, 25, 75))
+    np.testing.assert_array_equal(once, again)
+    assert np.std(more) < np.std(once)  # more is taken out where more is said to be there
 
 
 def test_bm3d_takes_gray_and_tiny_pictures():
@@ -135,8 +136,12 @@ def test_without_a_noise_level_it_is_estimated_and_said_once(spec):
     assert len(told) == 1
     assert "estimates" in told[0]
     assert psnr(blind, image) > psnr(noisy, image) + 6
+
+
+def test_without_a_listener_the_estimate_is_a_warning():
+    pytest.importorskip("skimage")
     with pytest.warns(UserWarning, match="estimates"):
-        run_method(open_method(spec), noisy[:16, :16])
+        run_method(open_method("nlm"), benchmark_noise(clean(), 25))
 
 
 def test_onnx_of_any_size(tmp_path):

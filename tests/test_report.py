@@ -170,8 +170,8 @@ def test_wrong_requests_are_refused(tmp_path):
     with pytest.raises(InputError, match="means"):
         builder.write([{"method": "m", "dataset": "d", "protocol": PROTOCOL, "images": []}])
     (tmp_path / "file").write_text("")
-    with pytest.raises(KithkinError, match="choose another"):
-        ReportBuilder(tmp_path / "file" / "report", title="t")
+    with pytest.raises(KithkinError, match="can't be written"):
+        ReportBuilder(tmp_path / "file" / "report", title="t").add_picture(row, good, good, None)
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +291,7 @@ def test_browser_sorts_the_pictures(report):
     page = report
     first = lambda: page.locator("#rows tbody th").all_inner_texts()  # noqa: E731
     assert first() == ["2.png", "0.png", NASTY, "1.png"]
+    assert page.locator("#rows tbody tr").all_inner_texts()[-1].split("\t")[1:4] == ["∞", "∞", "28.00"]
     page.get_by_role("button", name="PSNR, ours").click()
     assert first() == ["1.png", NASTY, "0.png", "2.png"]
     page.get_by_role("button", name="picture", exact=True).click()

@@ -6,6 +6,7 @@ The form of the paper's Figs. 4 to 6.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -248,6 +249,7 @@ def _framed(draw: ImageDraw.ImageDraw, place: tuple[int, int, int, int], colour:
     draw.rectangle((x, y, x + width - 1, y + height - 1), outline=colour, width=_FRAME)
 
 
+@cache
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(_FONT)
 

@@ -8,9 +8,7 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib import resources
@@ -21,7 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kithkin.errors import InputError, KithkinError
+from kithkin.checkpoint import replacing
+from kithkin.errors import InputError
 
 SIDE = 512
 """Of the stored part of a picture, in pixels at most: the middle, not scaled, since scaling hides noise."""
@@ -37,7 +36,7 @@ class ReportBuilder:
     """Collects pictures in a folder and writes its ``index.html``.
 
     Args:
-        folder: made where it is missing; ``pictures/`` within it keeps the pictures.
+        folder: made with the first file; ``pictures/`` within it keeps the pictures.
         title: of the page.
     """
 
@@ -45,7 +44,6 @@ class ReportBuilder:
         self.folder = Path(folder)
         self.title = title
         self._pictures = self.folder / "pictures"
-        _make(self._pictures)
 
     def add_picture(
         self,
@@ -54,7 +52,10 @@ class ReportBuilder:
         restored: np.ndarray,
         target: np.ndarray | None,
     ) -> None:
-        """Store the middle of a picture before and after, as JPEG; what is stored already stays.
+        """Store the middle of a picture before and after, as JPEG.
+
+        What is stored already stays, so that an evaluation goes on where it stopped; other weights under the same name
+        need another folder.
 
         Args:
             row: has ``"method"`` and ``"dataset"`` as the evaluation that :meth:`write` gets, and ``"image"`` and
@@ -63,7 +64,7 @@ class ReportBuilder:
 
         Raises:
             InputError: the row misses a key, or a picture has another shape.
-            KithkinError: the disk does not take it.
+            CheckpointError: the folder or the disk does not take the file.
         """
         missing = [key for key in ("method", "dataset", "image", "condition") if key not in row]
         if missing:
@@ -98,7 +99,7 @@ class ReportBuilder:
 
         Raises:
             InputError: an evaluation misses a key.
-            KithkinError: the disk does not take it.
+            CheckpointError: the folder or the disk does not take the file.
         """
         for evaluation in evaluations:
             missing = [key for key in _KEYS if key not in evaluation]
@@ -249,23 +250,6 @@ def _part(name: str) -> str:
     return (resources.files("kithkin") / "report" / name).read_text(encoding="utf-8")
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise KithkinError(f"{folder}: the report's folder can't be made ({error}); choose another") from error
-
-
 def _write_whole(path: Path, data: bytes) -> None:
-    """Complete or not at all, so that a stopped evaluation leaves no half of a picture."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
-    except OSError as error:
-        raise KithkinError(f"{path}: can't be written ({error}); check the folder and the space") from error
+    with replacing(path) as part:
+        part.write_bytes(data)

@@ -2,7 +2,8 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
-  const decibel = (x) => (x === null || x === undefined ? "equal" : x.toFixed(2));
+  const decibel = (x) => (x === null ? "\u221e" : x === undefined ? "\u2013" : x.toFixed(2)); // null: equal pictures
+  const fourDigits = (x) => (Number.isFinite(x) ? x.toFixed(4) : "\u2013");
   const plainSort = new Intl.Collator(undefined, { numeric: true }).compare;
 
   // Text enters the page through text nodes and attributes alone, so no name can become markup.
@@ -89,7 +90,7 @@
     }
   }
   function best(set, condition) {
-    const values = (field) => set.methods.map((e) => e.means[condition]?.[field] ?? -Infinity);
+    const values = (field) => set.methods.map((e) => (e.means[condition] ? e.means[condition][field] ?? Infinity : -Infinity));
     return { psnr: Math.max(...values("psnr")), ssim: Math.max(...values("ssim")), alone: set.methods.length < 2 };
   }
   function meanRow(name, cells, width) {
@@ -97,10 +98,10 @@
     const row = el("tr", { class: input ? "input" : "" }, el("th", { scope: "row" }, name));
     for (const [mean, top] of cells) {
       const suffix = input ? "_input" : "";
-      const mark = (field) => (mean && top && !top.alone && mean[field] === top[field] ? "best" : "");
+      const mark = (field) => (mean && top && !top.alone && (mean[field] ?? Infinity) === top[field] ? "best" : "");
       const speed = mean?.seconds_per_megapixel;
       const texts = mean
-        ? [decibel(mean[`psnr${suffix}`]), mean[`ssim${suffix}`].toFixed(4), input || !speed ? "" : speed.toFixed(2), mean.images]
+        ? [decibel(mean[`psnr${suffix}`]), fourDigits(mean[`ssim${suffix}`]), input || !speed ? "" : speed.toFixed(2), mean.images]
         : ["\u2013", "", "", ""];
       const classes = [`first ${mark("psnr")}`, mark("ssim"), "", ""];
       row.append(...texts.slice(0, width).map((text, i) => el("td", { class: classes[i] }, text)));
@@ -326,7 +327,7 @@
       { name: "PSNR, input", of: (i) => valueOf(group, "input", i), text: decibel }];
     for (const field of ["psnr", "ssim"]) {
       for (const m of group.methods) {
-        const text = field === "psnr" ? decibel : (v) => v.toFixed(4);
+        const text = field === "psnr" ? decibel : fourDigits;
         columns.push({ name: `${field.toUpperCase()}, ${m.name}`, of: (i) => m.rows.get(i)?.[field], text });
       }
     }
