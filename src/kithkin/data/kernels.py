@@ -141,22 +141,9 @@ def disc_kernels(disc: Tensor, radius: int) -> Tensor:
     return kernels / kernels.sum((1, 2), keepdim=True)
 
 
-def convolve(pictures: Tensor, kernels: Tensor) -> Tensor:
-    """Convolve as on a torus: what leaves a picture at a border comes back at the other.
-
-    Args:
-        pictures: (…, H, W) floats.
-        kernels: (…, K, K), K odd, at most H and W; the leading axes broadcast.
-
-    Returns:
-        of the broadcast shape.
-    """
-    size = (pictures.shape[-2], pictures.shape[-1])
-    return torch.fft.irfft2(torch.fft.rfft2(pictures) * spectrum(kernels, size), s=size)
-
-
 def spectrum(kernels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Fourier coefficients (…, H, W // 2 + 1) of kernels (…, K, K) with their middle at the first pixel."""
+    """Fourier coefficients (…, H, W // 2 + 1) of kernels (…, K, K), K odd, with their middle at the first pixel: times
+    those of a picture, they blur it as on a torus, where it is."""
     height, width = size
     side = kernels.shape[-1]
     padded = torch.nn.functional.pad(kernels, (0, width - side, 0, height - side))
