@@ -154,7 +154,7 @@ def load_kernels(path: str | Path) -> list[np.ndarray]:
     """Read published kernels: the variable ``kernels`` of a MATLAB file, a list of matrices.
 
     Such are the eight of Levin et al., "Understanding and evaluating blind deconvolution algorithms", 2009, and the
-    twelve that DPIR (Zhang et al. 2021) adds. Files of MATLAB 7.3 are read by h5py, older ones by SciPy.
+    twelve of USRNet (Zhang et al. 2020). Files of MATLAB 7.3 are read by h5py, older ones by SciPy.
 
     Returns:
         float64 matrices that sum to one, as the file orders them.
