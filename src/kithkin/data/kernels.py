@@ -141,22 +141,9 @@ def disc_kernels(disc: Tensor, radius: int) -> Tensor:
     return kernels / kernels.sum((1, 2), keepdim=True)
 
 
-def convolve(pictures: Tensor, kernels: Tensor) -> Tensor:
-    """Convolve as on a torus: what leaves a picture at a border comes back at the other.
-
-    Args:
-        pictures: (…, H, W) floats.
-        kernels: (…, K, K), K odd, at most H and W; the leading axes broadcast.
-
-    Returns:
-        of the broadcast shape.
-    """
-    size = (pictures.shape[-2], pictures.shape[-1])
-    return torch.fft.irfft2(torch.fft.rfft2(pictures) * spectrum(kernels, size), s=size)
-
-
 def spectrum(kernels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Fourier coefficients (…, H, W // 2 + 1) of kernels (…, K, K) with their middle at the first pixel."""
+    """Fourier coefficients (…, H, W // 2 + 1) of kernels (…, K, K), K odd, with their middle at the first pixel: times
+    those of a picture, they blur it as on a torus, where it is."""
     height, width = size
     side = kernels.shape[-1]
     padded = torch.nn.functional.pad(kernels, (0, width - side, 0, height - side))
@@ -167,7 +154,7 @@ def load_kernels(path: str | Path) -> list[np.ndarray]:
     """Read published kernels: the variable ``kernels`` of a MATLAB file, a list of matrices.
 
     Such are the eight of Levin et al., "Understanding and evaluating blind deconvolution algorithms", 2009, and the
-    twelve that DPIR (Zhang et al. 2021) adds. Files of MATLAB 7.3 are read by h5py, older ones by SciPy.
+    twelve of USRNet (Zhang et al. 2020). Files of MATLAB 7.3 are read by h5py, older ones by SciPy.
 
     Returns:
         float64 matrices that sum to one, as the file orders them.
