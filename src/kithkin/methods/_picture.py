@@ -4,8 +4,6 @@ import numpy as np
 
 from kithkin.errors import KithkinError
 
-INSTALL = 'pip install "kithkin[eval]"'
-
 
 def on_one_line(error: BaseException) -> str:
     """An exception's text on one line, the middle of a long one left out: TorchScript says the reason at the end."""
@@ -13,8 +11,11 @@ def on_one_line(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:100]} ... {text[-200:]}"
 
 
-def missing(who: str, package: str, error: ImportError) -> KithkinError:
-    return KithkinError(f"{who} needs the package {package}, which can't be imported ({on_one_line(error)}); {INSTALL}")
+def missing(who: str, package: str, error: ImportError, *, extra: str = "eval") -> KithkinError:
+    return KithkinError(
+        f"{who} needs the package {package}, which can't be imported ({on_one_line(error)}); "
+        f'pip install "kithkin[{extra}]"'
+    )
 
 
 def reflected(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -54,7 +54,7 @@ def bm3d_filter() -> Callable[[np.ndarray, float], np.ndarray]:
     try:
         import bm3d
     except ImportError as error:
-        raise missing("bm3d", "bm3d", error) from error
+        raise missing("bm3d", "bm3d", error, extra="bm3d") from error
 
     profile = bm3d.BM3DProfile()
     # With several, sums are made in an order of chance, and the result differs in the fourth digit from run to run.
