@@ -22,7 +22,7 @@ from skimage.filters import unsharp_mask
 from skimage.restoration import richardson_lucy
 
 from kithkin.data import benchmark_noise
-from kithkin.data.kernels import load_kernels
+from kithkin.data.degrade.kernels import load_kernels
 from kithkin.images import find_pictures, read_picture
 from kithkin.metrics import psnr
 from kithkin.restoration import restore

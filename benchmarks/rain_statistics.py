@@ -3,7 +3,7 @@
     python benchmarks/rain_statistics.py FOLDER
 
 FOLDER holds ``input`` and ``target``. Each value is the median over the pictures, with the 10th and 90th percentile.
-Use pairs that are trained on, never a test set: the looks in `kithkin.data.rain` were set by this table.
+Use pairs that are trained on, never a test set: the looks in `kithkin.data.degrade.rain` were set by this table.
 """
 
 import math
@@ -18,7 +18,7 @@ from rich.table import Table
 from scipy.ndimage import gaussian_filter
 
 from kithkin.data import Pairs
-from kithkin.data.rain import LOOKS, RainSettings, add_rain
+from kithkin.data.degrade.rain import LOOKS, RainSettings, add_rain
 from kithkin.metrics import psnr, ssim
 
 from measure import keep

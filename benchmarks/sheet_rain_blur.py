@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from kithkin.data.blur import BlurSettings, add_blur, cut, draw_blur
-from kithkin.data.kernels import render_paths, shrunk
-from kithkin.data.rain import LOOKS, RainSettings, add_rain
+from kithkin.data.degrade.blur import BlurSettings, add_blur, cut, draw_blur
+from kithkin.data.degrade.kernels import render_paths, shrunk
+from kithkin.data.degrade.rain import LOOKS, RainSettings, add_rain
 from kithkin.images import read_picture
 
 GAP = 6

@@ -80,9 +80,9 @@ def test_the_tasks_of_the_recipes():
     assert load_config("gopro").loss.edge_weight == load_config("rain13k").loss.edge_weight == 0.05
     for name in list_recipes():
         config = load_config(name)
-        rain = config.data.degradation is not None and config.data.degradation.kind == "rain"
         if config.data.kind == "photos":
-            assert config.task == ("derain" if rain else "denoise")
+            kind = config.data.degradation.kind if config.data.degradation else None
+            assert config.task == {"rain": "derain", "blur": "deblur"}.get(kind, "denoise")
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -371,3 +371,9 @@ def test_an_empty_file_names_what_is_missing(tmp_path):
     (tmp_path / "a.toml").write_bytes(b"")
     with pytest.raises(InputError, match="schedule"):
         load_config(tmp_path / "a.toml")
+
+
+def test_rain_without_a_look_is_refused():
+    shares = {f"data.degradation.{look}": 0.0 for look in ("light", "medium", "heavy")}
+    with pytest.raises(InputError, match="at least one look"):
+        load_config("derain-tiny", shares)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kithkin.config import CameraConfig, CorrelatedConfig
+from kithkin.config import BlurConfig, CameraConfig, CorrelatedConfig, RainConfig
 from kithkin.data import degrade_photos, margin
 from kithkin.data.degrade import (
     Cameras,
@@ -354,3 +354,20 @@ def test_the_kind_of_number_is_kept():
     for settings in (CameraConfig(kind="camera"), CorrelatedConfig(kind="correlated")):
         degraded, _ = degrade_photos(scene().double().repeat(4, 1, 1, 1), seeded(), settings)
         assert degraded.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("settings", "nothing"),
+    [(RainConfig(kind="rain"), {"dry_share": 1.0}), (BlurConfig(kind="blur", margin=8), {"sharp_share": 1.0})],
+    ids=["rain", "blur"],
+)
+def test_rain_and_blur_leave_their_share_of_pictures_alone(settings, nothing):
+    clean, edge = scene(64, 64).repeat(12, 1, 1, 1), margin(settings)
+    degraded, target = degrade_photos(clean, seeded(3), settings)
+    assert degraded.shape == target.shape == (12, 3, 64 - 2 * edge, 64 - 2 * edge)
+    assert torch.equal(target, clean[..., edge : 64 - edge, edge : 64 - edge])
+    changed = (degraded - target).abs().amax((1, 2, 3)) > 0.01
+    assert 6 <= changed.sum() < 12
+    assert torch.equal(degrade_photos(clean, seeded(3), settings)[0], degraded)
+    untouched, target = degrade_photos(clean, seeded(3), settings.model_copy(update=nothing))
+    assert torch.equal(untouched, target)

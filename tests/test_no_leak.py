@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from kithkin.data.rain import HEAVY, RainSettings, add_rain
+from kithkin.data.degrade.rain import HEAVY, RainSettings, add_rain
 
 import leaks
 from leaks import ALIKE, find_leaks, main, thumbnail

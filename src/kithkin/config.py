@@ -78,7 +78,7 @@ class CameraConfig(_Section):
 
 
 class RainConfig(_Section):
-    """Rain of three looks, see :data:`kithkin.data.rain.LOOKS`.
+    """Rain of three looks, see :data:`kithkin.data.degrade.rain.LOOKS`.
 
     Attributes:
         light, medium, heavy: relative shares of the looks.
@@ -98,8 +98,23 @@ class RainConfig(_Section):
         return self
 
 
+class BlurConfig(_Section):
+    """Camera shake, straight motion, moving parts and defocus, see :class:`kithkin.data.degrade.blur.BlurSettings`.
+
+    Attributes:
+        length: of the path of a full exposure, in pixels.
+        margin: pixels on every side of a crop that are blurred into it.
+        sharp_share: of pictures that stay sharp, so that the network learns to leave those alone.
+    """
+
+    kind: Literal["blur"]
+    length: Annotated[float, Field(gt=0, le=60)] = 60.0
+    margin: Annotated[int, Field(ge=6, le=128)] = 32
+    sharp_share: Share = 0.1
+
+
 # What can be done to photographs beside plain noise. Each kind has its function in kithkin.data.degrade.DEGRADATIONS.
-DegradationConfig = Annotated[CorrelatedConfig | CameraConfig | RainConfig, Field(discriminator="kind")]
+DegradationConfig = Annotated[CorrelatedConfig | CameraConfig | RainConfig | BlurConfig, Field(discriminator="kind")]
 
 
 class DataConfig(_Section):

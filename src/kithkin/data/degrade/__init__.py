@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kithkin.config import CorrelatedConfig, RainConfig
+from kithkin.config import BlurConfig, CameraConfig, CorrelatedConfig, RainConfig
+from kithkin.data.degrade.blur import BlurSettings, add_blur
 from kithkin.data.degrade.camera import (
     Cameras,
     camera_noise,
@@ -25,7 +26,7 @@ from kithkin.data.degrade.camera import (
 )
 from kithkin.data.degrade.jpeg import jpeg
 from kithkin.data.degrade.noise import benchmark_noise, correlated_noise, draw, gaussian_noise, smooth
-from kithkin.data.rain import LOOKS, RainSettings, add_rain
+from kithkin.data.degrade.rain import LOOKS, RainSettings, add_rain
 from kithkin.errors import InputError
 
 __all__ = [
@@ -56,9 +57,9 @@ class Degradation(NamedTuple):
     """What a recipe can ask for by its kind.
 
     Attributes:
-        run: ``(clean, generator, settings) -> (degraded, target)``, each (B, 3, H, W); clean in [0, 1], the generator
-            on its device.
-        margin: ``settings -> pixels`` along each border that are worse than the rest and are cut off afterwards.
+        run: ``(clean, generator, settings) -> (degraded, target)``; clean (B, 3, H, W) in [0, 1], the generator on its
+            device, the results without the margin.
+        margin: ``settings -> pixels`` along each border that the degradation uses up.
     """
 
     run: Callable[[Tensor, torch.Generator, Any], tuple[Tensor, Tensor]]
@@ -86,9 +87,7 @@ def degrade_photos(clean: Tensor, generator: torch.Generator, settings: Any) -> 
             f"{settings.kind}: pictures are (B, 3, H, W) with sides above {2 * edge}, got "
             f"{tuple(clean.shape)}; give larger ones"
         )
-    degraded, target = DEGRADATIONS[settings.kind].run(clean, generator, settings)
-    inside = slice(edge, -edge or None)
-    return degraded[..., inside, inside], target[..., inside, inside]
+    return DEGRADATIONS[settings.kind].run(clean, generator, settings)
 
 
 def margin(settings: Any) -> int:
@@ -111,9 +110,25 @@ def _rain(clean: Tensor, generator: torch.Generator, settings: RainConfig) -> tu
     return torch.where(dry, clean, rainy), clean
 
 
+def _camera(clean: Tensor, generator: torch.Generator, settings: CameraConfig) -> tuple[Tensor, Tensor]:
+    inside = slice(_CAMERA_MARGIN, -_CAMERA_MARGIN)
+    degraded = camera_noise(clean, generator, settings)
+    return degraded[..., inside, inside], clean[..., inside, inside]
+
+
+def _blur(clean: Tensor, generator: torch.Generator, settings: BlurConfig) -> tuple[Tensor, Tensor]:
+    count = len(clean)
+    blurred, target = add_blur(clean, generator, BlurSettings(length=settings.length, margin=settings.margin))
+    sharp = torch.rand(count, 1, 1, 1, generator=generator, device=clean.device) < settings.sharp_share
+    return torch.where(sharp, target, blurred), target
+
+
+# Two pixels of demosaicing and three of smoothing see a border.
+_CAMERA_MARGIN = 5
+
 DEGRADATIONS: dict[str, Degradation] = {
     "correlated": Degradation(_correlated, margin=lambda settings: 0),
     "rain": Degradation(_rain, margin=lambda settings: 0),
-    # two pixels of demosaicing and three of smoothing see a border
-    "camera": Degradation(lambda *given: (camera_noise(*given), given[0]), margin=lambda settings: 5),
+    "blur": Degradation(_blur, margin=lambda settings: settings.margin),
+    "camera": Degradation(_camera, margin=lambda settings: _CAMERA_MARGIN),
 }

@@ -4,10 +4,10 @@ The picture is brought to linear light and its clipped highlights are made brigh
 turning and growing a little, so that the kernel changes over the picture; a part of it may move on a path of its own,
 or the lens be out of focus. Noise, clipping, the tone curve and 8 bits follow.
 
-Sources: the paths are those of `kithkin.data.kernels`; averaging frames follows GoPro (Nah et al., "Deep multi-scale
-convolutional neural network for dynamic scene deblurring", 2017), whose usual half averages them as they are stored,
-its other half with a gamma of 2.2; saturation and noise follow RSBlur (Rim et al., "Realistic blur synthesis for
-learning image deblurring", 2022).
+Sources: the paths are those of `kithkin.data.degrade.kernels`; averaging frames follows GoPro (Nah et al., "Deep
+multi-scale convolutional neural network for dynamic scene deblurring", 2017), whose usual half averages them as they
+are stored, its other half with a gamma of 2.2; saturation and noise follow RSBlur (Rim et al., "Realistic blur
+synthesis for learning image deblurring", 2022).
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kithkin.data.fields import between, choose, smooth_field, uniform
-from kithkin.data.kernels import (
+from kithkin.data.degrade.fields import between, choose, smooth_field, uniform
+from kithkin.data.degrade.kernels import (
     STEPS,
     disc_kernels,
     exposed,

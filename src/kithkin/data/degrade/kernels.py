@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kithkin.data.fields import uniform
+from kithkin.data.degrade.fields import uniform
 from kithkin.errors import InputError
 
 STEPS = 250
