@@ -284,7 +284,8 @@ def test_a_degraded_batch_is_a_function_of_the_seed_and_the_step(tmp_path, chang
 
 def test_the_crop_is_larger_by_the_margin_and_the_margin_is_cut_off(tmp_path, monkeypatch):
     def lift(clean, generator, settings):
-        return clean + 1, clean / 2
+        inside = clean[..., 3:-3, 3:-3]
+        return inside + 1, inside / 2
 
     monkeypatch.setitem(DEGRADATIONS, "camera", Degradation(lift, margin=lambda settings: 3))
     config = of_camera(photos(tmp_path))
@@ -300,7 +301,8 @@ def test_the_crop_is_larger_by_the_margin_and_the_margin_is_cut_off(tmp_path, mo
 
 def test_a_share_of_the_crops_is_degraded_and_the_others_get_noise(tmp_path, monkeypatch):
     def turn_white(clean, generator, settings):
-        return torch.ones_like(clean), torch.zeros_like(clean)
+        inside = clean[..., 2:-2, 2:-2]
+        return torch.ones_like(inside), torch.zeros_like(inside)
 
     monkeypatch.setitem(DEGRADATIONS, "camera", Degradation(turn_white, margin=lambda settings: 2))
     config = of_camera(photos(tmp_path), sigma=(5, 25), degraded_share=0.75)

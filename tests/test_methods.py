@@ -236,9 +236,10 @@ def test_wrong_requests_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spec", "package"), [("bm3d", "bm3d"), ("nlm", "skimage.restoration"), ("net.onnx", "onnxruntime")]
+    ("spec", "package", "extra"),
+    [("bm3d", "bm3d", "bm3d"), ("nlm", "skimage.restoration", "eval"), ("net.onnx", "onnxruntime", "eval")],
 )
-def test_a_missing_package_is_named_with_the_install_line(monkeypatch, spec, package):
+def test_a_missing_package_is_named_with_the_install_line(monkeypatch, spec, package, extra):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(KithkinError, match=r'pip install "kithkin\[eval\]"'):
+    with pytest.raises(KithkinError, match=rf'pip install "kithkin\[{extra}\]"'):
         open_method(spec)
