@@ -99,6 +99,15 @@ def test_a_run_that_was_cut_off_goes_on(photos, tmp_path):
     assert len(vary_recipe(recipe(photos, **{"schedule.steps": 3}), variations, tmp_path).cells) == 2
 
 
+def test_an_interrupted_ablation_begins_no_further_run(photos, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr("kithkin.ablation.train", lambda config, folder, **options: begun.append(folder))
+    assert vary_recipe(recipe(photos), {"model.k": [2, 4]}, tmp_path).cells == ()
+    assert len(begun) == 1
+    vary_recipe(recipe(photos), {"model.k": [2, 4]}, tmp_path, minutes=0)  # each run had its time
+    assert len(begun) == 3
+
+
 def test_wrong_requests_are_refused(photos, tmp_path, model):
     with pytest.raises(InputError, match="did you mean"):
         vary_recipe(recipe(photos), {"model.n_hash": [1]}, tmp_path / "a")

@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -167,7 +168,8 @@ def vary_recipe(
         report: called with every row of each run's log, and with ``{"note": …}`` before each.
 
     Returns:
-        The last validation of every finished run. With ``"seed"`` among the keys, the others' means over it come too.
+        The last validation of every finished run. Ctrl-C and SIGTERM stop the run under way, with a checkpoint, and
+        begin no other. With ``"seed"`` among the keys, the others' means over it come too.
 
     Raises:
         InputError: an unknown key, a value out of range, no validation folder, or as for ``train``.
@@ -182,7 +184,10 @@ def vary_recipe(
         if not (folder / f"{config.name}.safetensors").is_file():
             if report:
                 report({"note": f"{folder.name}"})
-            train(config, folder, init=init, resume=True, minutes=minutes, device=device, report=report)
+            started = time.monotonic()
+            done = train(config, folder, init=init, resume=True, minutes=minutes, device=device, report=report)
+            if done is None and (minutes is None or time.monotonic() - started < 60 * minutes):
+                break  # it was told to stop, by Ctrl-C or SIGTERM
         if (folder / f"{config.name}.safetensors").is_file():
             cells.append(Cell(setting, {f"{name} PSNR": value for name, value in _last_validation(log).items()}))
     summary = (
