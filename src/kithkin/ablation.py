@@ -169,7 +169,7 @@ def vary_recipe(
 
     Returns:
         The last validation of every finished run. Ctrl-C and SIGTERM stop the run under way, with a checkpoint, and
-        begin no other. With ``"seed"`` among the keys, the others' means over it come too.
+        begin no other. :func:`mean_over_seeds` takes the means where ``"seed"`` is among the keys.
 
     Raises:
         InputError: an unknown key, a value out of range, no validation folder, or as for ``train``.
