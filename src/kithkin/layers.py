@@ -9,27 +9,18 @@ from kithkin.errors import InputError
 from kithkin.ops import (
     PatchGroups,
     best_neighbors,
+    feed_forward,
     gelu_depthwise_gelu,
     group_patches,
     knn_local_attention,
     partition,
+    pointwise,
     unpartition,
 )
 from kithkin.ops.grouping import FEATURES, MAX_BUCKETS
 from kithkin.ops.reference import WEIGHTINGS
 
 HASH_INPUTS = ("feature", "query")
-
-
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A linear layer on the last dimension. (B, H, W, C) -> (B, H, W, C').
-
-    On CPUs as a 1×1 convolution, which PyTorch hands to oneDNN; its products are up to 1.8 times as fast there as
-    those of the BLAS that ``linear`` calls (docs/backends.md), and a map in this layout need not be copied.
-    """
-    if x.device.type != "cpu":
-        return F.linear(x, weight, bias)
-    return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
 
 
 class Pointwise(nn.Linear):
@@ -220,7 +211,9 @@ class KNNTransformerBlock(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Eq. (4): X = FFN(LN(X̂)) + X̂."""
-        return self.ffn(self.ffn_norm(x)) + x
+        norm, ffn = self.ffn_norm, self.ffn
+        parameters = [*norm.parameters(), *(p for x in (ffn.widen, ffn.depthwise, ffn.narrow) for p in x.parameters())]
+        return feed_forward(x, parameters, norm.eps)
 
 
 class Downsample(nn.Module):

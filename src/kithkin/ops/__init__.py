@@ -7,6 +7,7 @@
 from kithkin.ops.baselines import global_attention, local_attention
 from kithkin.ops.depthwise import gelu_depthwise_gelu
 from kithkin.ops.dispatch import available_backends, knn_local_attention
+from kithkin.ops.feedforward import feed_forward
 from kithkin.ops.grouping import (
     PatchGroups,
     default_n_buckets,
@@ -18,6 +19,7 @@ from kithkin.ops.grouping import (
 )
 from kithkin.ops.pairs import best_neighbors
 from kithkin.ops.patches import partition, unpartition
+from kithkin.ops.pointwise import pointwise
 from kithkin.ops.reference import WEIGHTINGS, aggregate, pairwise_attention, pairwise_weights
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "default_n_buckets",
     "draw_rotations",
     "exact_groups",
+    "feed_forward",
     "gelu_depthwise_gelu",
     "global_attention",
     "group_patches",
@@ -38,6 +41,7 @@ __all__ = [
     "pairwise_attention",
     "pairwise_weights",
     "partition",
+    "pointwise",
     "sort_by_hash",
     "unpartition",
 ]

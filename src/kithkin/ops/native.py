@@ -48,6 +48,29 @@ class _Depthwise(ctypes.Structure):
     )
 
 
+_FEED_FORWARD = (
+    "x",
+    "norm_weight",
+    "norm_bias",
+    "widen",
+    "widen_bias",
+    "stencils",
+    "stencil_bias",
+    "narrow",
+    "narrow_bias",
+)
+
+
+class _FeedForward(ctypes.Structure):
+    """The struct KithkinFeedForward of ``kernels/feed_forward.cpp``."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in (*_FEED_FORWARD, "hidden", "out", "grad", "d_x", "d_parameters", "team")),
+        *((name, ctypes.c_int64) for name in ("threads", "batch", "height", "width", "channels", "wide")),
+        ("epsilon", ctypes.c_double),
+    )
+
+
 @cache
 def _kernel() -> ctypes.CDLL | None:
     """The library of the richest instruction set that was compiled and that this processor has, or None."""
@@ -123,6 +146,16 @@ def depthwise(name: str, **tensors: Tensor) -> None:
     numbers = dict(zip(("batch", "height", "width", "channels"), laid["x"].shape, strict=True))
     pointers = {key: x.data_ptr() for key, x in laid.items()}
     _call(name, _Depthwise(**pointers, **numbers, team=_team(), threads=torch.get_num_threads()))
+
+
+def feed_forward(name: str, given: tuple[Tensor, ...], epsilon: float, **tensors: Tensor) -> None:
+    """Run a function of ``kernels/feed_forward.cpp`` on float32 tensors: x (B, H, W, C), then the parameters."""
+    laid = {key: x.contiguous() for key, x in zip(_FEED_FORWARD, given, strict=True)}
+    laid |= {key: x.contiguous() for key, x in tensors.items()}
+    numbers = dict(zip(("batch", "height", "width", "channels"), laid["x"].shape, strict=True))
+    pointers = {key: x.data_ptr() for key, x in laid.items()}
+    wide, threads = laid["widen"].shape[0], torch.get_num_threads()
+    _call(name, _FeedForward(**pointers, **numbers, wide=wide, team=_team(), threads=threads, epsilon=epsilon))
 
 
 def forward(

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-HEADERS = ("simd.hpp", "team.hpp", "chunk.hpp")
-SOURCES = ("knn_attention.cpp", "depthwise.cpp")
+HEADERS = ("simd.hpp", "team.hpp", "chunk.hpp", "dense.hpp", "depthwise.hpp")
+SOURCES = ("knn_attention.cpp", "depthwise.cpp", "feed_forward.cpp")
 X86 = ("x86_64", "AMD64")
 
 # From the plainest; the library for DEFAULT says how far down this list a processor can go (kithkin_level). Processors

@@ -53,4 +53,14 @@ struct Loop {
     }
 };
 
+// 0, or 1 where the work fails or memory runs out.
+template <typename Work>
+int guarded(Work work) {
+    try {
+        return !work();
+    } catch (const std::exception&) {
+        return 1;
+    }
+}
+
 }  // namespace kithkin
