@@ -115,7 +115,8 @@ struct Gradients {
 };
 
 // The gradients of a matrix of (channels, wide) and of the offsets beside it, from the factors over all pixels: sums of x
-// and g, and of what `offsets` has. Parts of the map give shares, which are added up in their order.
+// and g, and of what `offsets` has. Parts of the map give shares, which are added up in their order; within a part, blocks of
+// pixels are summed apart, for long sums in float32 lose digits.
 struct MatrixSums {
     const FeedForward& f;
     const float *x, *g, *offsets;  // (pixels, channels), (pixels, wide), one of the two
@@ -134,12 +135,18 @@ struct MatrixSums {
         const int64_t first = part * f.part(), count = std::min(f.part(), f.pixels - first);
         const int64_t from = group * channels / groups(), rows = (group + 1) * channels / groups() - from;
         float* out = &shares[part * size];
-        dense({x + first * channels + from, 1, channels}, rows, g + first * wide, wide, wide, count,
-              [&](int64_t r, int64_t lane, Vec sum) { store(out + (from + r) * wide + lane, sum); });
-        if (group) return;
         const int64_t width = offsets == x ? channels : wide;
-        float* sums = out + channels * wide;
-        for (int64_t i = first; i < first + count; ++i) add(sums, offsets + i * width, width);
+        std::vector<float> some(rows * wide), sums(width);
+        for (int64_t start = first; start < first + count; start += BLOCK) {
+            const int64_t end = std::min(start + BLOCK, first + count);
+            dense({x + start * channels + from, 1, channels}, rows, g + start * wide, wide, wide, end - start,
+                  [&](int64_t r, int64_t lane, Vec sum) { store(&some[r * wide + lane], sum); });
+            add(out + from * wide, some.data(), rows * wide);
+            if (group) continue;
+            std::fill(sums.begin(), sums.end(), 0.0f);
+            for (int64_t i = start; i < end; ++i) add(sums.data(), offsets + i * width, width);
+            add(out + channels * wide, sums.data(), width);
+        }
     }
     const float* total() {
         for (int64_t p = 1; p < parts; ++p) add(shares.data(), &shares[p * size], size);
@@ -179,15 +186,18 @@ bool backward(const KithkinFeedForward& c) {
 
     const int64_t parts = (f.pixels + f.part() - 1) / f.part();
     std::vector<float> sums(parts * 2 * c.channels);
-    if (!f.blocks(f.part(), BLOCK * c.channels, [&](int64_t first, int64_t count, int64_t part, float* slopes) {
+    if (!f.blocks(f.part(), (BLOCK + 2) * c.channels, [&](int64_t first, int64_t count, int64_t part, float* slopes) {
+            float* shares = slopes + BLOCK * c.channels;
             for (int64_t i = 0; i < count; i += BLOCK) {
                 const int64_t start = first + i, some = std::min(BLOCK, count - i);
                 dense({&d_hidden[start * c.wide], c.wide, 1}, some, c.widen, c.channels, c.channels, c.wide,
                       [&](int64_t r, int64_t lane, Vec sum) { store(slopes + r * c.channels + lane, sum); });
+                std::fill(shares, shares + 2 * c.channels, 0.0f);
                 for (int64_t r = 0; r < some; ++r) {
                     const int64_t at = (start + r) * c.channels;
-                    f.norm.differentiate(c.x + at, slopes + r * c.channels, c.grad + at, c.d_x + at, &sums[part * 2 * c.channels]);
+                    f.norm.differentiate(c.x + at, slopes + r * c.channels, c.grad + at, c.d_x + at, shares);
                 }
+                add(&sums[part * 2 * c.channels], shares, 2 * c.channels);
             }
         }))
         return false;
