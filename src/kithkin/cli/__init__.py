@@ -19,7 +19,7 @@ from kithkin.errors import KithkinError
 
 app = typer.Typer(
     name="kithkin",
-    help="Restore photographs with KiT, the k-NN Image Transformer: remove noise, train, compare.",
+    help="Restore photographs with KiT, the k-NN Image Transformer: remove noise and rain, train, compare.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
