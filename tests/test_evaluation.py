@@ -326,3 +326,13 @@ def test_gaussian_noise_goes_with_clean_pictures_alone(tmp_path):
     photo(tmp_path / "set/target/a.png", 2)
     with pytest.raises(InputError, match="clean pictures"):
         evaluate(open_method("input"), tmp_path / "set", "gaussian")
+
+
+def test_a_file_of_scores_that_cannot_be_one_is_refused_before_anything_is_measured(tmp_path):
+    photo(tmp_path / "set/a.png", 1)
+    (tmp_path / "binary.csv").write_bytes(b"\x89PNG\xff\n")
+    (tmp_path / "text").write_text("x")
+    for place in (tmp_path / "set", tmp_path / "binary.csv", tmp_path / "text/scores.csv"):
+        with pytest.raises(InputError, match="name another"):
+            evaluate(open_method("input"), tmp_path / "set", csv=place)
+    assert (tmp_path / "binary.csv").read_bytes() == b"\x89PNG\xff\n"
