@@ -118,6 +118,14 @@ def test_eval_takes_several_methods_and_goes_on_from_its_file(photos, tmp_path):
     assert call(*arguments, "--format", "csv").output.startswith("data set,condition,method")
 
 
+def test_eval_refuses_a_method_that_is_none_before_it_measures_with_the_others(photos, tmp_path):
+    scores = tmp_path / "scores.csv"
+    found = run("eval", str(photos), "--sigma", "25", "-m", "input", "-m", "inptu", "--csv", str(scores))
+    assert found.returncode == 1
+    assert "'inptu' is no method" in found.stderr
+    assert not scores.exists()
+
+
 def test_eval_fills_a_table_of_the_paper(tmp_path):
     for side, seed in (("input", 0), ("target", 1)):
         folder = tmp_path / "sets/Rain100L" / side

@@ -235,13 +235,15 @@ def test_measured_values_stand_beside_the_published_ones():
         name: [made_up_report("mine", name, "rain", pairs=(20.0 + i, 30.0 + i, 0.9))]
         for i, name in enumerate(("Test100", "Rain100H", "Rain100L", "Test2800", "Test1200"))
     }
-    filled = fill_table(table, found, {"Rain100L": 100})
+    filled = fill_table(table, found, {"Rain100L": (100,), "Test100": (1, 2), "Test1200": (3, 4)})
     assert filled.measured["mine"][0:2] == (30.0, 0.9)
     assert filled.measured["mine"][-2:] == (pytest.approx(32.0), pytest.approx(0.9))
     assert filled.measured["input"][0::2] == (20, 21, 22, 23, 24, pytest.approx(22))
     assert filled.gaps()["mine"][4] == pytest.approx(32.0 - 36.65)
     assert filled.gaps()["mine"][5] is None
     assert any("1 of 100 pictures" in said for said in filled.remarks())
+    assert any("Test1200: 1 of 3 or 4 pictures" in said for said in filled.remarks())
+    assert not any("Test100:" in said for said in filled.remarks())  # a copy of either size is whole
     text = filled.to_markdown()
     assert "| **mine** | 30.00 | 0.900 |" in text
     assert "| KiT | 30.26 | 0.904 |" in text
