@@ -291,6 +291,9 @@ def test_sidd_is_measured_and_written_as_its_server_takes_it(tmp_path, changing)
     write_blocks(tmp_path, (2, 3, 16, 24, 3))
     noisy = loadmat(tmp_path / "ValidationNoisyBlocksSrgb.mat")["ValidationNoisyBlocksSrgb"]
     clean = loadmat(tmp_path / "ValidationGtBlocksSrgb.mat")["ValidationGtBlocksSrgb"]
+    for place in (tmp_path, tmp_path / "no/Idenoised.mat"):
+        with pytest.raises(InputError, match="submit: "):
+            submit(changing, tmp_path, place)
     report = submit(changing, tmp_path, tmp_path / "Idenoised.mat")
     written = loadmat(tmp_path / "Idenoised.mat")["Idenoised"]
     assert written.shape == (2, 3, 16, 24, 3)
