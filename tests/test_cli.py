@@ -152,6 +152,27 @@ def test_ablate_prints_and_keeps_the_grid(photos, tmp_path):
     assert run("ablate", "network", str(photos), "--k", "one").returncode == 2
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ablate", "network", "PHOTOS", "--k", "1", "--hashes", "1", "--out", "FILE"),
+        ("data", "prepare", "photos", "PHOTOS", "--out", "FILE"),
+        ("eval", "PHOTOS", "-m", "input", "--report", "FILE"),
+        ("eval", "PHOTOS", "-m", "input", "--csv", "PHOTOS"),
+    ],
+)
+def test_a_place_that_cannot_take_the_result_is_one_line(photos, tmp_path, arguments):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    names = {"PHOTOS": str(photos), "FILE": str(file)}
+    found = run(*(names.get(a, a) for a in arguments))
+    assert found.returncode == 1
+    assert found.stderr.startswith("kithkin: ")
+    assert "Traceback" not in found.stderr
+    assert "another" in found.stderr
+    assert file.read_text() == "kept"
+
+
 def test_ablate_trains_and_compares(photos, tmp_path):
     small = ("model.width=8", "model.depth=1", "data.crop=32", "validation.crop=32", "validation.sigmas=[25.0]")
     small += ("schedule.steps=1", "schedule.warmup=1", "schedule.batch_size=2")
