@@ -126,6 +126,12 @@ def test_eval_refuses_a_method_that_is_none_before_it_measures_with_the_others(p
     assert not scores.exists()
 
 
+def test_eval_refuses_methods_of_one_name_which_no_table_could_tell_apart(photos):
+    found = run("eval", str(photos), "--sigma", "25", "-m", "input", "-m", "input")
+    assert found.returncode == 1
+    assert "several methods are called input" in found.stderr
+
+
 def test_eval_fills_a_table_of_the_paper(tmp_path):
     for side, seed in (("input", 0), ("target", 1)):
         folder = tmp_path / "sets/Rain100L" / side

@@ -341,3 +341,9 @@ def test_a_file_of_scores_that_cannot_be_one_is_refused_before_anything_is_measu
         with pytest.raises(InputError, match="name another"):
             evaluate(open_method("input"), tmp_path / "set", csv=place)
     assert (tmp_path / "binary.csv").read_bytes() == b"\x89PNG\xff\n"
+
+
+def test_a_noise_level_that_is_named_twice_is_measured_once(tmp_path):
+    photo(tmp_path / "set/a.png", 1)
+    report = evaluate(open_method("input"), tmp_path / "set", sigmas=(25, 25.0, 15))
+    assert [row.condition for row in report.rows] == ["sigma 25", "sigma 15"]

@@ -152,9 +152,17 @@ class _Job:
 
     def _open(self, specs: list[str]) -> list["Method"]:
         """All methods at once, so that a name that is none is refused before hours are spent on the others."""
+        from kithkin.errors import InputError
         from kithkin.methods import open_method
 
-        return [open_method(spec, device=self.device, tile=self.tile) for spec in specs]
+        methods = [open_method(spec, device=self.device, tile=self.tile) for spec in specs]
+        names = [method.name for method in methods]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(
+                f"evaluate: several methods are called {', '.join(twice)}, and tables and reports tell them apart by "
+                "name; rename a file, or measure them one by one"
+            )
+        return methods
 
     def _evaluate(self, samples: "Samples", protocol: str | None, methods: list["Method"]) -> list["Report"]:
         from kithkin.evaluation import evaluate as run

@@ -159,7 +159,7 @@ def _rows(
     if protocol.kind == "photos" and not (sigmas and all(0 < s <= 255 for s in sigmas)):
         raise InputError(f"evaluate: sigmas lie above 0 and at most at 255, got {list(sigmas)}")
     who = Measurer(samples.title, protocol.name, method.name, method.identity)
-    conditions: tuple[float | None, ...] = tuple(sigmas) if protocol.kind == "photos" else (None,)
+    conditions: tuple[float | None, ...] = tuple(dict.fromkeys(sigmas)) if protocol.kind == "photos" else (None,)
     names = samples.names[: limit or len(samples)]
     total = len(names) * len(conditions)
     for index, name in enumerate(names):
