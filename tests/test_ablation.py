@@ -86,6 +86,8 @@ def test_runs_differ_in_what_is_varied_alone(photos, tmp_path):
     again = vary_recipe(recipe(photos), variations, tmp_path / "runs", report=rows.append)
     assert again == found
     assert rows == []  # nothing is trained twice
+    with pytest.raises(InputError, match="another schedule"):  # finished runs of two steps are no result of three
+        vary_recipe(recipe(photos, **{"schedule.steps": 3}), variations, tmp_path / "runs")
     mean = mean_over_seeds(found)
     assert mean.keys == ("model.share_query_key",)
     assert mean.cells[0].values["sigma25 PSNR"] == pytest.approx((values[0] + values[1]) / 2)

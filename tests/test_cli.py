@@ -118,6 +118,20 @@ def test_eval_takes_several_methods_and_goes_on_from_its_file(photos, tmp_path):
     assert call(*arguments, "--format", "csv").output.startswith("data set,condition,method")
 
 
+def test_eval_refuses_a_method_that_is_none_before_it_measures_with_the_others(photos, tmp_path):
+    scores = tmp_path / "scores.csv"
+    found = run("eval", str(photos), "--sigma", "25", "-m", "input", "-m", "inptu", "--csv", str(scores))
+    assert found.returncode == 1
+    assert "'inptu' is no method" in found.stderr
+    assert not scores.exists()
+
+
+def test_eval_refuses_methods_of_one_name_which_no_table_could_tell_apart(photos):
+    found = run("eval", str(photos), "--sigma", "25", "-m", "input", "-m", "input")
+    assert found.returncode == 1
+    assert "several methods are called input" in found.stderr
+
+
 def test_eval_fills_a_table_of_the_paper(tmp_path):
     for side, seed in (("input", 0), ("target", 1)):
         folder = tmp_path / "sets/Rain100L" / side
@@ -142,6 +156,27 @@ def test_ablate_prints_and_keeps_the_grid(photos, tmp_path):
     assert (out / "ablation.png").stat().st_size > 1000
     assert len(json.loads((out / "ablation.json").read_text(encoding="utf-8"))["cells"]) == 2
     assert run("ablate", "network", str(photos), "--k", "one").returncode == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ablate", "network", "PHOTOS", "--k", "1", "--hashes", "1", "--out", "FILE"),
+        ("data", "prepare", "photos", "PHOTOS", "--out", "FILE"),
+        ("eval", "PHOTOS", "-m", "input", "--report", "FILE"),
+        ("eval", "PHOTOS", "-m", "input", "--csv", "PHOTOS"),
+    ],
+)
+def test_a_place_that_cannot_take_the_result_is_one_line(photos, tmp_path, arguments):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    names = {"PHOTOS": str(photos), "FILE": str(file)}
+    found = run(*(names.get(a, a) for a in arguments))
+    assert found.returncode == 1
+    assert found.stderr.startswith("kithkin: ")
+    assert "Traceback" not in found.stderr
+    assert "another" in found.stderr
+    assert file.read_text() == "kept"
 
 
 def test_ablate_trains_and_compares(photos, tmp_path):

@@ -235,13 +235,15 @@ def test_measured_values_stand_beside_the_published_ones():
         name: [made_up_report("mine", name, "rain", pairs=(20.0 + i, 30.0 + i, 0.9))]
         for i, name in enumerate(("Test100", "Rain100H", "Rain100L", "Test2800", "Test1200"))
     }
-    filled = fill_table(table, found, {"Rain100L": 100})
+    filled = fill_table(table, found, {"Rain100L": (100,), "Test100": (1, 2), "Test1200": (3, 4)})
     assert filled.measured["mine"][0:2] == (30.0, 0.9)
     assert filled.measured["mine"][-2:] == (pytest.approx(32.0), pytest.approx(0.9))
     assert filled.measured["input"][0::2] == (20, 21, 22, 23, 24, pytest.approx(22))
     assert filled.gaps()["mine"][4] == pytest.approx(32.0 - 36.65)
     assert filled.gaps()["mine"][5] is None
     assert any("1 of 100 pictures" in said for said in filled.remarks())
+    assert any("Test1200: 1 of 3 or 4 pictures" in said for said in filled.remarks())
+    assert not any("Test100:" in said for said in filled.remarks())  # a copy of either size is whole
     text = filled.to_markdown()
     assert "| **mine** | 30.00 | 0.900 |" in text
     assert "| KiT | 30.26 | 0.904 |" in text
@@ -289,6 +291,9 @@ def test_sidd_is_measured_and_written_as_its_server_takes_it(tmp_path, changing)
     write_blocks(tmp_path, (2, 3, 16, 24, 3))
     noisy = loadmat(tmp_path / "ValidationNoisyBlocksSrgb.mat")["ValidationNoisyBlocksSrgb"]
     clean = loadmat(tmp_path / "ValidationGtBlocksSrgb.mat")["ValidationGtBlocksSrgb"]
+    for place in (tmp_path, tmp_path / "no/Idenoised.mat"):
+        with pytest.raises(InputError, match="submit: "):
+            submit(changing, tmp_path, place)
     report = submit(changing, tmp_path, tmp_path / "Idenoised.mat")
     written = loadmat(tmp_path / "Idenoised.mat")["Idenoised"]
     assert written.shape == (2, 3, 16, 24, 3)
@@ -326,3 +331,19 @@ def test_gaussian_noise_goes_with_clean_pictures_alone(tmp_path):
     photo(tmp_path / "set/target/a.png", 2)
     with pytest.raises(InputError, match="clean pictures"):
         evaluate(open_method("input"), tmp_path / "set", "gaussian")
+
+
+def test_a_file_of_scores_that_cannot_be_one_is_refused_before_anything_is_measured(tmp_path):
+    photo(tmp_path / "set/a.png", 1)
+    (tmp_path / "binary.csv").write_bytes(b"\x89PNG\xff\n")
+    (tmp_path / "text").write_text("x")
+    for place in (tmp_path / "set", tmp_path / "binary.csv", tmp_path / "text/scores.csv"):
+        with pytest.raises(InputError, match="name another"):
+            evaluate(open_method("input"), tmp_path / "set", csv=place)
+    assert (tmp_path / "binary.csv").read_bytes() == b"\x89PNG\xff\n"
+
+
+def test_a_noise_level_that_is_named_twice_is_measured_once(tmp_path):
+    photo(tmp_path / "set/a.png", 1)
+    report = evaluate(open_method("input"), tmp_path / "set", sigmas=(25, 25.0, 15))
+    assert [row.condition for row in report.rows] == ["sigma 25", "sigma 15"]

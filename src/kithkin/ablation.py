@@ -16,6 +16,7 @@ from kithkin.evaluation import evaluate
 from kithkin.methods import ModelMethod
 from kithkin.model import KiT
 from kithkin.training import train
+from kithkin.training.state import checkpoints, read_run
 
 Progress = Callable[[int, int], None]
 
@@ -172,7 +173,8 @@ def vary_recipe(
         begin no other. :func:`mean_over_seeds` takes the means where ``"seed"`` is among the keys.
 
     Raises:
-        InputError: an unknown key, a value out of range, no validation folder, or as for ``train``.
+        InputError: an unknown key, a value out of range, no validation folder, ``out`` holds finished runs of another
+            recipe, or as for ``train``.
     """
     if recipe.validation.folder is None:
         raise InputError("vary_recipe: the runs are compared by their validation; give a validation folder")
@@ -181,7 +183,9 @@ def vary_recipe(
     for setting, config in runs:
         folder = Path(out) / "-".join(f"{key.rpartition('.')[2]}={value}" for key, value in setting.items())
         log = folder / "log.jsonl"
-        if not (folder / f"{config.name}.safetensors").is_file():
+        if (folder / f"{config.name}.safetensors").is_file():
+            _refuse_another(folder, config)
+        else:
             if report:
                 report({"note": f"{folder.name}"})
             started = time.monotonic()
@@ -262,6 +266,19 @@ def _combinations(
     for combination in itertools.product(*variations.values()):
         setting = dict(zip(variations, combination, strict=True))
         yield setting, parse_config(values, setting, source=", ".join(f"{k}={v}" for k, v in setting.items()))
+
+
+def _refuse_another(folder: Path, config: RunConfig) -> None:
+    """A finished run counts as this setting's only if it was made by the same recipe, steps and validation included."""
+    for checkpoint in checkpoints(folder)[-1:]:
+        done = parse_config(read_run(checkpoint)["config"], source=str(checkpoint)).model_dump(mode="json")
+        now = config.model_dump(mode="json")
+        now["data"]["cache_gb"] = done["data"]["cache_gb"]  # changes no result
+        changed = [key for key in now if now[key] != done[key]]
+        if changed:
+            raise InputError(
+                f"vary_recipe: {folder} holds a finished run with another {', '.join(changed)}; choose another --out"
+            )
 
 
 def _last_validation(log: Path) -> dict[str, float]:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from kithkin.errors import InputError
+
 if TYPE_CHECKING:
     from kithkin.ablation import Ablation
 
@@ -33,6 +35,7 @@ def network(
     from kithkin.cli._progress import progress_bar
     from kithkin.zoo import load_model
 
+    _make_folder(out)
     network = load_model(model, device=choose_device(device))
     with progress_bar() as bar:
         task = bar.add_task("settings", total=None)
@@ -87,6 +90,7 @@ def train(
     laid_over |= {"data.folders": data} if data else {}
     config = load_config(recipe, {**laid_over, "validation.folder": validation})
     variations = dict(_values(option) for option in vary)
+    _make_folder(out)
     with TrainingProgress(as_json=False) as progress:
         result = vary_recipe(
             config,
@@ -108,7 +112,6 @@ def _give(result: "Ablation", out: Path | None, name: str, quiet: bool = False) 
     import json
 
     if out:
-        out.mkdir(parents=True, exist_ok=True)
         (out / f"{name}.md").write_text(result.to_markdown(), encoding="utf-8")
         (out / f"{name}.csv").write_text(result.to_csv(), encoding="utf-8")
         (out / f"{name}.json").write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -118,6 +121,16 @@ def _give(result: "Ablation", out: Path | None, name: str, quiet: bool = False) 
             draw_heat_map(result, out / f"{name}.png")
     if not quiet:
         typer.echo(result.to_markdown(), nl=False)
+
+
+def _make_folder(out: Path | None) -> None:
+    """Before anything is measured, so that hours of it are not lost on a folder that can't be one."""
+    try:
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"ablate: {out} can't be the folder of the result ({reason}); choose another --out") from error
 
 
 def _numbers(option: str, text: str) -> list[int]:

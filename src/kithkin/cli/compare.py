@@ -93,7 +93,11 @@ def _write(sheet: "Image", out: Path) -> None:
 
 def _print(panels: "list[Panel]", about: dict[str, Any], as_json: bool) -> None:
     rows: list[dict[str, Any]] = [
-        {"method": p.name, "psnr": p.psnr if p.psnr and math.isfinite(p.psnr) else None, "seconds": p.seconds}
+        {
+            "method": p.name,
+            "psnr": p.psnr if p.psnr is not None and math.isfinite(p.psnr) else None,
+            "seconds": p.seconds,
+        }
         for p in panels
     ]
     if as_json:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from kithkin.data import Card
+    from kithkin.data import Card, Samples
     from kithkin.evaluation import FilledTable, Pictures, PublishedTable, Report, Row, Watch
+    from kithkin.methods import Method
 
 Format = Literal["text", "markdown", "csv", "json"]
 
@@ -110,24 +111,27 @@ class _Job:
 
     def table(self, name: str, root: Path, places: list[str]) -> "FilledTable":
         """Evaluate what is there of a table's data sets."""
+        from kithkin.data import open_samples
         from kithkin.evaluation import fill_table, load_table
         from kithkin.zoo import find_model
 
         published = load_table(name)
         sets = _find_sets(published, root, places)
-        methods = self.methods or ([published.task] if find_model(published.task) else ["input"])
+        opened = {name: open_samples(folder, card.name) for name, (folder, card) in sets.items()}
+        methods = self._open(self.methods or ([published.task] if find_model(published.task) else ["input"]))
         protocols = {column.dataset: column.protocol for column in published.columns}
-        found = {
-            name: self._evaluate(folder, card.name, protocols[name], methods) for name, (folder, card) in sets.items()
-        }
-        expected = {name: max(card.parts["test"].counts) for name, (_, card) in sets.items()}
+        found = {name: self._evaluate(samples, protocols[name], methods) for name, samples in opened.items()}
+        expected = {name: card.parts["test"].counts for name, (_, card) in sets.items()}
         filled = fill_table(published, found, expected)
         self._write_report([r for reports in found.values() for r in reports], [filled])
         return filled
 
     def run(self, folder: Path, dataset: str | None, protocol: str | None) -> list["Report"]:
         """Evaluate one data set."""
-        reports = self._evaluate(folder, dataset, protocol, self.methods or ["denoise"])
+        from kithkin.data import open_samples
+
+        samples = open_samples(folder, dataset)
+        reports = self._evaluate(samples, protocol, self._open(self.methods or ["denoise"]))
         self._write_report(reports, [])
         return reports
 
@@ -146,15 +150,25 @@ class _Job:
         self._write_report(reports, [])
         return reports
 
-    def _evaluate(self, folder: Path, dataset: str | None, protocol: str | None, methods: list[str]) -> list["Report"]:
-        from kithkin.data import open_samples
-        from kithkin.evaluation import evaluate as run
+    def _open(self, specs: list[str]) -> list["Method"]:
+        """All methods at once, so that a name that is none is refused before hours are spent on the others."""
+        from kithkin.errors import InputError
         from kithkin.methods import open_method
 
-        samples = open_samples(folder, dataset)
+        methods = [open_method(spec, device=self.device, tile=self.tile) for spec in specs]
+        names = [method.name for method in methods]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(
+                f"evaluate: several methods are called {', '.join(twice)}, and tables and reports tell them apart by "
+                "name; rename a file, or measure them one by one"
+            )
+        return methods
+
+    def _evaluate(self, samples: "Samples", protocol: str | None, methods: list["Method"]) -> list["Report"]:
+        from kithkin.evaluation import evaluate as run
+
         reports = []
-        for spec in methods:
-            method = open_method(spec, device=self.device, tile=self.tile)
+        for method in methods:
             with self._watching(samples.title, method.name) as watch:
                 options = {"sigmas": self.sigmas, "limit": self.limit, "csv": self.csv, "watch": watch}
                 reports.append(run(method, samples, protocol, **options))

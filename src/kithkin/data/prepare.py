@@ -82,7 +82,7 @@ def cut_crops(
 
     Raises:
         InputError: the set is not for training or not complete, a value is out of range, or ``out`` holds crops that
-            were cut otherwise.
+            were cut otherwise, or can't be written.
     """
     options = options or CutOptions()
     card = find_card(name)
@@ -268,7 +268,11 @@ def _work(index: int) -> tuple[dict[str, Any], str | None]:
 def _start_journal(cutter: _Cutter) -> dict[str, dict[str, Any]]:
     """What an earlier run has cut: sample -> row. A journal is begun where there is none."""
     out = cutter.out
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"prepare: {out} can't be the folder of crops ({reason}); give another --out") from error
     settings = {key: getattr(cutter, key) for key in ("dataset", "part", "crop", "overlap")}
     path = out / JOURNAL
     if not path.exists():

@@ -103,7 +103,7 @@ class ScoreFile:
         path: is created where it is missing.
 
     Raises:
-        InputError: the file is something else.
+        InputError: the file is something else, or it can't be read or written.
     """
 
     HEADER = (*Measurer._fields, *(field.name for field in fields(Row)))
@@ -111,16 +111,25 @@ class ScoreFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._rows: dict[tuple[str, ...], Row] = {}
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        try:
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not a file of scores that kithkin wrote; name another one") from error
+        except OSError as error:
+            raise _unusable(path, error) from error
         whole = text[: text.rfind("\n") + 1]
         lines = list(csv.reader(whole.splitlines()))
         if text and (not lines or tuple(lines[0]) != self.HEADER):
             raise InputError(f"{path} is not a file of scores that kithkin wrote; name another one")
         for line in lines[1:]:
             self._keep(line)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if whole != text or not text:  # cut the broken line off, or begin
-            path.write_text(whole or ",".join(self.HEADER) + "\n", encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if whole != text or not text:  # cut the broken line off, or begin
+                path.write_text(whole or ",".join(self.HEADER) + "\n", encoding="utf-8")
+            path.open("a").close()  # what can't be written later is refused before anything is measured
+        except OSError as error:
+            raise _unusable(path, error) from error
 
     def find(self, who: Measurer, image: str, condition: str) -> Row | None:
         """The row that is there already."""
@@ -129,8 +138,11 @@ class ScoreFile:
     def append(self, who: Measurer, row: Row) -> None:
         """Add a row; it is in the file when this returns."""
         values = ["" if value is None else value for value in asdict(row).values()]
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow([*who, *values])
+        try:
+            with self.path.open("a", encoding="utf-8", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerow([*who, *values])
+        except OSError as error:
+            raise _unusable(self.path, error) from error
         self._rows[(*who, row.image, row.condition)] = row
 
     def _keep(self, line: list[str]) -> None:
@@ -143,6 +155,10 @@ class ScoreFile:
         except (ValueError, TypeError) as error:
             raise InputError(f"{self.path}: {','.join(line)!r} is not a row of scores; name another file") from error
         self._rows[(*line[:width], image, condition)] = row
+
+
+def _unusable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path} can't be the file of scores ({error.strerror or error}); name another file for --csv")
 
 
 def means_table(reports: Iterable[Report], form: str) -> str:

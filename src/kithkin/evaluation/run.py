@@ -100,12 +100,13 @@ def submit(method: Method | KiT, data: str | Path | Samples, path: str | Path, *
         The rows, as :func:`evaluate` makes them under protocol ``"float"`` (SIDD) or ``"dnd"``.
 
     Raises:
-        InputError: another data set, or it is incomplete.
+        InputError: another data set, or it is incomplete, or ``path`` can't be written.
         KithkinError: as for :func:`evaluate`.
     """
     samples = open_samples(data) if isinstance(data, str | Path) else data
     method = ModelMethod(method) if isinstance(method, KiT) else method
     write, protocol = _server_of(samples)
+    _check_destination(Path(path), folder=protocol.kind == "inputs")
     rows = []
 
     def outputs() -> Iterator[np.ndarray]:
@@ -116,7 +117,10 @@ def submit(method: Method | KiT, data: str | Path | Samples, path: str | Path, *
             assert pictures is not None
             yield pictures.restored.clip(0, 1)
 
-    write(outputs(), Path(path))
+    try:
+        write(outputs(), Path(path))
+    except OSError as error:
+        raise InputError(f"submit: {path} can't be written ({error.strerror or error}); name another place") from error
     return Report(method.name, samples.title, protocol, tuple(rows))
 
 
@@ -129,6 +133,16 @@ def _server_of(samples: Samples) -> tuple[Callable[[Iterator[np.ndarray], Path],
     raise InputError(
         f"submit: {samples.title} is no set with a server that kithkin knows; expected SIDD's blocks or DND"
     )
+
+
+def _check_destination(path: Path, *, folder: bool) -> None:
+    """Refuse what can't take the result before hours are spent on it."""
+    if folder and path.exists() and not path.is_dir():
+        raise InputError(f"submit: {path} is a file, expected a folder for DND's 50 files; name another")
+    if not folder and path.is_dir():
+        raise InputError(f"submit: {path} is a folder, expected a file; name one in it, such as {path}/Idenoised.mat")
+    if not folder and not path.absolute().parent.is_dir():
+        raise InputError(f"submit: there is no folder {path.parent} for {path.name}; make it first")
 
 
 def _rows(
@@ -145,7 +159,7 @@ def _rows(
     if protocol.kind == "photos" and not (sigmas and all(0 < s <= 255 for s in sigmas)):
         raise InputError(f"evaluate: sigmas lie above 0 and at most at 255, got {list(sigmas)}")
     who = Measurer(samples.title, protocol.name, method.name, method.identity)
-    conditions: tuple[float | None, ...] = tuple(sigmas) if protocol.kind == "photos" else (None,)
+    conditions: tuple[float | None, ...] = tuple(dict.fromkeys(sigmas)) if protocol.kind == "photos" else (None,)
     names = samples.names[: limit or len(samples)]
     total = len(names) * len(conditions)
     for index, name in enumerate(names):

@@ -38,10 +38,16 @@ class ReportBuilder:
     Args:
         folder: made with the first file; ``pictures/`` within it keeps the pictures.
         title: of the page.
+
+    Raises:
+        InputError: the folder is a file, or lies within one.
     """
 
     def __init__(self, folder: Path, *, title: str) -> None:
         self.folder = Path(folder)
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise InputError(f"{self.folder} can't be the folder of a report: {there} is a file; name another folder")
         self.title = title
         self._pictures = self.folder / "pictures"
 
