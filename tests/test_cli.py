@@ -132,6 +132,17 @@ def test_eval_refuses_methods_of_one_name_which_no_table_could_tell_apart(photos
     assert "several methods are called input" in found.stderr
 
 
+def test_a_named_set_is_measured_by_its_protocol(tmp_path):
+    for side, seed in (("input", 0), ("target", 1)):
+        folder = tmp_path / "Rain100L" / side
+        folder.mkdir(parents=True)
+        write_picture(Picture(np.random.RandomState(seed).rand(16, 24, 3).astype(np.float32)), folder / "1.png")
+    arguments = ("eval", tmp_path / "Rain100L", "-m", "input", "--json")
+    for more, expected in (((), "rgb"), (("--dataset", "rain100l"), "rain"), (("-p", "rain"), "rain")):
+        (found,) = json.loads(call(*arguments, *more).stdout)["evaluations"]
+        assert found["protocol"]["name"] == expected
+
+
 def test_eval_fills_a_table_of_the_paper(tmp_path):
     for side, seed in (("input", 0), ("target", 1)):
         folder = tmp_path / "sets/Rain100L" / side

@@ -166,6 +166,17 @@ def test_rows_of_other_weights_or_protocols_are_not_taken_over(tmp_path, changin
     assert len(list(csv.DictReader(scores.open(encoding="utf-8")))) == 3
 
 
+def test_two_sets_of_one_name_do_not_share_rows(tmp_path):
+    for seed, place in enumerate(("one", "two")):
+        photo(tmp_path / place / "test/a.png", seed)
+    found = [
+        evaluate(open_method("nlm"), tmp_path / place / "test", sigmas=(25,), csv=tmp_path / "scores.csv").rows[0]
+        for place in ("one", "two", "one")
+    ]
+    assert found[0] == found[2] != found[1]
+    assert len(list(csv.DictReader((tmp_path / "scores.csv").open(encoding="utf-8")))) == 2
+
+
 def test_equal_pictures_survive_the_file(tmp_path):
     photo(tmp_path / "set/input/a.png", 1)
     photo(tmp_path / "set/target/a.png", 1)
@@ -294,6 +305,7 @@ def test_sidd_is_measured_and_written_as_its_server_takes_it(tmp_path, changing)
     for place in (tmp_path, tmp_path / "no/Idenoised.mat"):
         with pytest.raises(InputError, match="submit: "):
             submit(changing, tmp_path, place)
+    assert evaluate(open_method("input"), tmp_path, limit=1).protocol.name == "float"
     report = submit(changing, tmp_path, tmp_path / "Idenoised.mat")
     written = loadmat(tmp_path / "Idenoised.mat")["Idenoised"]
     assert written.shape == (2, 3, 16, 24, 3)

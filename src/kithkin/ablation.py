@@ -127,9 +127,12 @@ def vary_network(
     for done, (k, rounds) in enumerate(settings):
         changed = _with(model, k=k, n_hashes=rounds)
         report = evaluate(ModelMethod(changed, name=f"k={k} h={rounds}"), data, csv=csv, **options)
+        if report.protocol.kind == "inputs":
+            raise InputError(f"vary_network: {report.dataset} has no targets to compare with; take another data set")
         values: dict[str, float] = {}
         for condition, means in report.means().items():
-            values[f"{condition} PSNR"] = float(means["psnr"] or 0)
+            assert means["psnr"] is not None
+            values[f"{condition} PSNR"] = means["psnr"]
             values[f"{condition} s/MP"] = float(means["seconds_per_megapixel"] or 0)
         cells.append(Cell({"k": k, "n_hashes": rounds}, values))
         pictures = next(iter(report.means().values()))["images"]

@@ -128,9 +128,11 @@ class _Job:
 
     def run(self, folder: Path, dataset: str | None, protocol: str | None) -> list["Report"]:
         """Evaluate one data set."""
-        from kithkin.data import open_samples
+        from kithkin.data import find_card, open_samples
 
         samples = open_samples(folder, dataset)
+        if dataset and protocol is None:
+            protocol = find_card(dataset).protocol
         reports = self._evaluate(samples, protocol, self._open(self.methods or ["denoise"]))
         self._write_report(reports, [])
         return reports

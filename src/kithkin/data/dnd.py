@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kithkin.data.samples import INPUTS, Sample, need
+from kithkin.data.samples import INPUTS, Sample, need, source_of
 from kithkin.data.sidd import check_result
 from kithkin.errors import InputError
 
@@ -31,7 +31,7 @@ class DndCrops:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.title, self.kind = folder.absolute().name, INPUTS
+        self.title, self.kind, self.source = folder.absolute().name, INPUTS, source_of(folder)
         self._folder = folder
         self._boxes = read_boxes(folder / "info.mat")
         self.names = [f"{i + 1:04}_{b + 1:02}" for i, boxes in enumerate(self._boxes) for b in range(len(boxes))]

@@ -61,8 +61,8 @@ def open_samples(folder: str | Path, dataset: str | None = None, *, part: str | 
     if place.layout == "dnd":
         return DndCrops(place.folder)
     if place.layout == "photos":
-        return FileSamples(Photos([place.folder]), place.folder.absolute().name)
-    return FileSamples(Pairs([place.folder], card=card, part=place.part), place.folder.absolute().name)
+        return FileSamples(Photos([place.folder]), place.folder)
+    return FileSamples(Pairs([place.folder], card=card, part=place.part), place.folder)
 
 
 def locate(folder: Path, card: Card | None, part: str | None = None) -> Place:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kithkin.data.samples import PAIRS, Sample, need
+from kithkin.data.samples import PAIRS, Sample, need, source_of
 from kithkin.errors import InputError
 from kithkin.images import decode_picture
 
@@ -26,7 +26,7 @@ class LmdbPairs:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.title, self.kind = folder.absolute().name, PAIRS
+        self.title, self.kind, self.source = folder.absolute().name, PAIRS, source_of(folder)
         self._sides = find_databases(folder)
         inputs, targets = (set(list_keys(side)) for side in self._sides)
         if alone := sorted(inputs ^ targets):

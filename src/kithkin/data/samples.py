@@ -1,5 +1,7 @@
 """What evaluation reads: one sample at a time, whatever the layout on disk."""
 
+import hashlib
+from pathlib import Path
 from types import ModuleType
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -36,10 +38,12 @@ class Samples(Protocol):
         title: name of its folder.
         kind: ``"photos"`` have no input, ``"pairs"`` both, ``"inputs"`` no target.
         names: of the samples, in order.
+        source: tells sets of one title apart, see :func:`source_of`.
     """
 
     title: str
     kind: Kind
+    source: str
     names: list[str]
 
     def __len__(self) -> int: ...
@@ -52,11 +56,11 @@ class FileSamples:
 
     Args:
         dataset: pairs, or clean photographs.
-        title: name of their folder.
+        folder: theirs.
     """
 
-    def __init__(self, dataset: Pairs | Photos, title: str) -> None:
-        self._dataset, self.title = dataset, title
+    def __init__(self, dataset: Pairs | Photos, folder: Path) -> None:
+        self._dataset, self.title, self.source = dataset, folder.absolute().name, source_of(folder)
         self.kind = PAIRS if isinstance(dataset, Pairs) else PHOTOS
         self.names = dataset.names
 
@@ -67,6 +71,11 @@ class FileSamples:
         """Input (of pairs) and target, uint8 (H, W, 3)."""
         sides = self._dataset[index]
         return Sample(self.names[index], sides[0] if len(sides) == 2 else None, sides[-1])
+
+
+def source_of(folder: Path) -> str:
+    """A short digest of where a folder lies, so that scores of two folders of one name are not mixed up."""
+    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
 
 
 def need(module: str, what: str) -> ModuleType:

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from kithkin.data.mat5 import Variable, open_variable, write_variable
-from kithkin.data.samples import PAIRS, Sample
+from kithkin.data.samples import PAIRS, Sample, source_of
 from kithkin.errors import InputError
 
 KEYS = ("ValidationNoisyBlocksSrgb", "ValidationGtBlocksSrgb")
@@ -32,7 +32,7 @@ class SiddBlocks:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.title, self.kind = folder.absolute().name, PAIRS
+        self.title, self.kind, self.source = folder.absolute().name, PAIRS, source_of(folder)
         self._files = [folder / f"{key}.mat" for key in KEYS]
         noisy, clean = (block_header(path, key) for path, key in zip(self._files, KEYS, strict=True))
         if noisy.shape != clean.shape:

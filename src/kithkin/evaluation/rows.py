@@ -82,14 +82,16 @@ class Report:
 
 
 class Measurer(NamedTuple):
-    """Whose rows these are. Rows of another method, of other weights or of another protocol are never mixed in.
+    """Whose rows these are. Rows of another data set, protocol, method or other weights are never mixed in.
 
     Attributes:
         dataset, protocol, method: their names.
+        source: tells two data sets of one name apart, by where they lie.
         identity: tells two methods of one name apart, such as a checkpoint before and after more training.
     """
 
     dataset: str
+    source: str
     protocol: str
     method: str
     identity: str

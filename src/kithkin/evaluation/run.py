@@ -158,7 +158,7 @@ def _rows(
         raise InputError(f"evaluate: limit is at least 1, got {limit}")
     if protocol.kind == "photos" and not (sigmas and all(0 < s <= 255 for s in sigmas)):
         raise InputError(f"evaluate: sigmas lie above 0 and at most at 255, got {list(sigmas)}")
-    who = Measurer(samples.title, protocol.name, method.name, method.identity)
+    who = Measurer(samples.title, samples.source, protocol.name, method.name, method.identity)
     conditions: tuple[float | None, ...] = tuple(dict.fromkeys(sigmas)) if protocol.kind == "photos" else (None,)
     names = samples.names[: limit or len(samples)]
     total = len(names) * len(conditions)
@@ -174,7 +174,8 @@ def _rows(
 
 
 def _choose(samples: Samples, name: str | None) -> Protocol:
-    protocol = find_protocol(name or {"photos": "gaussian", "pairs": "rgb", "inputs": "dnd"}[samples.kind])
+    pairs = "float" if isinstance(samples, SiddBlocks) else "rgb"
+    protocol = find_protocol(name or {"photos": "gaussian", "pairs": pairs, "inputs": "dnd"}[samples.kind])
     if protocol.kind != samples.kind:
         raise InputError(
             f"evaluate: protocol {protocol.name!r} measures {_KINDS[protocol.kind]}, but {samples.title} is a set of "
