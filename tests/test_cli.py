@@ -141,6 +141,8 @@ def test_a_named_set_is_measured_by_its_protocol(tmp_path):
     for more, expected in (((), "rgb"), (("--dataset", "rain100l"), "rain"), (("-p", "rain"), "rain")):
         (found,) = json.loads(call(*arguments, *more).stdout)["evaluations"]
         assert found["protocol"]["name"] == expected
+    (found,) = json.loads(call("eval", tmp_path / "Rain100L", "--dataset", "rain100l", "--json").stdout)["evaluations"]
+    assert found["method"] == "derain-tiny"
 
 
 def test_eval_fills_a_table_of_the_paper(tmp_path):

@@ -26,7 +26,7 @@ def evaluate(
         "--model",
         "-m",
         help="A name from `kithkin models`, a checkpoint, bm3d, nlm, input, an .onnx or TorchScript file; may be "
-        "repeated. If none: the model of the task.",
+        "repeated. If none: the model of the set's task, where --dataset or --table tells it, else denoise.",
     ),
     protocol: str = typer.Option(
         None,
@@ -129,11 +129,13 @@ class _Job:
     def run(self, folder: Path, dataset: str | None, protocol: str | None) -> list["Report"]:
         """Evaluate one data set."""
         from kithkin.data import find_card, open_samples
+        from kithkin.zoo import find_model
 
         samples = open_samples(folder, dataset)
-        if dataset and protocol is None:
-            protocol = find_card(dataset).protocol
-        reports = self._evaluate(samples, protocol, self._open(self.methods or ["denoise"]))
+        card = find_card(dataset) if dataset else None
+        task = card.task if card and card.task and find_model(card.task) else "denoise"
+        protocol = protocol or (card.protocol if card else None)
+        reports = self._evaluate(samples, protocol, self._open(self.methods or [task]))
         self._write_report(reports, [])
         return reports
 
