@@ -18,12 +18,14 @@ from torch import Tensor
 from kithkin.checkpoint import read_tensors, save_model, write_tensors
 from kithkin.config import RunConfig
 from kithkin.errors import CheckpointError, InputError
+from kithkin.growth import grow
 from kithkin.model import KiT
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
-# Which patches meet, and how many: no parameter depends on these, so weights carry over.
+# Which patches meet, and how many: no parameter depends on these, so weights carry over. Sizes may grow.
 _GROUPING = ("k", "n_hashes", "n_buckets", "hash_input", "hash_features", "n_pairs", "rotation_seed")
+_SIZES = ("width", "ffn_ratio", "depth")
 
 
 @dataclass
@@ -62,14 +64,15 @@ class TrainState:
         return cls(model, average, torch.optim.AdamW(groups, lr=0.0, betas=config.optimizer.betas, fused=True))
 
     def start_from(self, model: KiT) -> None:
-        """Take over the weights of a network that differs in its grouping at most; raises InputError for another."""
+        """Take over the weights of a network that differs in its grouping at most, or is smaller
+        (:func:`kithkin.growth.grow`); raises InputError for another."""
         other, own = model.config.to_dict(), self.model.config.to_dict()
-        changed = [key for key in own if other[key] != own[key] and key not in _GROUPING]
+        changed = [key for key in own if other[key] != own[key] and key not in (*_GROUPING, *_SIZES)]
         if changed:
             differ = ", ".join(f"{key} = {other[key]}, not {own[key]}" for key in changed)
             raise InputError(f"train: the weights to start from are of another network: {differ}")
-        self.model.load_state_dict(model.state_dict())
-        self.average.load_state_dict(model.state_dict())
+        grow(model, self.model)
+        self.average.load_state_dict(self.model.state_dict())
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
