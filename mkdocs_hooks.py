@@ -1,8 +1,8 @@
 """What makes docs/*.md read as well on the site as on a code host: formulas, docstrings, links out of docs/.
 
-A code host shows a ``math`` block as a formula and hides a comment. On the site the first becomes MathML, which browsers
-draw by themselves, and ``<!-- docstring: a.b -->`` the signature and docstring of ``a.b``. Files of the repository that
-pages link to are copied to the site, so that it is whole without a repository beside it.
+A code host shows a ``math`` block as a formula and hides a comment. On the site the first becomes MathML, which
+browsers draw by themselves, and ``<!-- docstring: a.b -->`` the signature and docstring of ``a.b``. Files of the
+repository that pages link to are copied to the site, so that it is whole without a repository beside it.
 """
 
 import posixpath

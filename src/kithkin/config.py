@@ -78,7 +78,7 @@ class CameraConfig(_Section):
 
 
 class RainConfig(_Section):
-    """Rain of three looks, see :data:`kithkin.data.degrade.rain.LOOKS`.
+    """Rain of three looks, see ``kithkin.data.degrade.rain.LOOKS``.
 
     Attributes:
         light, medium, heavy: relative shares of the looks.

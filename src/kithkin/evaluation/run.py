@@ -62,13 +62,13 @@ def evaluate(
         method: a network, which restores every picture whole, or what ``kithkin.methods.open_method`` returns.
         data: a folder as ``kithkin.data.open_samples`` takes it (clean pictures, pairs, a published layout), or
             what that function returns.
-        protocol: a name in :data:`PROTOCOLS`; None takes ``"gaussian"`` for clean pictures, ``"float"`` for
+        protocol: a name in ``PROTOCOLS``; None takes ``"gaussian"`` for clean pictures, ``"float"`` for
             SIDD's blocks, ``"rgb"`` for other pairs and ``"dnd"`` where there is no target.
         sigmas: noise levels on the 0-255 scale, for clean pictures.
         limit: take this many pictures, the first by name.
         csv: a file that gets a line for every picture as soon as it is measured; pictures that stand there already
             (same method and weights, protocol and data set) are not measured again.
-        watch: see :data:`Watch`.
+        watch: see ``Watch``.
 
     Returns:
         The rows, in order of name.
