@@ -99,6 +99,8 @@ def test_every_equation_is_drawn_and_stands_beside_its_function(site):
     pages, out = site
     assert pages[Path("paper-to-code.html")].math == 11
     text = (out / "paper-to-code.html").read_text(encoding="utf-8")
+    formulas = re.findall(r"<math.*?</math>", text, re.S)
+    assert [formula for formula in formulas if "\\" in formula or ">&<" in formula] == []  # TeX that was not understood
     assert "docstring:" not in text
     assert ":::" not in text
     assert "kithkin.ops.grouping.lsh_hash" in pages[Path("paper-to-code.html")].anchors
