@@ -1,6 +1,7 @@
 """Compile the CPU kernel while the wheel is built; without a compiler the wheel is pure Python and still works."""
 
 import importlib.util
+import platform
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -25,4 +26,9 @@ class NativeKernel(BuildHookInterface):
         build_data["force_include"].update({str(path): f"kithkin/ops/kernels/{path.name}" for path in made})
         build_data["pure_python"] = False
         # Called through ctypes, the library depends on the platform but not on the version of Python.
-        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+        build_data["tag"] = f"py3-none-{platform_tag(sysconfig.get_platform(), platform.machine())}"
+
+
+def platform_tag(name: str, machine: str) -> str:
+    """The wheel tag of a platform's name; the compiler makes code for this machine alone, never a universal binary."""
+    return name.replace("universal2", machine).replace("-", "_").replace(".", "_")

@@ -1,5 +1,6 @@
 """The command line: help, exit codes, and the verbs that don't restore."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -88,6 +89,12 @@ def test_doctor_says_what_is_there(monkeypatch):
     assert findings["backend blocked (cpu)"] == "ready"
     assert findings["model denoise-tiny"].startswith("ready")
     assert "torch" in call("doctor").output
+
+
+def test_doctor_prints_the_whole_install_line(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "imagecodecs" else found(name))
+    assert 'pip install "kithkin[codecs]"' in " ".join(call("doctor").output.split())
 
 
 def test_doctor_finds_a_backend_that_computes_something_else(monkeypatch):

@@ -5,20 +5,28 @@ import importlib
 import inspect
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from functools import reduce
 from pathlib import Path
 
+import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner
 
 import kithkin
+from kithkin.cli import app
+from kithkin.images import Picture, write_picture
 
 ROOT = Path(__file__).parent.parent
 SOURCE = Path(kithkin.__file__).parent
 ROWS = re.findall(
     r"^\| (.+?) \| .+? \| `(kithkin[\w.]*):([\w.]+)` \|$", (ROOT / "docs/paper-to-code.md").read_text(), re.M
 )
+CLASSES = ("kithkin.layers.KNNTransformerBlock", "kithkin.ops.grouping.PatchGroups")
 EQUATIONS = [row for row in ROWS if row[0].startswith("Eq.")]
 
 
@@ -86,7 +94,7 @@ def test_importing_the_package_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 SNIPPETS = [
     pytest.param(code, id=f"{page.name}-{i}")
     for page in PAGES
@@ -103,9 +111,98 @@ def test_python_snippets_run(code, tmp_path):
     assert run.returncode == 0, run.stderr
 
 
+def shell_commands(page):
+    """The words of every `kithkin` command of a page's shell blocks, joined over continued lines."""
+    text = "\n".join(re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S))
+    for line in text.replace("\\\n", " ").splitlines():
+        _, found, command = line.partition("kithkin ")
+        if found and not line.startswith("python3 -m pip install -"):
+            yield shlex.split(command, comments=True)
+
+
+def named_commands(page):
+    """The words of every `kithkin` command that a page's running text names."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for command in re.findall(r"`(?:python3? -m )?kithkin ([a-z][^`\n]*)`", prose):
+        yield shlex.split(command)
+
+
+def refusal(words):
+    """Why the verb that a command line names does not take it, as the name of the error; "" where it does."""
+    command = typer.main.get_command(app)
+    while words and hasattr(command, "commands"):
+        if words[0].startswith("-"):
+            return ""
+        if words[0] not in command.commands:
+            return f"no verb {words[0]}"
+        command, words = command.commands[words[0]], words[1:]
+    try:
+        command.make_context("kithkin", list(words))
+    except Exception as error:
+        return type(error).__name__
+    return ""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_name_verbs_and_options_that_exist(page):
+    for words in shell_commands(page):
+        assert not refusal(words), words
+    for words in named_commands(page):  # running text leaves arguments and values out
+        assert refusal(words) in ("", "MissingParameter", "NoArgsIsHelpError", "BadOptionUsage"), words
+
+
+def test_a_command_that_does_not_exist_is_noticed():
+    assert refusal(["restore", "a.png", "--colour"]) == "NoSuchOption"
+    assert refusal(["data", "download"]) == "no verb download"
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """A folder to work in with what the pages speak of: the example, photographs, pairs."""
+    for number, name in enumerate(("photos", "held-out", "pairs/input", "pairs/target")):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        for index in range(2):
+            pixels = np.random.default_rng((number, index)).random((160, 160, 3), np.float32)
+            write_picture(Picture(pixels), folder / f"{index}.png")
+    (tmp_path / "examples").mkdir()
+    shutil.copy(ROOT / "examples/dog-noisy.png", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+
+
+SHORT = ["schedule.epochs=0", "schedule.steps=1", "schedule.warmup=0", "schedule.batch_size=1"]
+
+
+@pytest.mark.parametrize("page", ["index.md", "training.md"])
+def test_shell_snippets_run(page, folders):
+    for words in shell_commands(ROOT / "docs" / page):
+        if words[0] == "train":
+            words += [word for change in SHORT for word in ("--set", change)]
+        found = CliRunner().invoke(app, words)
+        assert found.exit_code == 0, (words, found.output, found.exception)
+
+
+def test_every_script_that_a_page_names_exists():
+    for page in PAGES:
+        for script in re.findall(
+            r"\b(?:benchmarks|tests|examples)/[\w/]+\.(?:py|sh)\b", page.read_text(encoding="utf-8")
+        ):
+            assert (ROOT / script).exists(), f"{page.name}: {script}"
+
+
+def test_every_public_name_has_its_docstring_on_the_site():
+    text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("api.md", "paper-to-code.md"))
+    shown = set(re.findall(r"^<!-- docstring: ([\w.]+) -->$", text, re.M))
+    objects = [resolve(*name.rsplit(".", 1)) for name in shown if name.rsplit(".", 1)[0] not in CLASSES]
+    for module in (kithkin, kithkin.ops):
+        for name in module.__all__:
+            found = getattr(module, name)
+            assert not callable(found) or any(found is other for other in objects), name
+
+
 def test_every_link_within_the_repository_leads_somewhere():
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 

@@ -110,11 +110,11 @@ def vary_network(
 
     Args:
         model: the network.
-        data: a folder, as :func:`kithkin.evaluation.evaluate` takes it.
+        data: a folder, as ``kithkin.evaluation.evaluate`` takes it.
         ks, n_hashes: the values of k and of h; every combination is measured.
         csv: a file of scores, from which a cut-off ablation goes on.
         progress: called with the settings done and their number.
-        options: of :func:`kithkin.evaluation.evaluate`: protocol, sigmas, limit.
+        options: of ``kithkin.evaluation.evaluate``: protocol, sigmas, limit.
 
     Raises:
         InputError: a value is out of range, or as for ``evaluate``.
@@ -166,14 +166,14 @@ def vary_recipe(
         recipe: the run, with its folders and a validation folder.
         variations: dotted key of the recipe -> its values, such as ``{"model.share_query_key": [False, True]}``.
         out: gets a folder a run; a run that was cut off goes on, a finished one is not trained again.
-        init: weights that every run starts from, as in :func:`kithkin.training.train`.
+        init: weights that every run starts from, as in ``kithkin.training.train``.
         device: of the networks.
         minutes: stop each run after this long; it is then missing from the result, and goes on the next time.
         report: called with every row of each run's log, and with ``{"note": …}`` before each.
 
     Returns:
         The last validation of every finished run. Ctrl-C and SIGTERM stop the run under way, with a checkpoint, and
-        begin no other. :func:`mean_over_seeds` takes the means where ``"seed"`` is among the keys.
+        begin no other. ``mean_over_seeds`` takes the means where ``"seed"`` is among the keys.
 
     Raises:
         InputError: an unknown key, a value out of range, no validation folder, ``out`` holds finished runs of another

@@ -78,7 +78,7 @@ class CameraConfig(_Section):
 
 
 class RainConfig(_Section):
-    """Rain of three looks, see :data:`kithkin.data.degrade.rain.LOOKS`.
+    """Rain of three looks, see ``kithkin.data.degrade.rain.LOOKS``.
 
     Attributes:
         light, medium, heavy: relative shares of the looks.
@@ -99,7 +99,7 @@ class RainConfig(_Section):
 
 
 class BlurConfig(_Section):
-    """Camera shake, straight motion, moving parts and defocus, see :class:`kithkin.data.degrade.blur.BlurSettings`.
+    """Camera shake, straight motion, moving parts and defocus, see ``kithkin.data.degrade.blur.BlurSettings``.
 
     Attributes:
         length: of the path of a full exposure, in pixels.
@@ -227,7 +227,7 @@ class RunConfig(_Section):
         task: what it is for: denoise, deblur or derain.
         seed: every random choice of the run follows from it and the step.
         precision: ``"bfloat16"`` runs the network under autocast.
-        model: the keyword arguments of :class:`kithkin.model.KiTConfig`.
+        model: the keyword arguments of ``kithkin.model.KiTConfig``.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
@@ -267,7 +267,7 @@ def load_config(source: str | Path, changes: dict[str, Any] | None = None) -> Ru
     """Load a recipe by name, or a TOML file by path.
 
     Args:
-        source: a name from :func:`list_recipes`, or a path.
+        source: a name from ``list_recipes``, or a path.
         changes: dotted key -> value, laid over the file (``{"schedule.steps": 100}``).
 
     Raises:
@@ -284,7 +284,7 @@ def load_config(source: str | Path, changes: dict[str, Any] | None = None) -> Ru
 
 
 def parse_config(values: dict[str, Any], changes: dict[str, Any] | None = None, *, source: str) -> RunConfig:
-    """Check plain values and build the configuration; arguments and errors as in :func:`load_config`."""
+    """Check plain values and build the configuration; arguments and errors as in ``load_config``."""
     values = deepcopy(values)
     for dotted, value in (changes or {}).items():
         *sections, key = dotted.split(".")

@@ -50,7 +50,7 @@ class KNNLocalAttention(nn.Module):
             patch ``"centered"``, less the mean over the patches (decision D17).
         n_pairs: attend to this many candidates of largest pair weight alone, each once; None takes all (decision D16).
         seed: of the fixed rotations.
-        backend: of :func:`kithkin.ops.knn_local_attention`; None takes the first that can serve.
+        backend: of ``kithkin.ops.knn_local_attention``; None takes the first that can serve.
 
     Shape:
         (B, H, W, C) -> (B, H, W, C), any H and W: the map is extended to whole patches by repeating its border.
@@ -188,7 +188,7 @@ class KNNTransformerBlock(nn.Module):
     Args:
         channels: C of the map.
         ffn_ratio: hidden channels of the feed-forward network over C.
-        attention: as the keyword arguments of :class:`KNNLocalAttention`.
+        attention: as the keyword arguments of ``KNNLocalAttention``.
 
     Shape:
         (B, H, W, C) -> (B, H, W, C).

@@ -27,7 +27,7 @@ def laplacian(image: Tensor) -> Tensor:
 
 
 def edge_loss(restored: Tensor, target: Tensor, epsilon: float = 1e-3) -> Tensor:
-    """L_edge: the Charbonnier loss of the Laplacians. Arguments as in :func:`charbonnier_loss`."""
+    """L_edge: the Charbonnier loss of the Laplacians. Arguments as in ``charbonnier_loss``."""
     return charbonnier_loss(laplacian(restored), laplacian(target), epsilon)
 
 

@@ -116,7 +116,7 @@ class KiTConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that :meth:`from_dict` takes back."""
+        """Plain values that ``from_dict`` takes back."""
         return asdict(self)
 
     @property

@@ -84,7 +84,7 @@ def restore(
 
 
 def check_tiling(tile: str | int, overlap: int) -> None:
-    """Raise InputError for a tile or an overlap that :func:`restore` does not take."""
+    """Raise InputError for a tile or an overlap that ``restore`` does not take."""
     if isinstance(overlap, bool) or not isinstance(overlap, int) or overlap < 0:
         raise InputError(f"restore: overlap must be a whole number of pixels from 0, got {overlap!r}")
     if tile == "off":
@@ -100,7 +100,7 @@ def check_tiling(tile: str | int, overlap: int) -> None:
 
 
 def check_strength(strength: float) -> None:
-    """Raise InputError for a strength that :func:`restore` does not take."""
+    """Raise InputError for a strength that ``restore`` does not take."""
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 1:
         raise InputError(f"restore: strength must be a number from 0 (the input) to 1 (restored), got {strength!r}")
 

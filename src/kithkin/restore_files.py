@@ -25,7 +25,7 @@ class RestoreOptions:
     """How files are restored and written.
 
     Attributes:
-        tile, overlap, strength: as in :func:`kithkin.restoration.restore`.
+        tile, overlap, strength: as in ``kithkin.restoration.restore``.
         quality: of JPEG files, 1 to 100.
         overwrite: replace results that exist already.
 
@@ -295,7 +295,7 @@ def restore_files(
 
     Args:
         model: the network.
-        jobs: from :func:`plan_files`.
+        jobs: from ``plan_files``.
         options: how; None takes the defaults. Without ``overwrite``, jobs whose target exists are skipped.
         progress: called with the finished fraction of the file at hand.
 

@@ -88,9 +88,9 @@ def restored_panels(
     """Restore a picture by every method.
 
     Args:
-        methods: from :func:`kithkin.methods.open_method`.
+        methods: from ``kithkin.methods.open_method``.
         degraded, target: (H, W, 3) float32.
-        protocol: of :func:`kithkin.metrics.psnr`.
+        protocol: of ``kithkin.metrics.psnr``.
         sigma: what the methods are told of the noise, on the 0-255 scale.
         picture: its name, for messages.
 

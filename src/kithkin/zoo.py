@@ -43,7 +43,7 @@ class ModelCard(BaseModel):
     """What is known about weights that ship.
 
     Attributes:
-        name: what ``--model`` and :func:`load_model` take.
+        name: what ``--model`` and ``load_model`` take.
         task: denoise, deblur or derain; also taken as a name where ``default`` is set.
         default: these are the weights of their task that are taken first.
         summary: one sentence on what goes in and comes out.
@@ -95,7 +95,7 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu") 
     """A network with its weights, in float32 and evaluation mode.
 
     Args:
-        name_or_path: a name or task from :func:`list_models` (``"denoise"``), or the path of a checkpoint.
+        name_or_path: a name or task from ``list_models`` (``"denoise"``), or the path of a checkpoint.
         device: where it goes.
 
     Raises:

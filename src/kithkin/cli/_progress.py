@@ -40,7 +40,7 @@ class TrainingProgress:
             self._bar.update(self._task, completed=row["step"], total=row["steps"])
             return
         if "note" in row:
-            self._bar.console.print(row["note"], highlight=False)
+            self._bar.console.print(row["note"], highlight=False, markup=False)
             return
         if self._json:
             typer.echo(json.dumps(row))

@@ -21,7 +21,7 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) ->
         table = Table(show_header=False, box=None)
         for name, value in findings.items():
             table.add_row(name, value)
-        Console().print(table)
+        Console(markup=False).print(table)
     if any(value.startswith("FAILED") for value in findings.values()):
         sys.exit(1)
 

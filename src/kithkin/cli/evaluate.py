@@ -257,7 +257,7 @@ def _print_text(reports: list["Report"], per_image: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False)  # a picture may be called a[1].png
     first = reports[0]
     if per_image:
         rows = Table("picture", "condition", "method", "PSNR in", "PSNR", "SSIM in", "SSIM")

@@ -94,8 +94,8 @@ def check_dataset(
     """Look at a data set on disk: what is there, missing, without a partner, double, of unequal size or damaged.
 
     Args:
-        name: from :func:`kithkin.data.list_cards`.
-        folder: as in :func:`kithkin.data.open_samples`.
+        name: from ``kithkin.data.list_cards``.
+        folder: as in ``kithkin.data.open_samples``.
         part: "train" or "test".
         quick: look at names, numbers and headers alone; otherwise every file is read and decoded to its end.
         report: called with how many files are done and how many there are.

@@ -120,7 +120,7 @@ def write_dnd_bundle(crops: Iterable[np.ndarray], folder: Path) -> list[Path]:
     Each holds "Idenoised", a 1 × 20 cell of float32 (H, W, 3), "israw" False and "eval_version" "1.0".
 
     Args:
-        crops: 1,000 restored crops in the order of :attr:`DndCrops.names`, each (H, W, 3) floats in [0, 1].
+        crops: 1,000 restored crops in the order of ``DndCrops.names``, each (H, W, 3) floats in [0, 1].
         folder: for the files; made where it is missing, files in it are replaced. 20 crops at a time are in memory.
 
     Returns:

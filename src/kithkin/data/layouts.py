@@ -44,7 +44,7 @@ def open_samples(folder: str | Path, dataset: str | None = None, *, part: str | 
 
     Args:
         folder: of the set, or a folder that it lies in as its card says (``Datasets`` with ``test/GoPro`` in it).
-        dataset: a name from :func:`list_cards`; None recognises input and target folders, LMDB pairs, SIDD's and DND's
+        dataset: a name from ``list_cards``; None recognises input and target folders, LMDB pairs, SIDD's and DND's
             .mat files and the authors' own naming of pairs, and takes everything else for clean pictures.
         part: ``"train"`` or ``"test"`` of a named set; None takes the first there is, test before train.
 

@@ -74,8 +74,8 @@ def cut_crops(
     ``if __name__ == "__main__":``, as everything does that starts processes.
 
     Args:
-        name: from :func:`kithkin.data.list_cards`.
-        folder: as in :func:`kithkin.data.open_samples`.
+        name: from ``kithkin.data.list_cards``.
+        folder: as in ``kithkin.data.open_samples``.
         out: the folder for the crops.
         options: sizes, part and processes.
         report: called with how many samples are done and how many there are.

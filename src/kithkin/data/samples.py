@@ -38,7 +38,7 @@ class Samples(Protocol):
         title: name of its folder.
         kind: ``"photos"`` have no input, ``"pairs"`` both, ``"inputs"`` no target.
         names: of the samples, in order.
-        source: tells sets of one title apart, see :func:`source_of`.
+        source: tells sets of one title apart, see ``source_of``.
     """
 
     title: str

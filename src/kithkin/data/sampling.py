@@ -52,7 +52,7 @@ class Crops(NamedTuple):
 
 
 def draw_crops(dataset: Photos | Pairs, config: DataConfig, *, batch_size: int, seed: int, step: int) -> Crops:
-    """The part of :func:`sample_batch` that reads files. It runs no tensor operation, so threads may run it beside the
+    """The part of ``sample_batch`` that reads files. It runs no tensor operation, so threads may run it beside the
     training step without a second team of workers fighting for the cores."""
     rng = np.random.default_rng([seed, step])
     edge = margin(config.degradation)
@@ -65,7 +65,7 @@ def draw_crops(dataset: Photos | Pairs, config: DataConfig, *, batch_size: int, 
 
 
 def degrade_crops(crops: Crops, config: DataConfig, device: str = "cpu") -> Batch:
-    """The part of :func:`sample_batch` that runs on the device: to float, and what the run does to photographs."""
+    """The part of ``sample_batch`` that runs on the device: to float, and what the run does to photographs."""
     tensors = [torch.from_numpy(x).to(device).permute(0, 3, 1, 2).float().div_(255) for x in crops.sides]
     if config.kind == "pairs":
         return Batch(*tensors)

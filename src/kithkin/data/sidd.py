@@ -122,7 +122,7 @@ def write_sidd_results(
     The blocks pass through a temporary file beside ``path``; a few at a time are in memory.
 
     Args:
-        blocks: restored blocks in the order of :attr:`SiddBlocks.names`, each (H, W, 3) floats in [0, 1].
+        blocks: restored blocks in the order of ``SiddBlocks.names``, each (H, W, 3) floats in [0, 1].
         path: of the file; replaced where it exists, complete or not at all.
         images, per_image: how many there are.
 

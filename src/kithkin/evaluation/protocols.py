@@ -18,9 +18,9 @@ class Protocol:
         name: what ``--protocol`` takes.
         kind: ``"photos"`` are clean pictures that get the published Gaussian noise; ``"pairs"`` are input and target;
             ``"inputs"`` have no public target: the restored pictures are handed in elsewhere, nothing is measured.
-        psnr: a protocol of :func:`kithkin.metrics.psnr`; the SSIM is computed on the same signal. ``"realblur"`` rounds
-            the output to uint8 and measures it as :func:`kithkin.metrics.align_realblur` brings it to the target.
-        window: of :func:`kithkin.metrics.ssim`.
+        psnr: a protocol of ``kithkin.metrics.psnr``; the SSIM is computed on the same signal. ``"realblur"`` rounds
+            the output to uint8 and measures it as ``kithkin.metrics.align_realblur`` brings it to the target.
+        window: of ``kithkin.metrics.ssim``.
         summary: in words.
     """
 

@@ -59,16 +59,16 @@ def evaluate(
     """Restore every picture of a data set and compare.
 
     Args:
-        method: a network, which restores every picture whole, or what :func:`kithkin.methods.open_method` returns.
-        data: a folder as :func:`kithkin.data.open_samples` takes it (clean pictures, pairs, a published layout), or
+        method: a network, which restores every picture whole, or what ``kithkin.methods.open_method`` returns.
+        data: a folder as ``kithkin.data.open_samples`` takes it (clean pictures, pairs, a published layout), or
             what that function returns.
-        protocol: a name in :data:`PROTOCOLS`; None takes ``"gaussian"`` for clean pictures, ``"float"`` for
+        protocol: a name in ``PROTOCOLS``; None takes ``"gaussian"`` for clean pictures, ``"float"`` for
             SIDD's blocks, ``"rgb"`` for other pairs and ``"dnd"`` where there is no target.
         sigmas: noise levels on the 0-255 scale, for clean pictures.
         limit: take this many pictures, the first by name.
         csv: a file that gets a line for every picture as soon as it is measured; pictures that stand there already
             (same method and weights, protocol and data set) are not measured again.
-        watch: see :data:`Watch`.
+        watch: see ``Watch``.
 
     Returns:
         The rows, in order of name.
@@ -93,16 +93,16 @@ def submit(method: Method | KiT, data: str | Path | Samples, path: str | Path, *
     """Restore a whole data set and write what its server takes.
 
     Args:
-        method, watch: as in :func:`evaluate`.
+        method, watch: as in ``evaluate``.
         data: SIDD's validation blocks or DND.
         path: SIDD: the file ``Idenoised.mat``. DND: the folder of its 50 files.
 
     Returns:
-        The rows, as :func:`evaluate` makes them under protocol ``"float"`` (SIDD) or ``"dnd"``.
+        The rows, as ``evaluate`` makes them under protocol ``"float"`` (SIDD) or ``"dnd"``.
 
     Raises:
         InputError: another data set, or it is incomplete, or ``path`` can't be written.
-        KithkinError: as for :func:`evaluate`.
+        KithkinError: as for ``evaluate``.
     """
     samples = open_samples(data) if isinstance(data, str | Path) else data
     method = ModelMethod(method) if isinstance(method, KiT) else method

@@ -68,7 +68,7 @@ class PublishedTable(_Part):
         task: whose models are measured beside it.
         note: what a reader of the numbers has to know.
         baseline: the method that the gap is counted from.
-        columns, groups: see :class:`Column`, :class:`Group`.
+        columns, groups: see ``Column``, ``Group``.
     """
 
     title: str
@@ -220,7 +220,7 @@ def fill_table(
     """Put measured values beside the published ones.
 
     Args:
-        table: from :func:`load_table`.
+        table: from ``load_table``.
         reports: data set (as the columns call it) -> the evaluations on it, one a method.
         expected: data set -> pictures that the whole set has; several numbers where copies differ.
 

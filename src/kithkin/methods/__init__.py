@@ -1,6 +1,6 @@
 """Restorers behind one interface, so that ours and its peers are measured by the same code.
 
-A method is opened by a spec, see :func:`open_method`, and called through :func:`run_method`, which checks its output.
+A method is opened by a spec, see ``open_method``, and called through ``run_method``, which checks its output.
 """
 
 import hashlib
@@ -65,7 +65,7 @@ def open_method(
             then extended by reflection to multiples of 8, for networks that take no other sizes. A network of one
             fixed size restores overlapping tiles of that size.
         device: where networks run, ONNX excepted.
-        tile: ``"off"``, ``"auto"`` or a side in pixels, as in :func:`kithkin.restoration.restore`, for networks.
+        tile: ``"off"``, ``"auto"`` or a side in pixels, as in ``kithkin.restoration.restore``, for networks.
         note: called once with a sentence where a noise level must be estimated; None makes it a warning.
 
     Raises:
@@ -105,7 +105,7 @@ def run_method(
     """Restore a picture and check what comes out.
 
     Args:
-        method: from :func:`open_method`, or anything else that is a :class:`Method`.
+        method: from ``open_method``, or anything else that is a ``Method``.
         image: (H, W, 3) float32; values may leave [0, 1].
         sigma: the noise level on the 0-255 scale, where it is known.
         picture: its name, for the messages.
@@ -151,7 +151,7 @@ class ModelMethod:
     Attributes:
         model: the network.
         name: what tables print.
-        tile: as in :func:`kithkin.restoration.restore`.
+        tile: as in ``kithkin.restoration.restore``.
     """
 
     model: KiT

@@ -44,7 +44,7 @@ def align_realblur(output: ImageArray, target: ImageArray) -> Aligned:
     pixel and 0 beyond the border, is the mask.
 
     Args:
-        output, target: RGB images of one size, as :func:`kithkin.metrics.psnr` takes them. Published outputs were
+        output, target: RGB images of one size, as ``kithkin.metrics.psnr`` takes them. Published outputs were
             rounded to uint8.
 
     Raises:

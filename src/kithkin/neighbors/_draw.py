@@ -27,7 +27,7 @@ def draw_neighbors(
     patches of the chunk before, which it attends to as well, are framed in a lighter, dashed line.
 
     Args:
-        image: the picture that was given to :func:`find_neighbors`.
+        image: the picture that was given to ``find_neighbors``.
         neighbors: what that returned.
         rounds: ``"together"`` draws all hash rounds into one panel, ``"separate"`` makes a panel of each; None takes
             the first, or the second with ``buckets``.

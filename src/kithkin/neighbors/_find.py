@@ -60,7 +60,7 @@ class Query:
 
 @dataclass(frozen=True, eq=False)
 class Neighbors:
-    """What :func:`find_neighbors` found.
+    """What ``find_neighbors`` found.
 
     Attributes:
         size: (width, height) of the picture in pixels.
@@ -131,7 +131,7 @@ def find_neighbors(
 
     Args:
         model: the network, on the device where it shall run.
-        image: a path, or one picture of a type that :func:`kithkin.restore` takes. What the network was made for: a
+        image: a path, or one picture of a type that ``kithkin.restore`` takes. What the network was made for: a
             noisy picture for one that removes noise.
         points: (x, y) in pixels from the upper left corner, from 0.
         stage: ``"encoder0"``, ``"encoder1"``, … or ``"decoder0"``, …; the same number means the same map size, so

@@ -116,7 +116,7 @@ class _Problem:
         return split.transpose(1, 2).reshape(chunks * self.heads, size * self.pixels, self.width)
 
     def put(self, blocks: Tensor) -> Tensor:
-        """The inverse of the reshaping in :meth:`take`: (patches, P·C)."""
+        """The inverse of the reshaping in ``take``: (patches, P·C)."""
         if self.heads > 1:
             blocks = blocks.unflatten(0, (-1, self.heads)).transpose(1, 2)
         return blocks.reshape(-1, self.pixels * self.heads * self.width)

@@ -39,11 +39,11 @@ def knn_local_attention(
 
     Args:
         query, key, value: (B, N, P, C), one floating dtype, one device.
-        groups: who meets whom, from :func:`group_patches` or :func:`exact_groups`.
+        groups: who meets whom, from ``group_patches`` or ``exact_groups``.
         weighting: ``"softmax"`` (stable, default) or ``"paper"`` (Eq. 10 as printed), normalised jointly over the
             candidates of all rounds; a candidate found in several rounds counts as often as it was found.
         n_heads: channels are split into this many heads, each with its own attention and pair weights.
-        backend: a name from :func:`available_backends`; None takes the first that can serve.
+        backend: a name from ``available_backends``; None takes the first that can serve.
 
     Returns:
         (B, N, P, C), dtype and device of ``value``, patches in their original order. Differentiable

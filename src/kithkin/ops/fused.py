@@ -24,7 +24,7 @@ def register(backend: Backend) -> Backend:
 def attention(
     query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, weighting: str, n_heads: int, backend: str
 ) -> Tensor:
-    """k-NN local attention by a registered backend; arguments as in :func:`kithkin.ops.knn_local_attention`."""
+    """k-NN local attention by a registered backend; arguments as in ``kithkin.ops.knn_local_attention``."""
     paper = weighting == "paper"
     out: Tensor = _forward(
         query, key, value, groups.order, groups.neighbors, groups.k, groups.look_back, paper, n_heads, backend

@@ -51,14 +51,14 @@ def _power_of_2(n: int) -> int:
 def forward(
     query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, paper: bool, n_heads: int
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`kithkin.ops.triton.forward`."""
+    """As ``kithkin.ops.triton.forward``."""
     from kithkin.ops import triton
 
     return triton.forward(query, key, value, groups, paper, n_heads)
 
 
 def backward(*args: object) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`kithkin.ops.triton.backward`."""
+    """As ``kithkin.ops.triton.backward``."""
     from kithkin.ops import triton
 
     return triton.backward(*args)  # type: ignore[arg-type]

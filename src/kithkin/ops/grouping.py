@@ -1,6 +1,6 @@
 """Which patches meet: hashing, sorting and chunks (Eqs. 5-7). Integers only, no gradient.
 
-The result, :class:`PatchGroups`, is the one value that every backend, the export and the
+The result, ``PatchGroups``, is the one value that every backend, the export and the
 visualiser read.
 """
 
@@ -190,7 +190,7 @@ def group_patches(
         patches: (B, N, P, C) floats: what is hashed (the paper's x, before any projection).
         k: patches in a chunk.
         n_hashes: hash rounds h.
-        n_buckets: m, even and ≥ 2; None takes :func:`default_n_buckets`.
+        n_buckets: m, even and ≥ 2; None takes ``default_n_buckets``.
         rotations: (h, F, ≥ m/2); the first m/2 columns are used. None draws them from ``generator``.
         generator: private source of randomness; None takes one with a fixed seed.
         features: ``"patch"`` hashes the flattened patch (F = P·C), ``"pooled"`` its mean pixel (F = C), ``"centered"``
@@ -235,7 +235,7 @@ def hash_patches(
     generator: torch.Generator | None = None,
     features: str = "patch",
 ) -> Tensor:
-    """The buckets that :func:`group_patches` sorts by; the arguments are the same.
+    """The buckets that ``group_patches`` sorts by; the arguments are the same.
 
     Returns:
         (B, h, N) int64 in [0, m).

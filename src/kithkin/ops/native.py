@@ -136,7 +136,7 @@ def _call(name: str, arguments: ctypes.Structure) -> None:
 
 
 def runs_depthwise(dtype: torch.dtype, channels: int) -> bool:
-    """Whether :func:`depthwise` takes maps of this dtype and width, where the kernels are there at all."""
+    """Whether ``depthwise`` takes maps of this dtype and width, where the kernels are there at all."""
     return dtype == torch.float32 and channels >= MOST_LANES
 
 

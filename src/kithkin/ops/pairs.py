@@ -16,7 +16,7 @@ def best_neighbors(query: Tensor, key: Tensor, groups: PatchGroups, n_pairs: int
 
     Args:
         query, key: (B, N, P, C) floats.
-        groups: chunks, from :func:`kithkin.ops.group_patches`.
+        groups: chunks, from ``kithkin.ops.group_patches``.
         n_pairs: neighbours that each patch keeps, at least 1.
 
     Returns:

@@ -32,7 +32,7 @@ def partition(image: Tensor, patch_size: int) -> Tensor:
 
 
 def unpartition(patches: Tensor, patch_size: int, size: tuple[int, int]) -> Tensor:
-    """Lay patches back into a feature map: the inverse of :func:`partition`.
+    """Lay patches back into a feature map: the inverse of ``partition``.
 
     Args:
         patches: (B, N, P, C).

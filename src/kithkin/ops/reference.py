@@ -71,7 +71,7 @@ def candidates_of_each_patch(groups: PatchGroups) -> Tensor:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, weighting: str, n_heads: int) -> Tensor:
-    """k-NN local attention of all patches at once; arguments as in :func:`kithkin.ops.knn_local_attention`."""
+    """k-NN local attention of all patches at once; arguments as in ``kithkin.ops.knn_local_attention``."""
     batch, count, pixels, channels = query.shape
     split = [x.unflatten(-1, (n_heads, channels // n_heads)).movedim(-2, 1) for x in (query, key, value)]
     q, k, v = (x.reshape(batch * n_heads, count, pixels, channels // n_heads) for x in split)

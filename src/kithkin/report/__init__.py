@@ -64,7 +64,7 @@ class ReportBuilder:
         need another folder.
 
         Args:
-            row: has ``"method"`` and ``"dataset"`` as the evaluation that :meth:`write` gets, and ``"image"`` and
+            row: has ``"method"`` and ``"dataset"`` as the evaluation that ``write`` gets, and ``"image"`` and
                 ``"condition"`` as its row; further keys don't matter.
             degraded, restored, target: (H, W, 3) floats, clamped here, or uint8; target None where there is none.
 
@@ -175,7 +175,7 @@ def noise_curves(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
 
 
 def training_curves(log: Path) -> list[dict[str, Any]]:
-    """Loss and validation PSNR over the steps, from the ``log.jsonl`` of a run, for :meth:`ReportBuilder.write`.
+    """Loss and validation PSNR over the steps, from the ``log.jsonl`` of a run, for ``ReportBuilder.write``.
 
     Raises:
         InputError: the file is missing or no such log.

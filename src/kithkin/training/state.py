@@ -103,7 +103,7 @@ class TrainState:
         return final
 
     def load(self, folder: Path) -> None:
-        """Take over a checkpoint that :meth:`save` wrote, bit for bit."""
+        """Take over a checkpoint that ``save`` wrote, bit for bit."""
         run = read_run(folder)
         self.step, self.seconds = run["step"], run["seconds"]
         self.losses = [torch.tensor(loss) for loss in run["losses"]]

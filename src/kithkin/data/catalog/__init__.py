@@ -47,7 +47,7 @@ class Card(_Entry):
     """What is known about a data set.
 
     Attributes:
-        name: what ``kithkin data`` and :func:`kithkin.data.open_samples` take.
+        name: what ``kithkin data`` and ``kithkin.data.open_samples`` take.
         title: in full.
         task: denoise, deblur or derain; None where it is not of one task.
         kind: ``"photos"`` are clean pictures; ``"pairs"`` input and target; ``"blocks"`` pairs within two arrays;

@@ -1,6 +1,6 @@
 """Degradations, on batches of tensors and with a generator of their own.
 
-A degradation that a recipe can name is an entry of :data:`DEGRADATIONS` and a section in :mod:`kithkin.config`.
+A degradation that a recipe can name is an entry of ``DEGRADATIONS`` and a section in ``kithkin.config``.
 """
 
 from collections.abc import Callable
@@ -91,7 +91,7 @@ def degrade_photos(clean: Tensor, generator: torch.Generator, settings: Any) -> 
 
 
 def margin(settings: Any) -> int:
-    """How many pixels of each border :func:`degrade_photos` uses up; 0 where there is no degradation."""
+    """How many pixels of each border ``degrade_photos`` uses up; 0 where there is no degradation."""
     return 0 if settings is None else DEGRADATIONS[settings.kind].margin(settings)
 
 

@@ -146,7 +146,7 @@ class Blur(NamedTuple):
         varying, foreground: (B,) bool.
         disc: (B,) radius out of focus, 0 in focus.
         curve: (B,) 0 for sRGB, 1 for gamma 2.2, 2 for none.
-        highlights, shot, read: (B,), as in :class:`BlurSettings`.
+        highlights, shot, read: (B,), as in ``BlurSettings``.
     """
 
     path: Tensor
@@ -244,12 +244,12 @@ def _blended(waves: Tensor, kernels: Tensor, width: int, margin: int) -> Tensor:
 
 
 def _waves_of(kernels: Tensor, size: tuple[int, int]) -> Tensor:
-    """:func:`torch.fft.rfft2` of kernels at the top left of a field of this size; their empty rows are left out."""
+    """``torch.fft.rfft2`` of kernels at the top left of a field of this size; their empty rows are left out."""
     return torch.fft.fft(torch.fft.rfft(kernels, n=size[1]), n=size[0], dim=-2)
 
 
 def _down(waves: Tensor, margin: int) -> Tensor:
-    """Take the first axis of :func:`torch.fft.rfft2` back to space. The middle of a kernel lies one margin from its
+    """Take the first axis of ``torch.fft.rfft2`` back to space. The middle of a kernel lies one margin from its
     corner, so a blurred picture comes out that much farther down: after two margins, and up to the border."""
     return torch.fft.ifft(waves, dim=-2)[..., 2 * margin :, :]
 
@@ -306,7 +306,7 @@ def to_light(stored: Tensor, curve: Tensor) -> Tensor:
 
 
 def from_light(light: Tensor, curve: Tensor) -> Tensor:
-    """The inverse of :func:`to_light`."""
+    """The inverse of ``to_light``."""
     srgb = torch.where(light <= 0.0031308, light * 12.92, 1.055 * light.clamp(min=1e-9) ** (1 / 2.4) - 0.055)
     return _of_curve(curve, srgb, light ** (1 / 2.2), light)
 

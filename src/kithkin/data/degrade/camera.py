@@ -88,10 +88,10 @@ def unprocess(image: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
 
 
 def process(raw: Tensor, factors: Tensor, cameras: Cameras) -> Tensor:
-    """Develop what :func:`unprocess` made of a picture: gains, colour matrix, gamma, tone curve.
+    """Develop what ``unprocess`` made of a picture: gains, colour matrix, gamma, tone curve.
 
     Args:
-        raw, factors: (B, 3, H, W) as :func:`unprocess` returns them.
+        raw, factors: (B, 3, H, W) as ``unprocess`` returns them.
         cameras: the same ones.
 
     Returns:
@@ -170,7 +170,7 @@ def raw_noise(
 
     Args:
         clean: (B, 3, H, W) in [0, 1].
-        shot, read: (B,) as :func:`draw_noise_levels` returns them.
+        shot, read: (B,) as ``draw_noise_levels`` returns them.
         generator: on the device of ``clean``.
         cameras: B of them; None draws some.
 

@@ -16,7 +16,7 @@ def between(low: Tensor | float, high: Tensor | float, draw: Tensor) -> Tensor:
 
 
 def log_between(low: Tensor, high: Tensor, draw: Tensor) -> Tensor:
-    """Like :func:`between`, uniform in the logarithm where the range does not begin at 0."""
+    """Like ``between``, uniform in the logarithm where the range does not begin at 0."""
     return torch.where(low > 0, low * (high / low.clamp(min=1e-9)) ** draw, between(low, high, draw))
 
 

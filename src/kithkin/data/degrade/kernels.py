@@ -71,7 +71,7 @@ def linear_paths(length: Tensor, turn: Tensor) -> Tensor:
         turn: (N,) direction in turns.
 
     Returns:
-        (N, STEPS, 2), as :func:`shake_paths`.
+        (N, STEPS, 2), as ``shake_paths``.
     """
     times = torch.linspace(0, 1, STEPS, device=length.device)
     direction = torch.stack([torch.sin(2 * math.pi * turn), torch.cos(2 * math.pi * turn)], dim=-1)

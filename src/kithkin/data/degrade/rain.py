@@ -184,9 +184,9 @@ class Rain(NamedTuple):
 
     Attributes:
         density, length, width, angle, threshold, strength, darkening: (B, L), of each layer, units as in
-            :class:`RainLook`; the angle from the vertical, positive where the streaks fall to the left. A layer that
+            ``RainLook``; the angle from the vertical, positive where the streaks fall to the left. A layer that
             a picture has not has density 0.
-        variation, veil, light, drops, radius: (B,), as in :class:`RainLook`.
+        variation, veil, light, drops, radius: (B,), as in ``RainLook``.
         gray: (B,) gray value of streaks and drops.
         screened: (B,) 1 for screen and alpha blending, 0 where light is added.
     """
