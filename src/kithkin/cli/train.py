@@ -39,8 +39,10 @@ def train(
         laid_over["validation.folder"] = validation
     config = load_config(recipe, laid_over)
     from kithkin.cli._progress import TrainingProgress
+    from kithkin.training.distributed import launched_rank
 
-    with TrainingProgress(as_json=as_json) as progress:
+    speaks = launched_rank() == 0
+    with TrainingProgress(as_json=as_json, quiet=not speaks) as progress:
         weights = run(
             config,
             out,
@@ -50,7 +52,8 @@ def train(
             device=choose_device(device),
             report=progress.report,
         )
-    typer.echo(f"{weights}" if weights else f"stopped before the end; go on with --resume --out {out}", err=as_json)
+    if speaks:
+        typer.echo(f"{weights}" if weights else f"stopped before the end; go on with --resume --out {out}", err=as_json)
 
 
 def parse_change(change: str) -> tuple[str, Any]:
