@@ -57,7 +57,9 @@ def together(world_size, values, out, **options):
     port, ends, processes = free_port(), [], []
     for rank in range(world_size):
         ours, theirs = context.Pipe(duplex=False)
-        launched = dict(zip(("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"), (rank, rank, world_size, port), strict=True))
+        launched = dict(
+            zip(("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"), (rank, rank, world_size, port), strict=True)
+        )
         arguments = (theirs, launched, all_values[rank], outs[rank], options)
         processes.append(context.Process(target=_train_one, args=arguments))
         processes[-1].start()

@@ -20,7 +20,7 @@ LAYERS = (
     "training : evaluation",
     "methods",
     "restoration : restore_files : neighbors : (export)",
-    "checkpoint : zoo : config : data",
+    "checkpoint : zoo : config : data : growth",
     "model",
     "layers",
     "ops : losses : metrics : images",

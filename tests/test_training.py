@@ -350,8 +350,10 @@ def test_a_new_run_may_start_from_other_weights(tmp_path, photos):
     third = train(run_config(photos, regrouped), tmp_path / "third", init=first)
     assert read_model(third).config.hash_features == "centered"
     assert all(map(torch.equal, read_model(first).parameters(), read_model(third).parameters()))
-    with pytest.raises(InputError, match="of another network: width = "):
-        train(run_config(photos, {"model.width": 24}), tmp_path / "fourth", init=first)
+    wider = train(run_config(photos, {**still, "model.width": 12}), tmp_path / "fourth", init=first)
+    assert torch.equal(read_model(wider).stem.conv1.weight[:8], read_model(first).stem.conv1.weight)
+    with pytest.raises(InputError, match="of another network: width = 12, more than 8"):
+        train(run_config(photos), tmp_path / "fifth", init=wider)
 
 
 def test_a_run_can_not_end_before_where_it_is(tmp_path, photos):

@@ -16,7 +16,11 @@ def train(
     changes: list[str] = typer.Option(
         [], "--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as `schedule.steps=1000`."
     ),
-    init: str = typer.Option(None, "--init", help="Start from these weights: a model's name, or a checkpoint."),
+    init: str = typer.Option(
+        None,
+        "--init",
+        help="Start from weights of this or a smaller network: a model, or a checkpoint.",
+    ),
     resume: bool = typer.Option(False, "--resume", help="Go on from the last checkpoint in --out."),
     minutes: float = typer.Option(None, "--minutes", min=0, help="Stop with a checkpoint after this long."),
     device: str = typer.Option(None, "--device", help="Such as cpu or cuda; the GPU is taken where there is one."),

@@ -56,7 +56,8 @@ def train(
         config: the complete run, with its folders.
         out: the run's folder: ``step-…`` checkpoints, ``log.jsonl``, ``curves.png`` and at the end
             ``<name>.safetensors`` in float16.
-        init: a checkpoint or a shipped model whose weights a new run starts from; they must be of the same network.
+        init: a checkpoint or a shipped model whose weights a new run starts from, of the same network or one that
+            grows into it (:func:`kithkin.growth.grow`).
         resume: go on from the last checkpoint in ``out`` where there is one.
         minutes: stop after this long, with a checkpoint.
         device: of the network; ``"cuda"`` is the GPU of this process.

@@ -26,13 +26,15 @@ from torch.distributed.checkpoint.state_dict import (
 from kithkin.checkpoint import model_header, read_tensors, write_tensors
 from kithkin.config import RunConfig
 from kithkin.errors import CheckpointError, InputError
+from kithkin.growth import grow
 from kithkin.model import KiT
 from kithkin.training.distributed import Ranks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
-# Which patches meet, and how many: no parameter depends on these, so weights carry over.
+# Which patches meet, and how many: no parameter depends on these, so weights carry over. Sizes may grow.
 _GROUPING = ("k", "n_hashes", "n_buckets", "hash_input", "hash_features", "n_pairs", "rotation_seed")
+_SIZES = ("width", "ffn_ratio", "depth")
 
 
 @dataclass
@@ -76,14 +78,17 @@ class TrainState:
         return cls(model, average, optimizer, ranks)
 
     def start_from(self, model: KiT) -> None:
-        """Take over the weights of a network that differs in its grouping at most; raises InputError for another."""
+        """Take over the weights of a network that differs in its grouping at most, or is smaller
+        (:func:`kithkin.growth.grow`); raises InputError for another."""
         other, own = model.config.to_dict(), self.model.config.to_dict()
-        changed = [key for key in own if other[key] != own[key] and key not in _GROUPING]
+        changed = [key for key in own if other[key] != own[key] and key not in (*_GROUPING, *_SIZES)]
         if changed:
             differ = ", ".join(f"{key} = {other[key]}, not {own[key]}" for key in changed)
             raise InputError(f"train: the weights to start from are of another network: {differ}")
+        grown = self.ranks.whole(self.model)
+        grow(model, grown)
         for network in (self.model, self.average):
-            set_model_state_dict(network, model.state_dict(), options=StateDictOptions(full_state_dict=True))
+            set_model_state_dict(network, grown.state_dict(), options=StateDictOptions(full_state_dict=True))
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
