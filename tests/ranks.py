@@ -44,24 +44,26 @@ def values_of(photos, **changes):
     return values
 
 
-def together(world_size, values, out, **options):
-    """Train with this many processes of one machine, from here; the story of each, in order of rank.
+def together(world_size, values, out, *, launched=True, terminate=None):
+    """Train with this many processes of this machine; the story of each, in order of rank.
 
     A story says what :func:`kithkin.training.train` returned or raised, what was reported, every loss before it is
-    rounded for the log, and a digest of every crop. ``out`` may be a list, one folder a process.
+    rounded for the log, and a digest of every crop in order.
+
+    Args:
+        values: of the configuration; a list has one for each process.
+        out: the run's folder; a list has one for each process.
+        launched: whether the environment is that of torchrun.
+        terminate: {rank: after which step it gets a SIGTERM}.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ranks", "torch.distributed.fsdp"])
-    outs = out if isinstance(out, list) else [out] * world_size
-    all_values = values if isinstance(values, list) else [values] * world_size
     port, ends, processes = free_port(), [], []
     for rank in range(world_size):
         ours, theirs = context.Pipe(duplex=False)
-        launched = dict(
-            zip(("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"), (rank, rank, world_size, port), strict=True)
-        )
-        arguments = (theirs, launched, all_values[rank], outs[rank], options)
-        processes.append(context.Process(target=_train_one, args=arguments))
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port} if launched else {}
+        own = [x[rank] if isinstance(x, list) else x for x in (values, out)]
+        processes.append(context.Process(target=_train_one, args=(theirs, place, *own, terminate or {})))
         processes[-1].start()
         theirs.close()
         ends.append(ours)
@@ -73,22 +75,13 @@ def together(world_size, values, out, **options):
 
 
 def alone(values, out, **options):
-    """Train with a process of its own that torchrun had no part in; its story."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ranks", "torch.distributed.fsdp"])
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_train_one, args=(theirs, {}, values, out, options))
-    process.start()
-    theirs.close()
-    story = ours.recv() if ours.poll(90) else {"error": "silence"}
-    process.join(10)
-    return story
+    """Train with one process that torchrun had no part in; its story."""
+    return together(1, values, out, launched=False, **options)[0]
 
 
-def _train_one(end, launched, values, out, options):
+def _train_one(end, place, values, out, terminate):
     torch.set_num_threads(1)
-    os.environ.update({name: str(value) for name, value in launched.items()}, MASTER_ADDR="127.0.0.1")
-    rank, signals = launched.get("RANK", 0), options.get("signals", {})
+    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
     story = {"reports": [], "losses": [], "crops": []}
     loop.LOG_EVERY = 1
     loop.plot_curves = lambda log, target: None
@@ -106,7 +99,7 @@ def _train_one(end, launched, values, out, options):
 
     def signalled_step(self, state, parts):
         step(self, state, parts)
-        if signals.get(rank) == state.step:
+        if terminate.get(state.ranks.rank) == state.step:
             os.kill(os.getpid(), signal.SIGTERM)
 
     TrainState.mean_losses, loop.degrade_crops, loop._Run.step = recorded_losses, recorded_crops, signalled_step
