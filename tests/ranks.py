@@ -21,6 +21,7 @@ from kithkin.training import train
 from kithkin.training.state import TrainState, checkpoints
 
 SOURCE = Path(kithkin.__file__).parent.parent
+PATIENCE = 300  # seconds; a machine may be busy with other things
 
 
 def values_of(photos, **changes):
@@ -67,7 +68,7 @@ def together(world_size, values, out, *, launched=True, terminate=None):
         processes[-1].start()
         theirs.close()
         ends.append(ours)
-    stories = [end.recv() if end.poll(90) else {"error": "silence"} for end in ends]
+    stories = [end.recv() if end.poll(PATIENCE) else {"error": "silence"} for end in ends]
     for process in processes:
         process.join(10)
         process.kill()
@@ -146,7 +147,7 @@ class Torchrun:
             os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
-    def wait(self, seconds=120):
+    def wait(self, seconds=PATIENCE):
         return self.process.wait(seconds)
 
     def __enter__(self):
@@ -158,7 +159,7 @@ class Torchrun:
                 self.kill()
 
 
-def wait_for_step(out, step, seconds=90):
+def wait_for_step(out, step, seconds=PATIENCE):
     """The step of the newest checkpoint, once it is at least this one."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -87,18 +87,18 @@ def losses_of(run):
 def test_two_processes_are_one_that_adds_up_two_halves_of_the_batch_bit_for_bit(runs):
     """The mean of two gradients is the sum of two halves of them, without a rounding of its own."""
     assert_same_weights(runs["halves"][0], runs["two"][0])
-    assert log_of(runs["halves"][0]) == log_of(
-        runs["two"][0]
-    )  # with what validation found, though pictures were shared
+    log = log_of(runs["two"][0])
+    assert log == log_of(runs["halves"][0])  # with what validation found, though the processes shared the pictures
+    watched = [row["psnr"]["sigma25"] for row in log if "psnr" in row]
+    assert watched[1] > watched[0]
     assert np.array_equal(losses_of(runs["halves"]), losses_of(runs["two"]))
 
 
 @pytest.mark.parametrize(("one", "other"), [("whole", "two"), ("whole", "sharded"), ("two", "sharded")])
 def test_the_losses_of_fifty_steps_are_those_of_one_process_to_rounding(runs, one, other):
-    """A loss is the mean of 12,288 float32 numbers. Four units in the last place are less than the seven that PyTorch's
-    own sum of them may be off by with eight lanes and pairs, and nothing of it grows over 50 steps."""
+    """Four units in the last place: a loss is put together in a handful of float32 operations (two means over pixels,
+    the weight and the sum of Eq. 11, the mean over the parts), each of which rounds by up to half a unit."""
     a, b = losses_of(runs[one]), losses_of(runs[other])
-    assert a[-5:].mean() < 0.9 * a[:5].mean()
     assert np.max(np.abs(a - b) / a) < 4 * ULP
 
 
@@ -122,9 +122,10 @@ def test_no_crop_is_seen_twice_and_none_is_left_out(runs, photos, tmp_path):
         assert not set(first) & set(second)
         merged = [crop for step in range(50) for part in (first, second) for crop in part[2 * step : 2 * step + 2]]
         assert merged == whole
-    three = together(3, values_of(photos, schedule__batch_size=6, schedule__steps=4), tmp_path / "three")
-    seen = [crop for story in three for crop in story["crops"]]
-    assert sorted(seen) == sorted(whole[: 4 * 4] + seen[:0]) or len(set(seen)) == len(seen) == 6 * 4
+    larger = values_of(photos, schedule__batch_size=6, schedule__steps=4)
+    three, one = together(3, larger, tmp_path / "three"), alone(larger, tmp_path / "one")
+    assert sorted(crop for story in three for crop in story["crops"]) == sorted(one["crops"])
+    assert len(set(one["crops"])) == 6 * 4
 
 
 def test_only_the_first_process_writes_and_reports(runs):
@@ -227,7 +228,7 @@ def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_ha
 
 
 def test_a_killed_job_and_a_terminated_one_go_on(recipe, photos, runs, tmp_path):
-    """First the power fails. Then a scheduler wants the machine back and signals everyone, torchrun and its processes."""
+    """First the power fails. Then a scheduler wants the machine back and signals torchrun and its processes alike."""
     out = tmp_path / "out"
     options = ("--standalone", "--nproc-per-node", "2")
     with Torchrun(recipe, out, *options) as job:
