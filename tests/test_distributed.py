@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import torch
 from PIL import Image
 
 from kithkin.checkpoint import read_tensors
+from kithkin.errors import InputError
+from kithkin.training.distributed import _fresh_start
 from kithkin.training.state import checkpoints
 
 from ranks import Torchrun, alone, free_port, together, toml_of, values_of, wait_for_step
@@ -163,6 +166,18 @@ def test_what_the_first_process_can_not_do_ends_all(photos, tmp_path):
     assert all("can't be the folder of a run" in story["error"] for story in stories)
 
 
+def test_nodes_that_could_not_meet_again_are_refused(monkeypatch):
+    """torchrun keeps the addresses of dead processes in a store that all its starts share, unless it is told not to."""
+    elastic = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "3", "GROUP_WORLD_SIZE": "2"}
+    for name, value in elastic.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        _fresh_start()
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert _fresh_start() == "2"
+
+
 # It goes on
 
 
@@ -250,79 +265,80 @@ def test_a_killed_job_and_a_terminated_one_go_on(recipe, photos, runs, tmp_path)
 # Two nodes
 
 
-def in_root(*command):
-    return subprocess.run(command, capture_output=True, text=True)
+class Node(NamedTuple):
+    """A machine as far as the network can tell.
+
+    Attributes:
+        address, interface: of its end of the wire.
+        inside: the command that runs another on it.
+    """
+
+    address: str
+    interface: str
+    inside: tuple[str, ...]
+
+    def call(self, *command):
+        return subprocess.run((*self.inside, *command), capture_output=True, text=True)
 
 
 @pytest.fixture
 def nodes():
-    """Two network namespaces with a wire between them: (address, interface, command that runs inside) of each."""
+    """Two network namespaces with a wire between them; where they are not allowed, two addresses of this machine."""
     names = [f"kithkin-{os.getpid()}-{i}" for i in (1, 2)]
-    wires = [f"kk{os.getpid() % 10**7}{end}" for end in "ab"]
-    if shutil.which("ip") is None:
-        pytest.skip("the command ip (iproute2) is missing")
+    ends = [f"kk{os.getpid() % 10**7}{end}" for end in "ab"]
+    link = ["name", ends[0], "netns", names[0], "type", "veth", "peer", "name", ends[1], "netns", names[1]]
+    here = Node("127.0.0.1", "lo", ())
     try:
-        for name in names:
-            if (made := in_root("ip", "netns", "add", name)).returncode:
-                pytest.skip(f"network namespaces are not allowed here: {made.stderr.strip()}")
-        made = in_root(
-            "ip",
-            "link",
-            "add",
-            wires[0],
-            "netns",
-            names[0],
-            "type",
-            "veth",
-            "peer",
-            "name",
-            wires[1],
-            "netns",
-            names[1],
-        )
-        if made.returncode:
-            pytest.skip(f"wires between network namespaces are not allowed here: {made.stderr.strip()}")
-        for i, (name, wire) in enumerate(zip(names, wires, strict=True), start=1):
-            in_root("ip", "-n", name, "addr", "add", f"10.77.0.{i}/24", "dev", wire)
-            in_root("ip", "-n", name, "link", "set", wire, "up")
-            in_root("ip", "-n", name, "link", "set", "lo", "up")
-        yield [(f"10.77.0.{i + 1}", wires[i], ("ip", "netns", "exec", names[i])) for i in range(2)]
+        made = shutil.which("ip") and not any(here.call("ip", "netns", "add", name).returncode for name in names)
+        if not made or here.call("ip", "link", "add", *link).returncode:
+            yield [here, Node("127.0.0.2", "lo", ())]
+            return
+        for i, (name, end) in enumerate(zip(names, ends, strict=True), start=1):
+            here.call("ip", "-n", name, "addr", "add", f"10.77.0.{i}/24", "dev", end)
+            for interface in (end, "lo"):
+                here.call("ip", "-n", name, "link", "set", interface, "up")
+        yield [Node(f"10.77.0.{i + 1}", ends[i], ("ip", "netns", "exec", names[i])) for i in range(2)]
     finally:
-        for name in names:
-            in_root("ip", "netns", "del", name)
+        if shutil.which("ip"):
+            for name in names:
+                here.call("ip", "netns", "del", name)
+
+
+def start(recipe, out, nodes, number, port):
+    """torchrun with one process on this node, its rendezvous on the first."""
+    own = nodes[number]
+    rendezvous = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{nodes[0].address}:{port}", "--rdzv-id", "toy")
+    address = ("--rdzv-conf", f"is_host={1 - number}", "--local-addr", own.address)
+    count = ("--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3")
+    environment = {"GLOO_SOCKET_IFNAME": own.interface, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return Torchrun(recipe, out, *count, *rendezvous, *address, before=own.inside, environment=environment)
+
+
+def cut_for_two_seconds(node, out):
+    """Take one end of the wire down and up again: meanwhile the run stands still."""
+    node.call("ip", "link", "set", node.interface, "down")
+    time.sleep(0.5)
+    stuck_at = wait_for_step(out, 1)
+    time.sleep(1.5)
+    assert wait_for_step(out, 1) == stuck_at
+    node.call("ip", "link", "set", node.interface, "up")
+    return stuck_at
 
 
 def test_two_nodes_train_over_the_wire_which_is_cut_and_one_of_them_fails(recipe, runs, nodes, tmp_path):
-    """The wire is down for two seconds: TCP sends again. Then a node loses power, and its scheduler starts it again."""
-    out, port = tmp_path / "out", free_port()
-
-    def start(node):
-        address, wire, inside = nodes[node]
-        rendezvous = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{nodes[0][0]}:{port}", "--rdzv-id", "toy")
-        here = ("--rdzv-conf", f"is_host={1 - node}", "--local-addr", address)
-        count = ("--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3")
-        environment = {"GLOO_SOCKET_IFNAME": wire, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-        return Torchrun(recipe, out, *count, *rendezvous, *here, before=inside, environment=environment)
-
-    def sent(node):
-        inside, wire = nodes[node][2], nodes[node][1]
-        return int(in_root(*inside, "cat", f"/sys/class/net/{wire}/statistics/tx_bytes").stdout or 0)
-
-    with start(0) as first, start(1) as second:
+    """After the cut TCP sends again. Then a node loses power, and its scheduler starts it again."""
+    out, port, real = tmp_path / "out", free_port(), bool(nodes[0].inside)
+    with start(recipe, out, nodes, 0, port) as first, start(recipe, out, nodes, 1, port) as second:
         wait_for_step(out, 4)
-        wire = (*nodes[0][2], "ip", "link", "set", nodes[0][1])
-        in_root(*wire, "down")
-        time.sleep(0.5)
-        stuck_at = wait_for_step(out, 1)
-        time.sleep(1.5)
-        assert wait_for_step(out, 1) <= stuck_at + 1 < 50
-        in_root(*wire, "up")
+        stuck_at = cut_for_two_seconds(nodes[0], out) if real else 4
         at = wait_for_step(out, stuck_at + 4)
         second.kill()
         assert at < 50
-        with start(1) as again:
+        with start(recipe, out, nodes, 1, port) as again:
             assert first.wait() == 0, first.log.read_text()
             assert again.wait() == 0, again.log.read_text()
-    gradients = sum(x.numel() for x in tensors_of(out, ["model"]).values()) * 4
-    assert sent(0) > 50 * gradients / 2  # the gradients of the steps went over the wire
+    if real:
+        sent = int(nodes[0].call("cat", f"/sys/class/net/{nodes[0].interface}/statistics/tx_bytes").stdout)
+        gradient = 4 * sum(x.numel() for x in tensors_of(out, ["model"]).values())
+        assert sent > 50 * gradient  # a ring of two sends the gradients once a step
     assert_same_weights(out, runs["two"][0])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from kithkin.config import DistributedConfig
@@ -138,14 +139,17 @@ def joined(device: str, config: DistributedConfig) -> Iterator[Ranks]:
         device: ``"cuda"`` becomes the GPU of this process.
 
     Raises:
-        InputError: the device does not serve several processes.
+        InputError: the device does not serve several processes, or torchrun could not start them again.
     """
     if not _launched():
         yield Ranks(device)
         return
     device = _own_device(device)
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=timedelta(seconds=config.timeout))
+    timeout = timedelta(seconds=config.timeout)
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    store = dist.PrefixStore(f"start-{_fresh_start()}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:
         yield Ranks(device, dist.get_rank(), dist.get_world_size(), config.kind)
     except KithkinError:
@@ -157,6 +161,23 @@ def joined(device: str, config: DistributedConfig) -> Iterator[Ranks]:
 
 def _launched() -> bool:
     return all(name in os.environ for name in _LAUNCHED)
+
+
+def _fresh_start() -> str:
+    """What tells this start of the processes from those before.
+
+    torchrun keeps one store for all starts. Without a name of its own, a process that was started again finds the
+    addresses of dead ones there and waits for them; and on several nodes a torchrun that joins later is told none.
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    nodes, restarts = (int(os.environ.get(name, 0)) for name in ("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS"))
+    if shared and nodes > 1 and restarts > 0:
+        raise InputError(
+            "train: on several nodes a job can only be started again where torchrun makes a new store each time; "
+            "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun, on every node"
+        )
+    # Counted by each torchrun for itself, so it means nothing where several share no store.
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if shared else "0"
 
 
 def _own_device(device: str) -> str:
