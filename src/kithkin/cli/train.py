@@ -31,6 +31,10 @@ def train(
     Ctrl-C stops after the step, with a checkpoint; the same command with --resume goes on as if nothing had happened.
 
         kithkin train denoise-tiny --data photos --validation held-out --out runs/denoise
+
+    With several GPUs or machines, the same under torchrun (docs/train-distributed.md):
+
+        torchrun --standalone --nproc-per-node 8 -m kithkin train gopro --data GoPro --out runs/gopro --resume
     """
     from kithkin.cli._device import choose_device
     from kithkin.config import load_config
