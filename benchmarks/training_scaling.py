@@ -1,5 +1,5 @@
-"""Training with several processes: what the distributed path costs one, what a second one brings here, and what 8 and 64
-GPUs should bring by the formula in docs/scaling.md.
+"""Training with several processes: what the distributed path costs one, what a second one brings here, and what 8 and
+64 GPUs should bring by the formula in docs/scaling.md.
 
     python benchmarks/training_scaling.py
 """
