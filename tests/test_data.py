@@ -20,6 +20,7 @@ from kithkin.data import (
     gaussian_noise,
     open_folders,
     sample_batch,
+    share_of_rank,
 )
 from kithkin.errors import InputError, KithkinError
 
@@ -98,7 +99,7 @@ def test_the_order_of_the_steps_and_a_warm_cache_do_not_matter(tmp_path):
     for a, b in zip(forward, reversed(backward), strict=True):
         assert np.array_equal(a.sides[0], b.sides[0])
         assert np.array_equal(a.sigmas, b.sigmas)
-        assert a.noise_seed == b.noise_seed
+        assert np.array_equal(a.noise_seeds, b.noise_seeds)
 
 
 def test_the_global_random_states_are_left_alone(tmp_path):
@@ -247,27 +248,45 @@ def of_camera(folder, **changes):
 
 def by_hand(config, pictures, batch_size, seed, step):
     """(clean, noisy) of plain Gaussian noise, written out anew from what a batch is said to be."""
-    rng = np.random.default_rng([seed, step])
-    clean = []
-    for place in range(step * batch_size, (step + 1) * batch_size):
-        order = np.random.default_rng([seed, 1, place // len(pictures)]).permutation(len(pictures))
-        picture = pictures[order[place % len(pictures)]]
+    both = []
+    for place in range(batch_size):
+        epoch, turn = divmod(step * batch_size + place, len(pictures))
+        picture = pictures[np.random.default_rng([seed, 1, epoch]).permutation(len(pictures))[turn]]
+        rng = np.random.default_rng([seed, 2, step, place])
         top, left = (rng.integers(side - config.crop + 1) for side in picture.shape[:2])
         crop = np.rot90(picture[top : top + config.crop, left : left + config.crop], rng.integers(4))
-        clean.append(crop[:, ::-1] if rng.integers(2) else crop)
-    clean = torch.from_numpy(np.stack(clean)).permute(0, 3, 1, 2).float() / 255
-    sigma = torch.from_numpy(rng.uniform(*config.sigma, batch_size).astype(np.float32)) / 255
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**62))))
-    return clean, clean + noise * sigma[:, None, None, None]
+        crop = crop[:, ::-1] if rng.integers(2) else crop
+        clean = torch.from_numpy(crop.copy()).permute(2, 0, 1).float() / 255
+        sigma = torch.tensor(rng.uniform(*config.sigma), dtype=torch.float32) / 255
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**62))))
+        both.append((clean, clean + noise * sigma))
+    return [torch.stack(side) for side in zip(*both, strict=True)]
 
 
 @pytest.mark.parametrize(("seed", "step"), [(0, 0), (3, 7)])
-def test_the_batch_of_a_recipe_without_another_degradation_is_what_it_always_was(tmp_path, seed, step):
+def test_a_batch_is_what_the_seed_the_step_and_the_places_say(tmp_path, seed, step):
     config = of_photos(photos(tmp_path))
     batch = sample_batch(open_folders(config), config, batch_size=4, seed=seed, step=step)
     clean, noisy = by_hand(config, [chart(i) for i in range(5)], 4, seed, step)
     assert torch.equal(batch.target, clean)
     assert torch.equal(batch.degraded, noisy)
+
+
+@pytest.mark.parametrize("kind", ["correlated", "camera", "rain", "blur"])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+def test_the_shares_of_the_processes_make_up_the_batch_bit_for_bit(tmp_path, kind, world_size):
+    """What one process sees, several see together: each crop once, with the same cut, noise and degradation."""
+    settings = {"kind": kind, "margin": 8, "length": 12} if kind == "blur" else {"kind": kind}
+    config = of_photos(photos(tmp_path), degradation=settings, degraded_share=0.6)
+    dataset = open_folders(config)
+    for step in range(2):
+        whole = sample_batch(dataset, config, batch_size=6, seed=5, step=step)
+        shares = [share_of_rank(6, rank, world_size) for rank in range(world_size)]
+        assert sorted(place for share in shares for place in share) == list(range(6))
+        drawn = [draw_crops(dataset, config, batch_size=6, seed=5, step=step, share=share) for share in shares]
+        batches = [degrade_crops(part, config) for crops in drawn for part in crops.parts(6 // world_size)]
+        for side in ("degraded", "target"):
+            assert torch.equal(torch.cat([getattr(batch, side) for batch in batches]), getattr(whole, side))
 
 
 @pytest.mark.parametrize("changes", [{}, {"sigma": (0, 25), "degraded_share": 0.5}], ids=["alone", "mixed"])

@@ -22,6 +22,7 @@ from kithkin.layers import KNNLocalAttention
 from kithkin.metrics import psnr
 from kithkin.model import KiT
 from kithkin.training import train
+from kithkin.training.distributed import Ranks
 from kithkin.training.plot import plot_curves
 from kithkin.training.schedule import learning_rate
 from kithkin.training.state import TrainState, checkpoints
@@ -142,7 +143,7 @@ def test_a_tiny_network_learns_to_denoise(tmp_path, monkeypatch):
         "schedule.lr": 1e-2,
     }
     config = run_config(folder, changes)
-    identity = validate(KiT(config.network), open_folders(config.data), config, "cpu")["sigma50"]
+    identity = validate(KiT(config.network), open_folders(config.data), config, Ranks())["sigma50"]
     assert 14 < identity < 16.5
     final = train(config, tmp_path / "out")
     rows = log_of(tmp_path / "out")
@@ -150,7 +151,7 @@ def test_a_tiny_network_learns_to_denoise(tmp_path, monkeypatch):
     assert losses[-1] < 0.65 * losses[0]
     watched = [row["psnr"]["sigma50"] for row in rows if "psnr" in row]
     assert watched[-1] > identity + 4.0
-    trained = validate(read_model(final), open_folders(config.data), config, "cpu")["sigma50"]
+    trained = validate(read_model(final), open_folders(config.data), config, Ranks())["sigma50"]
     assert trained == pytest.approx(watched[-1], abs=0.05)  # the file of float16 is as good
 
 
@@ -323,15 +324,15 @@ def test_a_run_in_a_thread_leaves_signals_alone(tmp_path, photos):
     assert found == [tmp_path / "out" / "toy.safetensors"]
 
 
-def test_old_checkpoints_are_removed(tmp_path, photos, monkeypatch):
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
+def test_old_checkpoints_are_removed(tmp_path, photos):
     seen = []
 
     def look(row):
         if "steps" in row:
             seen.append([p.name for p in checkpoints(tmp_path / "out")])
 
-    train(run_config(photos, {"schedule.steps": 3}), tmp_path / "out", report=look)
+    changes = {"schedule.steps": 3, "schedule.checkpoint_seconds": 0}
+    train(run_config(photos, changes), tmp_path / "out", report=look)
     assert seen == [[], ["step-00000001"], ["step-00000002"]]
     assert [p.name for p in checkpoints(tmp_path / "out")] == ["step-00000003"]
 
@@ -593,7 +594,7 @@ def test_rotations_are_redrawn_at_each_step_and_fixed_when_watched(tmp_path, pho
 
 
 def test_offsets_and_norms_do_not_decay(photos):
-    state = TrainState.create(run_config(photos), "cpu")
+    state = TrainState.create(run_config(photos), Ranks())
     decayed, plain = state.optimizer.param_groups
     assert (decayed["weight_decay"], plain["weight_decay"]) == (1e-2, 0.0)
     assert {p.ndim for p in plain["params"]} == {1}
@@ -620,7 +621,7 @@ def test_the_gradient_is_clipped(tmp_path, photos, monkeypatch):
 
 def test_the_average_by_hand(photos):
     """A moving average whose decay grows as (1 + n) / (10 + n) up to the one that is asked for."""
-    state = TrainState.create(run_config(photos), "cpu")
+    state = TrainState.create(run_config(photos), Ranks())
     weight, average = state.model.head.conv3.weight, state.average.head.conv3.weight
     expected = 0.0
     for state.step in range(1, 200):
@@ -634,7 +635,7 @@ def test_the_average_by_hand(photos):
 
 
 def test_without_a_decay_no_average_is_kept(photos):
-    state = TrainState.create(run_config(photos, {"optimizer.ema_decay": 0.0}), "cpu")
+    state = TrainState.create(run_config(photos, {"optimizer.ema_decay": 0.0}), Ranks())
     assert state.average is state.model
 
 
@@ -642,7 +643,7 @@ def test_the_start_follows_from_the_seed_alone(photos):
     weights = []
     for seed, outer in ((1, 5), (1, 6), (2, 5)):
         torch.manual_seed(outer)
-        weights.append(TrainState.create(run_config(photos, {"seed": seed}), "cpu").model.stem.conv1.weight)
+        weights.append(TrainState.create(run_config(photos, {"seed": seed}), Ranks()).model.stem.conv1.weight)
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
@@ -672,7 +673,7 @@ def test_validation_by_hand(photos):
     """Noise with seed 0 before every picture, the central crop, clamped and quantised output, mean over pictures."""
     config = run_config(photos, {"validation.sigmas": [15, 50], "validation.crop": 24})
     model = KiT(config.network)
-    found = validate(model, open_folders(config.data), config, "cpu")
+    found = validate(model, open_folders(config.data), config, Ranks())
     for sigma in (15, 50):
         scores = []
         for i in range(5):
@@ -699,7 +700,7 @@ def test_validation_of_a_degradation(photos, monkeypatch):
     monkeypatch.setitem(DEGRADATIONS, "camera", Degradation(halve, margin=lambda settings: 3))
     changes = {"data.degradation": {"kind": "camera"}, "data.degraded_share": 0.2, "validation.sigmas": []}
     config = run_config(photos, {**changes, "validation.crop": 24})
-    found = validate(KiT(config.network), open_folders(config.data), config, "cpu")
+    found = validate(KiT(config.network), open_folders(config.data), config, Ranks())
     scores = []
     for i in range(5):
         clean = scene(i, 40)[8:32, 8:32].astype(np.float64)
@@ -715,20 +716,20 @@ def test_validation_of_pairs(tmp_path):
         Image.fromarray(scene(0, 30) // 2 + lift).save(tmp_path / side / "1.png")
     changes = {"data": {"kind": "pairs", "folders": [tmp_path], "crop": 16, "cache_gb": 0}, "validation.sigmas": []}
     config = run_config(tmp_path, changes)
-    found = validate(KiT(config.network), open_folders(config.data), config, "cpu")
+    found = validate(KiT(config.network), open_folders(config.data), config, Ranks())
     assert found == {"psnr": pytest.approx(-20 * math.log10(10 / 255), abs=1e-3)}
 
 
 def test_a_picture_smaller_than_the_validation_crop_is_taken_whole(photos):
     config = run_config(photos, {"validation.crop": 1000})
     small = run_config(photos, {"validation.crop": 40})
-    scores = [validate(KiT(c.network), open_folders(c.data), c, "cpu") for c in (config, small)]
+    scores = [validate(KiT(c.network), open_folders(c.data), c, Ranks()) for c in (config, small)]
     assert scores[0] == scores[1]
 
 
 def test_psnr_rises_with_less_noise(photos):
     config = run_config(photos, {"validation.sigmas": [50, 25, 15]})
-    found = validate(KiT(config.network), open_folders(config.data), config, "cpu")
+    found = validate(KiT(config.network), open_folders(config.data), config, Ranks())
     assert list(found) == ["sigma50", "sigma25", "sigma15"]
     assert list(found.values()) == sorted(found.values())
     image = torch.rand(1, 3, 8, 8)

@@ -36,9 +36,13 @@ def save_model(
     if metadata and metadata.keys() & {"format", "config"}:
         raise InputError("save_model: the header's keys format and config belong to kithkin; name yours otherwise")
     tensors = {name: x.detach().cpu().to(dtype or x.dtype).clone() for name, x in model.state_dict().items()}
-    header = {"format": FORMAT, "config": json.dumps(model.config.to_dict())}
-    header |= {key: json.dumps(value) for key, value in (metadata or {}).items()}
-    write_tensors(tensors, path, header)
+    header = {key: json.dumps(value) for key, value in (metadata or {}).items()}
+    write_tensors(tensors, path, model_header(model.config) | header)
+
+
+def model_header(config: KiTConfig) -> dict[str, str]:
+    """What the header of a checkpoint must say of its network."""
+    return {"format": FORMAT, "config": json.dumps(config.to_dict())}
 
 
 def read_model(path: str | Path) -> KiT:

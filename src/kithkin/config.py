@@ -171,18 +171,22 @@ class ScheduleConfig(_Section):
     """How long, and at which learning rate: a linear warm-up, then a cosine to ``final_lr``.
 
     Attributes:
-        batch_size: crops a step.
+        batch_size: crops a step, over all processes and all parts.
+        accumulate: parts in which a process works through its share of them, one after the other, to need less memory.
         steps, epochs: the length of the run; exactly one is above 0. An epoch is a crop of every picture.
         warmup: steps (epochs where the run is counted in epochs) of warm-up.
         lr, final_lr: learning rate after the warm-up and at the end.
+        checkpoint_seconds: between two checkpoints; one is written at the end and at a stop in any case.
     """
 
     batch_size: Positive
+    accumulate: Positive = 1
     steps: Annotated[int, Field(ge=0)]
     epochs: Annotated[int, Field(ge=0)]
     warmup: Annotated[int, Field(ge=0)]
     lr: Annotated[float, Field(gt=0)]
     final_lr: Annotated[float, Field(ge=0)]
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 300.0
 
     @model_validator(mode="after")
     def _one_length(self) -> "ScheduleConfig":
@@ -219,6 +223,20 @@ class LossConfig(_Section):
     epsilon: Annotated[float, Field(gt=0)]
 
 
+class DistributedConfig(_Section):
+    """How the processes that torchrun started train one network. A process on its own has no use for it.
+
+    Attributes:
+        kind: ``"ddp"`` keeps the whole network and its optimiser on every process; ``"fsdp"`` a part of each, for
+            networks that are large beside the memory of a GPU.
+        timeout: seconds that a process waits for the others before it gives up. Above what rank 0 needs for a
+            checkpoint and any of them for its share of the validation.
+    """
+
+    kind: Literal["ddp", "fsdp"] = "ddp"
+    timeout: Annotated[float, Field(gt=0)] = 600.0
+
+
 class RunConfig(_Section):
     """A complete training run.
 
@@ -239,6 +257,7 @@ class RunConfig(_Section):
     validation: ValidationConfig
     schedule: ScheduleConfig
     optimizer: OptimizerConfig
+    distributed: DistributedConfig = DistributedConfig()
     loss: LossConfig
 
     @model_validator(mode="after")

@@ -20,9 +20,9 @@ def progress_bar(*more: TextColumn, quiet: bool = False) -> Progress:
 class TrainingProgress:
     """The bar of a run on a terminal; the rows of its log as lines where output is piped, or as JSON on request."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool, quiet: bool = False) -> None:
         self._json = as_json
-        self._bar = progress_bar(TextColumn("{task.fields[note]}"), quiet=as_json)
+        self._bar = progress_bar(TextColumn("{task.fields[note]}"), quiet=as_json or quiet)
         self._task = self._bar.add_task("train", total=None, note="")
 
     def __enter__(self) -> "TrainingProgress":

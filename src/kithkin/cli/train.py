@@ -31,6 +31,10 @@ def train(
     Ctrl-C stops after the step, with a checkpoint; the same command with --resume goes on as if nothing had happened.
 
         kithkin train denoise-tiny --data photos --validation held-out --out runs/denoise
+
+    With several GPUs or machines, the same under torchrun (docs/train-distributed.md):
+
+        torchrun --standalone --nproc-per-node 8 -m kithkin train gopro --data GoPro --out runs/gopro --resume
     """
     from kithkin.cli._device import choose_device
     from kithkin.config import load_config
@@ -43,8 +47,10 @@ def train(
         laid_over["validation.folder"] = validation
     config = load_config(recipe, laid_over)
     from kithkin.cli._progress import TrainingProgress
+    from kithkin.training.distributed import launched_rank
 
-    with TrainingProgress(as_json=as_json) as progress:
+    speaks = launched_rank() == 0
+    with TrainingProgress(as_json=as_json, quiet=not speaks) as progress:
         weights = run(
             config,
             out,
@@ -54,7 +60,8 @@ def train(
             device=choose_device(device),
             report=progress.report,
         )
-    typer.echo(f"{weights}" if weights else f"stopped before the end; go on with --resume --out {out}", err=as_json)
+    if speaks:
+        typer.echo(f"{weights}" if weights else f"stopped before the end; go on with --resume --out {out}", err=as_json)
 
 
 def parse_change(change: str) -> tuple[str, Any]:

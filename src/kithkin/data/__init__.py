@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         gaussian_noise,
         margin,
     )
-    from kithkin.data.sampling import Batch, Crops, degrade_crops, draw_crops, sample_batch
+    from kithkin.data.sampling import Batch, Crops, degrade_crops, draw_crops, sample_batch, share_of_rank
 
 _HOME = {
     "DEGRADATIONS": "degrade",
@@ -40,6 +40,7 @@ _HOME = {
     "gaussian_noise": "degrade",
     "margin": "degrade",
     "sample_batch": "sampling",
+    "share_of_rank": "sampling",
 }
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "open_folders",
     "open_samples",
     "sample_batch",
+    "share_of_rank",
     "write_dnd_bundle",
     "write_sidd_results",
 ]

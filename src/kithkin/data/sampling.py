@@ -1,4 +1,5 @@
-"""Random crops. A batch is a function of the seed and the step alone, so a run resumes without any stored state."""
+"""Random crops. Each is a function of the seed, the step and its place in the batch of that step, and of nothing else:
+a run resumes without any stored state, and any number of processes that share the batches see the same crops."""
 
 from typing import NamedTuple
 
@@ -40,28 +41,56 @@ class Crops(NamedTuple):
     Attributes:
         sides: (clean,) or (input, target), each uint8 (B, S, S, 3); S includes the margin of the degradation.
         sigmas: (B,) float32 noise levels on the 0-255 scale; empty where no noise is asked for.
-        noise_seed: of everything that is drawn on the device.
+        noise_seeds: (B,) int64, each of everything that is drawn for its crop on the device.
         degraded: (B,) which crops get the degradation that the run names, the others get Gaussian noise; empty where
             it names none.
     """
 
     sides: tuple[np.ndarray, ...]
     sigmas: np.ndarray
-    noise_seed: int
+    noise_seeds: np.ndarray
     degraded: np.ndarray
 
+    def parts(self, count: int) -> "list[Crops]":
+        """These crops in ``count`` equal parts, in order."""
+        size = len(self.noise_seeds) // count
+        cuts = [slice(i * size, (i + 1) * size) for i in range(count)]
+        rest = (self.sigmas, self.noise_seeds, self.degraded)
+        return [Crops(tuple(side[cut] for side in self.sides), *(x[cut] for x in rest)) for cut in cuts]
 
-def draw_crops(dataset: Photos | Pairs, config: DataConfig, *, batch_size: int, seed: int, step: int) -> Crops:
+
+def share_of_rank(batch_size: int, rank: int, world_size: int) -> range:
+    """The places in the batch of a step that one of ``world_size`` processes draws: together all, none twice.
+
+    Args:
+        batch_size: crops a step over all processes, a multiple of ``world_size``.
+    """
+    size = batch_size // world_size
+    return range(rank * size, (rank + 1) * size)
+
+
+def draw_crops(
+    dataset: Photos | Pairs, config: DataConfig, *, batch_size: int, seed: int, step: int, share: range | None = None
+) -> Crops:
     """The part of ``sample_batch`` that reads files. It runs no tensor operation, so threads may run it beside the
-    training step without a second team of workers fighting for the cores."""
-    rng = np.random.default_rng([seed, step])
+    training step without a second team of workers fighting for the cores.
+
+    Args:
+        share: the places of the batch that are drawn, see ``share_of_rank``; None draws all.
+    """
+    places = range(batch_size) if share is None else share
+    first = step * batch_size
+    items = _items(len(dataset), range(first + places.start, first + places.stop), seed)
     edge = margin(config.degradation)
-    crops = [_crop(dataset, i, config.crop, edge, rng) for i in _items(len(dataset), batch_size, seed, step)]
+    crops, sigmas, seeds, degraded = [], [], [], []
+    for place, item in zip(places, items, strict=True):
+        rng = np.random.default_rng([seed, 2, step, place])
+        crops.append(_crop(dataset, item, config.crop, edge, rng))
+        sigmas += [] if config.sigma is None else [rng.uniform(*config.sigma)]
+        seeds.append(int(rng.integers(2**62)))
+        degraded += [] if config.degradation is None else [rng.random() < config.degraded_share]
     sides = tuple(np.stack(side) for side in zip(*crops, strict=True))
-    sigmas = np.empty(0, np.float32) if config.sigma is None else rng.uniform(*config.sigma, batch_size)
-    seed_of_noise = int(rng.integers(2**62))
-    degraded = rng.random(0 if config.degradation is None else batch_size) < config.degraded_share
-    return Crops(sides, sigmas.astype(np.float32), seed_of_noise, degraded)
+    return Crops(sides, np.array(sigmas, np.float32), np.array(seeds, np.int64), np.array(degraded, bool))
 
 
 def degrade_crops(crops: Crops, config: DataConfig, device: str = "cpu") -> Batch:
@@ -69,27 +98,22 @@ def degrade_crops(crops: Crops, config: DataConfig, device: str = "cpu") -> Batc
     tensors = [torch.from_numpy(x).to(device).permute(0, 3, 1, 2).float().div_(255) for x in crops.sides]
     if config.kind == "pairs":
         return Batch(*tensors)
-    clean, generator = tensors[0], torch.Generator(device).manual_seed(crops.noise_seed)
-    if config.degradation is None:
-        return Batch(_with_noise(clean, crops.sigmas, generator), clean)
-    sides = [torch.empty(len(clean), 3, config.crop, config.crop, device=device) for _ in range(2)]
-    chosen, plain = np.flatnonzero(crops.degraded), np.flatnonzero(~crops.degraded)
-    if len(chosen):
-        sides[0][chosen], sides[1][chosen] = degrade_photos(clean[chosen], generator, config.degradation)
-    if len(plain):
-        edge = margin(config.degradation)
-        sides[1][plain] = clean[plain, :, edge : edge + config.crop, edge : edge + config.crop]
-        sides[0][plain] = _with_noise(sides[1][plain], crops.sigmas[plain], generator)
-    return Batch(*sides)
+    both = [_degrade_one(tensors[0][i : i + 1], crops, i, config) for i in range(len(tensors[0]))]
+    return Batch(*(torch.cat(side) for side in zip(*both, strict=True)))
 
 
-def _with_noise(clean: Tensor, sigmas: np.ndarray, generator: torch.Generator) -> Tensor:
-    return gaussian_noise(clean, torch.from_numpy(sigmas).to(clean.device), generator)
+def _degrade_one(clean: Tensor, crops: Crops, index: int, config: DataConfig) -> tuple[Tensor, Tensor]:
+    """(degraded, target) of one crop (1, 3, S, S). One at a time, so that none depends on its fellows in a batch."""
+    generator = torch.Generator(clean.device).manual_seed(int(crops.noise_seeds[index]))
+    if config.degradation is not None and crops.degraded[index]:
+        return degrade_photos(clean, generator, config.degradation)
+    edge = margin(config.degradation)
+    target = clean[..., edge : edge + config.crop, edge : edge + config.crop]
+    return gaussian_noise(target, torch.from_numpy(crops.sigmas[index : index + 1]), generator), target
 
 
-def _items(count: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """Which pictures: consecutive places of a row in which every epoch is a permutation of its own."""
-    places = range(step * batch_size, (step + 1) * batch_size)
+def _items(count: int, places: range, seed: int) -> list[int]:
+    """Which pictures lie at these places of a row in which every epoch is a permutation of its own."""
     permutations = {e: np.random.default_rng([seed, 1, e]).permutation(count) for e in {p // count for p in places}}
     return [int(permutations[p // count][p % count]) for p in places]
 

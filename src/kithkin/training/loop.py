@@ -11,12 +11,14 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import nn
 
 from kithkin.checkpoint import save_model
 from kithkin.config import RunConfig, parse_config
-from kithkin.data import Batch, Crops, Pairs, Photos, degrade_crops, draw_crops, open_folders
+from kithkin.data import Batch, Crops, Pairs, Photos, degrade_crops, draw_crops, open_folders, share_of_rank
 from kithkin.errors import InputError
 from kithkin.losses import restoration_loss
+from kithkin.training.distributed import Ranks, joined
 from kithkin.training.plot import plot_curves
 from kithkin.training.schedule import learning_rate
 from kithkin.training.state import TrainState, checkpoints, read_run
@@ -24,13 +26,12 @@ from kithkin.training.validation import validate
 from kithkin.zoo import load_model
 
 LOG_EVERY = 50
-CHECKPOINT_SECONDS = 300
 PREFETCH = 3
 
-# What may differ when a run is resumed: where it ends and what is watched, not what was done. The cosine follows the
-# new end from here on.
-FREE_SECTIONS = {"validation", "name"}
-FREE_KEYS = {"schedule": {"steps", "epochs"}, "data": {"cache_gb"}}
+# What may differ when a run is resumed: where it ends, what is watched and which processes do it, not what was done.
+# The cosine follows the new end from here on.
+FREE_SECTIONS = {"validation", "name", "distributed"}
+FREE_KEYS = {"schedule": {"steps", "epochs", "accumulate", "checkpoint_seconds"}, "data": {"cache_gb"}}
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -48,65 +49,96 @@ def train(
     """Train a network: AdamW on Eq. 11, linear warm-up and cosine, checkpoints, validation, a log, a plot.
 
     A resumed run equals an uninterrupted one bit for bit on one machine: batches, noise and hash rotations are
-    functions of the seed and the step.
+    functions of the seed and the step. Under torchrun the processes share every batch, and any number of them goes
+    on with the run of any other number.
 
     Args:
         config: the complete run, with its folders.
         out: the run's folder: ``step-…`` checkpoints, ``log.jsonl``, ``curves.png`` and at the end
             ``<name>.safetensors`` in float16.
         init: a checkpoint or a shipped model whose weights a new run starts from, of the same network or one that
-            grows into it (:func:`kithkin.growth.grow`).
+            grows into it (``kithkin.growth.grow``).
         resume: go on from the last checkpoint in ``out`` where there is one.
         minutes: stop after this long, with a checkpoint.
-        device: of the network.
+        device: of the network; ``"cuda"`` is the GPU of this process.
         report: called with every row of the log, with ``{"step": …, "steps": …}`` after every step, and with
-            ``{"note": …}`` where there is something to say.
+            ``{"note": …}`` where there is something to say; of several processes by the first alone.
 
     Returns:
         The finished weights, or None where the run was stopped before its end (time-box, SIGINT or SIGTERM).
 
     Raises:
-        InputError: the folder already holds a run, or one of another configuration, or the data don't fit.
+        InputError: the folder already holds a run, or one of another configuration, or the data don't fit, or the
+            processes can't share a batch evenly.
         CheckpointError: the last checkpoint is damaged, or can't be written.
         ImageError: a photograph can't be read.
     """
-    out = Path(out)
+    with joined(device, config.distributed) as ranks:
+        return _train(config, Path(out), ranks, init, resume, minutes, report)
+
+
+def _train(
+    config: RunConfig,
+    out: Path,
+    ranks: Ranks,
+    init: str | Path | None,
+    resume: bool,
+    minutes: float | None,
+    report: Report | None,
+) -> Path | None:
     dataset = open_folders(config.data)
+    _check_shares(config, ranks, len(dataset))
     steps, warmup = config.schedule.in_steps(len(dataset))
-    state = TrainState.create(config, device)
+    state = TrainState.create(config, ranks)
     if init is not None:
         state.start_from(load_model(init))
     _take_over(state, out, config, resume)
     if state.step > steps:
         raise InputError(f"train: {out} is at step {state.step}, beyond the {steps} of this run; raise schedule.steps")
     watched = _validation_data(config)
-    run = _Run(config, out, device, steps, warmup, report or (lambda row: None))
+    run = _Run(config, out, state, steps, warmup, report)
     deadline = time.monotonic() + minutes * 60 if minutes is not None else float("inf")
     saved_at = time.monotonic()
     # Closed in this order: signals last, so that none cuts off the final checkpoint.
-    with _interruptible() as interrupted, _prefetched(dataset, config, state.step, steps, device) as batches:
-        for batch in batches:
-            run.step(state, batch)
+    with _interruptible(ranks) as interrupted, _prefetched(dataset, config, state.step, steps, ranks) as batches:
+        for parts in batches:
+            run.step(state, parts)
             if state.step % config.validation.every == 0 or state.step == steps:
                 run.watch(state, watched)
                 run.restart_clock()
-            stop = interrupted() or time.monotonic() > deadline
-            if stop or state.step == steps or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+            stop, due = ranks.any_of(
+                interrupted() or time.monotonic() > deadline,
+                time.monotonic() - saved_at > config.schedule.checkpoint_seconds,
+            )
+            if stop or due or state.step == steps:
                 state.save(out, config)
                 saved_at = time.monotonic()
                 run.restart_clock()
             if stop:
                 break
     final = _export(state, config, out) if state.step == steps else None
-    if why_not := plot_curves(out / "log.jsonl", out / "curves.png"):
+    if ranks.rank == 0 and (why_not := plot_curves(out / "log.jsonl", out / "curves.png")):
         run.report({"note": why_not})
     return final
+
+
+def _check_shares(config: RunConfig, ranks: Ranks, n_items: int) -> None:
+    """Raise InputError where the processes would not train as one would."""
+    batch, parts = config.schedule.batch_size, config.schedule.accumulate
+    if batch % (ranks.world_size * parts):
+        raise InputError(
+            f"train: a batch of {batch} crops doesn't split evenly over {ranks.world_size} processes with "
+            f"{parts} parts each; change schedule.batch_size or schedule.accumulate, or start another number"
+        )
+    if len(found := set(ranks.gather(n_items))) > 1:
+        raise InputError(f"train: the processes see {sorted(found)} pictures; give all of them the same folders")
 
 
 def _export(state: TrainState, config: RunConfig, out: Path) -> Path:
     final = out / f"{config.name}.safetensors"
     metadata = {"run": _without_paths(config), "step": state.step, "seconds": round(state.seconds)}
-    save_model(state.average, final, dtype=torch.float16, metadata=metadata)
+    average = state.ranks.whole(state.average)
+    state.ranks.first(lambda: save_model(average, final, dtype=torch.float16, metadata=metadata))
     return final
 
 
@@ -122,9 +154,13 @@ def _without_paths(config: RunConfig) -> dict[str, Any]:
 class _Run:
     """What stays the same from step to step, and the log."""
 
-    def __init__(self, config: RunConfig, out: Path, device: str, steps: int, warmup: int, report: Report) -> None:
-        self.config, self.out, self.device = config, out, device
-        self.steps, self.warmup, self.report = steps, warmup, report
+    def __init__(
+        self, config: RunConfig, out: Path, state: TrainState, steps: int, warmup: int, report: Report | None
+    ) -> None:
+        self.config, self.out, self.ranks = config, out, state.ranks
+        self.network = self.ranks.network(state.model)
+        self.steps, self.warmup = steps, warmup
+        self.report: Report = report if report and self.ranks.rank == 0 else lambda row: None
         self.crops, self.seconds = 0, 0.0
         self.since = time.monotonic()
 
@@ -138,39 +174,47 @@ class _Run:
         state.seconds += now - self.since
         self.since = now
 
-    def step(self, state: TrainState, batch: Batch) -> None:
+    def step(self, state: TrainState, parts: list[Batch]) -> None:
+        """One step of the optimiser on the parts of this process's share of a batch, all of one size."""
         schedule, optimizer = self.config.schedule, self.config.optimizer
         lr = learning_rate(state.step, steps=self.steps, warmup=self.warmup, lr=schedule.lr, final_lr=schedule.final_lr)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        rotations = torch.Generator(self.device).manual_seed(self.config.seed * 1_000_003 + state.step + 1)
+        rotations = torch.Generator(self.ranks.device).manual_seed(self.config.seed * 1_000_003 + state.step + 1)
         state.model.train()
         state.model.redraw_rotations(rotations)
-        half = self.config.precision == "bfloat16"
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=half):
-            restored = state.model(batch.degraded)
-        loss = restoration_loss(
-            restored.float(),
-            batch.target,
-            edge_weight=self.config.loss.edge_weight,
-            epsilon=self.config.loss.epsilon,
-        )
         state.optimizer.zero_grad()
-        loss.backward()
+        losses = []
+        for i, part in enumerate(parts, start=1):
+            with self.ranks.summing(self.network, last=i == len(parts)):
+                loss = self._loss(self.network, part) / len(parts)
+                loss.backward()
+            losses.append(loss.detach())
         if optimizer.grad_clip:
             torch.nn.utils.clip_grad_norm_(state.model.parameters(), optimizer.grad_clip)
         state.optimizer.step()
         state.step += 1
         state.update_average(optimizer.ema_decay)
-        state.losses.append(loss.detach())
-        self.crops += len(batch.target)
+        state.losses.append(torch.stack(losses).sum())
+        self.crops += schedule.batch_size
         self._stop_clock(state)
         self.report({"step": state.step, "steps": self.steps})
         if state.step % LOG_EVERY == 0 or state.step == self.steps:
             self._log_losses(state, lr)
 
+    def _loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
+        half = self.config.precision == "bfloat16"
+        with torch.autocast(torch.device(self.ranks.device).type, torch.bfloat16, enabled=half):
+            restored = network(batch.degraded)
+        return restoration_loss(
+            restored.float(),
+            batch.target,
+            edge_weight=self.config.loss.edge_weight,
+            epsilon=self.config.loss.epsilon,
+        )
+
     def _log_losses(self, state: TrainState, lr: float) -> None:
-        loss = torch.stack([x.cpu() for x in state.losses]).mean().item()  # waits for the device
+        loss = state.mean_losses().mean().item()
         self._stop_clock(state)
         rate = self.crops / self.seconds
         row = {"step": state.step, "loss": loss, "lr": lr, "crops_per_s": rate, "seconds": state.seconds}
@@ -180,17 +224,28 @@ class _Run:
     def watch(self, state: TrainState, watched: Photos | Pairs | None) -> None:
         if watched is None:
             return
-        state.average.redraw_rotations()
-        scores = validate(state.average, watched, self.config, self.device)
+        average = self.ranks.whole(state.average)
+        average.redraw_rotations()
+        scores = validate(average, watched, self.config, self.ranks)
         self.log({"step": state.step, "psnr": {name: round(value, 4) for name, value in scores.items()}})
 
     def log(self, row: dict[str, Any]) -> None:
+        if self.ranks.rank > 0:
+            return
         with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.report(row)
 
 
 def _take_over(state: TrainState, out: Path, config: RunConfig, resume: bool) -> None:
+    found = state.ranks.first(lambda: _last_checkpoint(out, config, resume))
+    if found is not None:
+        state.load(found)
+        state.ranks.first(lambda: _forget_after(out / "log.jsonl", state.step))
+
+
+def _last_checkpoint(out: Path, config: RunConfig, resume: bool) -> Path | None:
+    """Where the run goes on; None where it begins, in a folder that is ready for it."""
     found = checkpoints(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -199,7 +254,7 @@ def _take_over(state: TrainState, out: Path, config: RunConfig, resume: bool) ->
         raise InputError(f"train: {out} can't be the folder of a run ({reason}); choose another --out") from error
     if not found:
         (out / "log.jsonl").unlink(missing_ok=True)
-        return
+        return None
     if not resume:
         raise InputError(f"{out} holds a run at {found[-1].name}; add --resume to go on, or choose another --out")
     done = parse_config(read_run(found[-1])["config"], source=str(found[-1]))  # keys that came later get their defaults
@@ -207,8 +262,7 @@ def _take_over(state: TrainState, out: Path, config: RunConfig, resume: bool) ->
     changed = [key for key in now if now[key] != before.get(key)]
     if changed:
         raise InputError(f"{out} holds a run with another {', '.join(changed)}; choose another --out")
-    state.load(found[-1])
-    _forget_after(out / "log.jsonl", state.step)
+    return found[-1]
 
 
 def _binding(run: dict[str, Any]) -> dict[str, Any]:
@@ -240,22 +294,25 @@ def _validation_data(config: RunConfig) -> Photos | Pairs | None:
 
 @contextmanager
 def _prefetched(
-    dataset: Photos | Pairs, config: RunConfig, first: int, steps: int, device: str
-) -> Iterator[Iterator[Batch]]:
-    """The batches of the steps from ``first`` on; their files are read a few steps ahead, in threads."""
+    dataset: Photos | Pairs, config: RunConfig, first: int, steps: int, ranks: Ranks
+) -> Iterator[Iterator[list[Batch]]]:
+    """This process's share of the batches of the steps from ``first`` on, each in the parts that are accumulated;
+    their files are read a few steps ahead, in threads."""
+    size, count = config.schedule.batch_size, config.schedule.accumulate
+    share = share_of_rank(size, ranks.rank, ranks.world_size)
 
     def draw(step: int) -> Crops:
-        size = config.schedule.batch_size
-        return draw_crops(dataset, config.data, batch_size=size, seed=config.seed, step=step)
+        return draw_crops(dataset, config.data, batch_size=size, seed=config.seed, step=step, share=share)
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         ahead: list[Future[Crops]] = []
 
-        def stream() -> Iterator[Batch]:
+        def stream() -> Iterator[list[Batch]]:
             for step in range(first, steps):
                 while len(ahead) < PREFETCH and step + len(ahead) < steps:
                     ahead.append(pool.submit(draw, step + len(ahead)))
-                yield degrade_crops(ahead.pop(0).result(), config.data, device)
+                parts = ahead.pop(0).result().parts(count)
+                yield [degrade_crops(part, config.data, ranks.device) for part in parts]
 
         try:
             yield stream()
@@ -265,15 +322,20 @@ def _prefetched(
 
 
 @contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn SIGINT and SIGTERM into a request to stop after the step; a second one stops at once."""
+def _interruptible(ranks: Ranks) -> Iterator[Callable[[], bool]]:
+    """Turn SIGINT and SIGTERM into a request to stop after the step; a second one stops a process on its own at once.
+
+    One of several goes on to the common checkpoint: a scheduler signals torchrun and its processes, and torchrun passes
+    the signal on. torchrun itself ends those that take too long.
+    """
     asked = False
     before: dict[int, Any] = {}
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         asked = True
-        signal.signal(number, before[number])
+        if ranks.kind is None:
+            signal.signal(number, before[number])
 
     try:
         for number in (int(signal.SIGINT), int(signal.SIGTERM)):

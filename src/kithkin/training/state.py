@@ -1,7 +1,8 @@
 """Everything a run must remember, and its way to disk and back.
 
 A checkpoint is a folder ``step-00001000`` of small safetensors files. ``model`` and ``average`` are ordinary
-checkpoints of a network; a folder that carries its final name is complete.
+checkpoints of a network; a folder that carries its final name is complete. It is the same whatever the number of
+processes and however they share the network: rank 0 writes whole tensors, and hands them out again.
 """
 
 import copy
@@ -14,12 +15,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
-from kithkin.checkpoint import read_tensors, save_model, write_tensors
+from kithkin.checkpoint import model_header, read_tensors, write_tensors
 from kithkin.config import RunConfig
 from kithkin.errors import CheckpointError, InputError
 from kithkin.growth import grow
 from kithkin.model import KiT
+from kithkin.training.distributed import Ranks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -36,43 +45,50 @@ class TrainState:
         model: what is trained.
         average: its exponential moving average; the model itself where none is kept.
         optimizer: AdamW.
+        ranks: this process and the others.
         step: steps done.
         seconds: spent on them.
-        losses: of the steps since the last row of the log.
+        losses: of the steps since the last row of the log, over the crops of this process.
     """
 
     model: KiT
     average: KiT
     optimizer: torch.optim.AdamW
+    ranks: Ranks
     step: int = 0
     seconds: float = 0.0
     losses: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def create(cls, config: RunConfig, device: str) -> "TrainState":
+    def create(cls, config: RunConfig, ranks: Ranks) -> "TrainState":
         """The state before the first step; the initial weights follow from the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would reseed every GPU as well
-            model = KiT(config.network).to(device).train()
+            model = KiT(config.network).to(ranks.device).train()
         average = copy.deepcopy(model).eval() if config.optimizer.ema_decay else model
+        for network in {id(model): model, id(average): average}.values():
+            ranks.shard(network)
         decayed = [p for p in model.parameters() if p.ndim > 1]
         plain = [p for p in model.parameters() if p.ndim <= 1]
         groups = [
             {"params": decayed, "weight_decay": config.optimizer.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
-        return cls(model, average, torch.optim.AdamW(groups, lr=0.0, betas=config.optimizer.betas, fused=True))
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.optimizer.betas, fused=True)
+        return cls(model, average, optimizer, ranks)
 
     def start_from(self, model: KiT) -> None:
         """Take over the weights of a network that differs in its grouping at most, or is smaller
-        (:func:`kithkin.growth.grow`); raises InputError for another."""
+        (``kithkin.growth.grow``); raises InputError for another."""
         other, own = model.config.to_dict(), self.model.config.to_dict()
         changed = [key for key in own if other[key] != own[key] and key not in (*_GROUPING, *_SIZES)]
         if changed:
             differ = ", ".join(f"{key} = {other[key]}, not {own[key]}" for key in changed)
             raise InputError(f"train: the weights to start from are of another network: {differ}")
-        grow(model, self.model)
-        self.average.load_state_dict(self.model.state_dict())
+        grown = self.ranks.whole(self.model)
+        grow(model, grown)
+        for network in (self.model, self.average):
+            set_model_state_dict(network, grown.state_dict(), options=StateDictOptions(full_state_dict=True))
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
@@ -81,45 +97,67 @@ class TrainState:
             share = 1 - min(decay, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), share)
 
-    def save(self, folder: Path, config: RunConfig) -> Path:
+    def mean_losses(self) -> Tensor:
+        """The losses since the last row of the log, over the crops of all processes; waits for the device."""
+        return self.ranks.mean(torch.stack([loss.cpu() for loss in self.losses]) if self.losses else torch.empty(0))
+
+    def save(self, folder: Path, config: RunConfig) -> None:
         """Write a checkpoint below ``folder`` and remove the older ones; a run that is killed here loses nothing."""
+        tensors = self._whole_tensors()
+        losses = self.mean_losses().tolist()
+        run = {"step": self.step, "seconds": self.seconds, "losses": losses, "config": config.model_dump(mode="json")}
+        self.ranks.first(lambda: self._write(folder, tensors, run))
+
+    def _whole_tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds, file by file: whole and on the CPU on rank 0, nothing on the others."""
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        tensors: dict[str, Any] = {"model": get_model_state_dict(self.model, options=whole)}
+        if self.average is not self.model:
+            tensors["average"] = get_model_state_dict(self.average, options=whole)
+        moments: Any = get_optimizer_state_dict(self.model, self.optimizer, options=whole).get("state", {})
+        return tensors | {moment: {name: moments[name][moment] for name in moments} for moment in MOMENTS}
+
+    def _write(self, folder: Path, tensors: dict[str, dict[str, Tensor]], run: dict[str, Any]) -> None:
         final = folder / f"step-{self.step:08d}"
         part = folder / f"{final.name}.part"
         for unfinished in folder.glob("step-*.part"):
             shutil.rmtree(unfinished, ignore_errors=True)
-        save_model(self.model, part / "model.safetensors")
-        if self.average is not self.model:
-            save_model(self.average, part / "average.safetensors")
-        for moment, tensors in self._moments().items():
-            write_tensors(tensors, part / f"{moment}.safetensors", {})
-        losses = [loss.item() for loss in self.losses]
-        run = {"step": self.step, "seconds": self.seconds, "losses": losses, "config": config.model_dump(mode="json")}
+        for name, content in tensors.items():
+            header = {} if name in MOMENTS else model_header(self.model.config)
+            write_tensors({key: x.clone() for key, x in content.items()}, part / f"{name}.safetensors", header)
         (part / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
         if final.exists():
             shutil.rmtree(final)
         part.rename(final)
         for old in checkpoints(folder)[:-1]:
             shutil.rmtree(old)
-        return final
 
     def load(self, folder: Path) -> None:
-        """Take over a checkpoint that ``save`` wrote, bit for bit."""
-        run = read_run(folder)
+        """Take over a checkpoint that ``save`` wrote, bit for bit. Rank 0 reads it."""
+        run = self.ranks.first(lambda: read_run(folder))
         self.step, self.seconds = run["step"], run["seconds"]
         self.losses = [torch.tensor(loss) for loss in run["losses"]]
-        self.model.load_state_dict(read_tensors(folder / "model.safetensors")[0])
+        read: dict[str, dict[str, Any]] = {"model": {}, "average": {}, "optimizer": {}}
+        self.ranks.first(lambda: read.update(self._read(folder)))
+        handed_out = StateDictOptions(full_state_dict=True, broadcast_from_rank0=self.ranks.kind is not None)
+        set_model_state_dict(self.model, read["model"], options=handed_out)
         if self.average is not self.model:
-            self.average.load_state_dict(read_tensors(folder / "average.safetensors")[0])
-        moments = {moment: read_tensors(folder / f"{moment}.safetensors")[0] for moment in MOMENTS}
-        for name, parameter in self.model.named_parameters():
-            if name not in moments[MOMENTS[0]]:
-                raise CheckpointError(f"{folder} has no optimiser state for {name}")
-            state = {moment: moments[moment][name].to(parameter.device) for moment in MOMENTS}
-            self.optimizer.state[parameter] = {"step": torch.tensor(float(self.step)), **state}
+            set_model_state_dict(self.average, read["average"], options=handed_out)
+        # The groups and their settings stay those of the run as it is now.
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        optimizer: dict[str, Any] = get_optimizer_state_dict(self.model, self.optimizer, options=whole)
+        set_optimizer_state_dict(self.model, self.optimizer, optimizer | read["optimizer"], options=handed_out)
 
-    def _moments(self) -> dict[str, dict[str, Tensor]]:
-        named = dict(self.model.named_parameters())
-        return {m: {n: self.optimizer.state[p][m].cpu() for n, p in named.items()} for m in MOMENTS}
+    def _read(self, folder: Path) -> dict[str, dict[str, Any]]:
+        networks = ("model",) if self.average is self.model else ("model", "average")
+        found = {name: read_tensors(folder / f"{name}.safetensors")[0] for name in (*networks, *MOMENTS)}
+        state = {}
+        for name, _ in self.model.named_parameters():
+            if name not in found[MOMENTS[0]]:
+                raise CheckpointError(f"{folder} has no optimiser state for {name}")
+            moments = {moment: found[moment][name] for moment in MOMENTS}
+            state[name] = {"step": torch.tensor(float(self.step)), **moments}
+        return found | {"optimizer": {"state": state}}
 
 
 def read_run(folder: Path) -> dict[str, Any]:

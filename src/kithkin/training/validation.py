@@ -1,6 +1,7 @@
 """The network against the validation pictures."""
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 import torch
@@ -9,11 +10,12 @@ from kithkin.config import RunConfig
 from kithkin.data import Pairs, Photos, benchmark_noise, degrade_photos, margin
 from kithkin.metrics import psnr
 from kithkin.model import KiT
+from kithkin.training.distributed import Ranks
 
 
 @torch.no_grad()
-def validate(model: KiT, dataset: Photos | Pairs, config: RunConfig, device: str) -> dict[str, float]:
-    """Mean PSNR in dB (protocol ``rgb``) over the central crops.
+def validate(model: KiT, dataset: Photos | Pairs, config: RunConfig, ranks: Ranks) -> dict[str, float]:
+    """Mean PSNR in dB (protocol ``rgb``) over the central crops, which the processes share.
 
     Returns:
         ``{"psnr": …}`` for pairs, ``{"sigma15": …, …}`` for photographs with noise of each level, which
@@ -21,12 +23,16 @@ def validate(model: KiT, dataset: Photos | Pairs, config: RunConfig, device: str
         where the run has one, drawn for each picture from a seed of its own.
     """
     model.eval()
-    scores: dict[str, list[float]] = {}
-    for index in range(len(dataset)):
+    own: list[tuple[int, str, float]] = []
+    for index in range(ranks.rank, len(dataset), ranks.world_size):
         for name, degraded, target in _conditions(dataset[index], index, config):
-            picture = torch.from_numpy(degraded).to(device).permute(2, 0, 1)[None]
+            picture = torch.from_numpy(degraded).to(ranks.device).permute(2, 0, 1)[None]
             restored = model(picture)[0].permute(1, 2, 0).float().cpu().numpy()
-            scores.setdefault(name, []).append(psnr(restored, target, protocol="rgb"))
+            own.append((index, name, psnr(restored, target, protocol="rgb")))
+    scores: dict[str, list[float]] = {}
+    # In the order of the pictures, so that the mean is rounded the same whoever measured which.
+    for _, name, value in sorted(chain(*ranks.gather(own)), key=lambda row: row[0]):
+        scores.setdefault(name, []).append(value)
     return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
