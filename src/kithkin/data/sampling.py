@@ -56,7 +56,11 @@ def draw_crops(dataset: Photos | Pairs, config: DataConfig, *, batch_size: int, 
     training step without a second team of workers fighting for the cores."""
     rng = np.random.default_rng([seed, step])
     edge = margin(config.degradation)
-    crops = [_crop(dataset, i, config.crop, edge, rng) for i in _items(len(dataset), batch_size, seed, step)]
+    items = _items(len(dataset), batch_size, seed, step)
+    crops = [
+        _crop(pictures, dataset.paths[i], config.crop, edge, rng)
+        for i, pictures in zip(items, dataset.read(items), strict=True)
+    ]
     sides = tuple(np.stack(side) for side in zip(*crops, strict=True))
     sigmas = np.empty(0, np.float32) if config.sigma is None else rng.uniform(*config.sigma, batch_size)
     seed_of_noise = int(rng.integers(2**62))
@@ -95,14 +99,13 @@ def _items(count: int, batch_size: int, seed: int, step: int) -> list[int]:
 
 
 def _crop(
-    dataset: Photos | Pairs, index: int, inner: int, edge: int, rng: np.random.Generator
+    sides: tuple[np.ndarray, ...], place: object, inner: int, edge: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, ...]:
-    sides, size = dataset[index], inner + 2 * edge
+    size = inner + 2 * edge
     height, width = sides[0].shape[:2]
     if min(height, width) < size:
         around = f" with the {edge} pixels around it that its degradation needs" if edge else ""
-        name = dataset.paths[index]
-        raise InputError(f"{name} is {width}×{height}, smaller than a crop of {inner}×{inner}{around}")
+        raise InputError(f"{place} is {width}×{height}, smaller than a crop of {inner}×{inner}{around}")
     top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
     turns, flip = int(rng.integers(4)), bool(rng.integers(2))
     cut = (np.rot90(x[top : top + size, left : left + size], turns) for x in sides)

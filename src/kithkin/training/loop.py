@@ -4,8 +4,8 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,7 +15,9 @@ import torch
 from kithkin.checkpoint import save_model
 from kithkin.config import RunConfig, parse_config
 from kithkin.data import Batch, Crops, Pairs, Photos, degrade_crops, draw_crops, open_folders
-from kithkin.errors import InputError
+from kithkin.data.ahead import drawn_ahead
+from kithkin.data.storage import name_of
+from kithkin.errors import ImageError, InputError
 from kithkin.losses import restoration_loss
 from kithkin.training.plot import plot_curves
 from kithkin.training.schedule import learning_rate
@@ -25,12 +27,11 @@ from kithkin.zoo import load_model
 
 LOG_EVERY = 50
 CHECKPOINT_SECONDS = 300
-PREFETCH = 3
 
 # What may differ when a run is resumed: where it ends and what is watched, not what was done. The cosine follows the
 # new end from here on.
 FREE_SECTIONS = {"validation", "name"}
-FREE_KEYS = {"schedule": {"steps", "epochs"}, "data": {"cache_gb"}}
+FREE_KEYS = {"schedule": {"steps", "epochs"}, "data": {"cache_gb", "workers"}}
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -67,7 +68,7 @@ def train(
     Raises:
         InputError: the folder already holds a run, or one of another configuration, or the data don't fit.
         CheckpointError: the last checkpoint is damaged, or can't be written.
-        ImageError: a photograph can't be read.
+        ImageError: a photograph can't be read. As with unfit data, there is a checkpoint of the step before.
     """
     out = Path(out)
     dataset = open_folders(config.data)
@@ -83,7 +84,11 @@ def train(
     deadline = time.monotonic() + minutes * 60 if minutes is not None else float("inf")
     saved_at = time.monotonic()
     # Closed in this order: signals last, so that none cuts off the final checkpoint.
-    with _interruptible() as interrupted, _prefetched(dataset, config, state.step, steps, device) as batches:
+    with (
+        _interruptible() as interrupted,
+        _prefetched(dataset, config, state.step, steps, device) as batches,
+        _kept(state, config, out),
+    ):
         for batch in batches:
             run.step(state, batch)
             if state.step % config.validation.every == 0 or state.step == steps:
@@ -112,9 +117,9 @@ def _export(state: TrainState, config: RunConfig, out: Path) -> Path:
 def _without_paths(config: RunConfig) -> dict[str, Any]:
     """The run as plain values, folders by their names alone: weights are passed on, where they were trained is not."""
     run = config.model_dump(mode="json")
-    run["data"]["folders"] = [Path(folder).name for folder in run["data"]["folders"]]
+    run["data"]["folders"] = [name_of(folder) for folder in run["data"]["folders"]]
     if run["validation"]["folder"] is not None:
-        run["validation"]["folder"] = Path(run["validation"]["folder"]).name
+        run["validation"]["folder"] = name_of(run["validation"]["folder"])
     return run
 
 
@@ -233,7 +238,7 @@ def _forget_after(log: Path, step: int) -> None:
 def _validation_data(config: RunConfig) -> Photos | Pairs | None:
     if config.validation.folder is None:
         return None
-    folders = {"folders": (config.validation.folder,)}
+    folders = {"folders": (config.validation.folder,), "workers": 0}
     return open_folders(config.data.model_copy(update=folders))
 
 
@@ -241,26 +246,28 @@ def _validation_data(config: RunConfig) -> Photos | Pairs | None:
 def _prefetched(
     dataset: Photos | Pairs, config: RunConfig, first: int, steps: int, device: str
 ) -> Iterator[Iterator[Batch]]:
-    """The batches of the steps from ``first`` on; their files are read a few steps ahead, in threads."""
+    """The batches of the steps from ``first`` on; their files are read a few steps ahead."""
+    draw = partial(_draw, dataset, config)
+    with drawn_ahead(draw, range(first, steps), config.data.workers) as crops:
+        yield (degrade_crops(drawn, config.data, device) for drawn in crops)
 
-    def draw(step: int) -> Crops:
-        size = config.schedule.batch_size
-        return draw_crops(dataset, config.data, batch_size=size, seed=config.seed, step=step)
 
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        ahead: list[Future[Crops]] = []
+def _draw(dataset: Photos | Pairs, config: RunConfig, step: int) -> Crops:
+    size = config.schedule.batch_size
+    return draw_crops(dataset, config.data, batch_size=size, seed=config.seed, step=step)
 
-        def stream() -> Iterator[Batch]:
-            for step in range(first, steps):
-                while len(ahead) < PREFETCH and step + len(ahead) < steps:
-                    ahead.append(pool.submit(draw, step + len(ahead)))
-                yield degrade_crops(ahead.pop(0).result(), config.data, device)
 
-        try:
-            yield stream()
-        finally:
-            for future in ahead:
-                future.cancel()
+@contextmanager
+def _kept(state: TrainState, config: RunConfig, out: Path) -> Iterator[None]:
+    """Where the data fail, keep what was done up to then."""
+    first = state.step
+    try:
+        yield
+    except (ImageError, InputError) as error:
+        if state.step == first:
+            raise
+        kept = state.save(out, config)
+        raise type(error)(f"{error} (the run is kept at {kept.name}; then go on with --resume)") from error
 
 
 @contextmanager
