@@ -88,6 +88,36 @@ def open_file(file: str) -> BinaryIO:
     return system.open(path, "rb", block_size=HEADER_BLOCK, cache_type="readahead")
 
 
+def read_text(file: str) -> str | None:
+    """A small text file by path or URL; None where there is none, or a server that hides that forbids to read it."""
+    try:
+        if not is_url(file):
+            return Path(file).read_text(encoding="utf-8")
+        system, path = open_system(file)
+        return str(system.cat_file(path).decode("utf-8"))
+    except (FileNotFoundError, PermissionError):
+        return None
+
+
+def write_text(file: str, text: str) -> None:
+    """Write a small text file by path or URL; it appears complete or not at all."""
+    if is_url(file):
+        system, path = open_system(file)
+        system.pipe_file(path, text.encode("utf-8"))
+        return
+    part = Path(f"{file}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
+
+
+def file_size(file: str) -> int:
+    """Bytes of a file by path or URL."""
+    if not is_url(file):
+        return os.path.getsize(file)
+    system, path = open_system(file)
+    return int(system.size(path))
+
+
 def open_system(url: str) -> tuple[Any, str]:
     """(fsspec's file system, the path in it) of a URL."""
     from fsspec.core import url_to_fs
@@ -183,7 +213,7 @@ def _reason(source: str, error: Exception) -> str:
     scheme = source.partition("://")[0] if is_url(source) else ""
     told = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ImportError):
-        if error.name != "fsspec" and scheme not in ("s3", "s3a", "http", "https"):
+        if (error.name or "").partition(".")[0] != "fsspec" and scheme not in ("s3", "s3a", "http", "https"):
             return f"needs fsspec's client for {scheme}://, which is not installed ({told})"
         return f'needs fsspec and its client for {scheme}://; install them with: pip install "kithkin[shards]"'
     if isinstance(error, FileNotFoundError):
@@ -200,4 +230,6 @@ def _reason(source: str, error: Exception) -> str:
         return (
             f"begins with {scheme}://, which fsspec does not know; give a folder, s3://, https:// or another it knows"
         )
-    return f"can't be read ({told[:200]}); check the network and the endpoint, then run it again"
+    return (
+        f"can't be read ({told[:200]}); check {'the network and the endpoint' if scheme else 'it'}, then run it again"
+    )
