@@ -2,12 +2,14 @@
 
 import io
 import json
+import multiprocessing
 import operator
 import os
 import signal
 import socket
 import sys
 import tarfile
+import threading
 import time
 
 import numpy as np
@@ -282,6 +284,22 @@ def test_an_error_in_a_worker_is_its_own_and_a_killed_worker_is_named():
     with pytest.raises(InputError, match="a process that reads the data ended.*fewer data.workers"):  # noqa: SIM117
         with drawn_ahead(os._exit, range(3), 1) as drawn:
             next(drawn)
+
+
+def test_a_worker_that_is_killed_ends_the_others_too():
+    with pytest.raises(InputError, match="a process that reads the data ended"):  # noqa: SIM117, PT012
+        with drawn_ahead(time.sleep, range(600, 604), 2) as drawn:
+            killer = threading.Timer(2, lambda: multiprocessing.active_children()[0].kill())
+            killer.start()
+            next(drawn)
+    assert multiprocessing.active_children() == []
+
+
+def test_what_is_drawn_no_more_is_not_waited_for():
+    started = time.monotonic()
+    with drawn_ahead(time.sleep, range(0, 3000, 600), 1) as drawn:
+        next(drawn)
+    assert time.monotonic() - started < 300
 
 
 # An S3 server
