@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kithkin.config import RunConfig, parse_config
+from kithkin.data.storage import name_of
 from kithkin.errors import InputError
 from kithkin.evaluation import evaluate
 from kithkin.methods import ModelMethod
@@ -200,7 +201,7 @@ def vary_recipe(
     summary = (
         f"Training runs{f' from {init}' if init else ''} of {recipe.schedule.steps or recipe.schedule.epochs} "
         f"{'steps' if recipe.schedule.steps else 'epochs'} of {recipe.schedule.batch_size} crops of "
-        f"{recipe.data.crop}², compared on {recipe.validation.folder.name}; PSNR of protocol rgb."
+        f"{recipe.data.crop}², compared on {name_of(recipe.validation.folder)}; PSNR of protocol rgb."
     )
     return Ablation(tuple(variations), tuple(cells), summary)
 
@@ -276,7 +277,7 @@ def _refuse_another(folder: Path, config: RunConfig) -> None:
     for checkpoint in checkpoints(folder)[-1:]:
         done = parse_config(read_run(checkpoint)["config"], source=str(checkpoint)).model_dump(mode="json")
         now = config.model_dump(mode="json")
-        now["data"]["cache_gb"] = done["data"]["cache_gb"]  # changes no result
+        now["data"] |= {key: done["data"][key] for key in ("cache_gb", "workers")}  # change no result
         changed = [key for key in now if now[key] != done[key]]
         if changed:
             raise InputError(

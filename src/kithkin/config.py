@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from kithkin.errors import InputError
 from kithkin.model import KiTConfig
@@ -19,6 +19,14 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Grain = Annotated[float, Field(ge=0, le=2)]
 Quality = Annotated[float, Field(ge=1, le=100)]
+
+
+def _place(value: Any) -> Any:
+    return Path(value) if isinstance(value, str) and "://" not in value else value
+
+
+# A path, or a URL: which no path may become, because it would lose a slash.
+Source = Annotated[Path | str, BeforeValidator(_place)]
 
 
 def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -123,21 +131,24 @@ class DataConfig(_Section):
     Attributes:
         kind: ``"photos"`` are clean photographs, degraded on the fly; ``"pairs"`` holds ``input`` and ``target``
             folders (or ``input_crops``, ``target_crops``) with equal file names.
-        folders: one or more folders, searched recursively. A recipe leaves them empty: they are given at the start.
+        folders: one or more folders, searched recursively, or their URLs, or tar shards by path or URL
+            (``photos-{000000..000007}.tar``). A recipe leaves them empty: they are given at the start.
         crop: side of the random square crops, in pixels.
         sigma: of Gaussian noise on the 0-255 scale, uniform in this range for each crop; for ``"photos"`` only.
         degradation: another degradation of ``"photos"`` instead of that noise, or beside it.
         degraded_share: of crops that get ``degradation``, the others Gaussian noise of ``sigma``.
-        cache_gb: decoded pictures kept in memory, in GB of uint8; the rest is decoded at each use.
+        cache_gb: decoded pictures kept in memory, in GB of uint8; the rest is decoded at each use. Workers share it.
+        workers: processes that read and decode; 0 does it in two threads beside the training step.
     """
 
     kind: Literal["photos", "pairs"]
-    folders: tuple[Path, ...]
+    folders: tuple[Source, ...]
     crop: Positive
     sigma: Sigmas | None = None
     degradation: DegradationConfig | None = None
     degraded_share: Share = 1.0
     cache_gb: Annotated[float, Field(ge=0)]
+    workers: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _degradations_go_with_photos(self) -> "DataConfig":
@@ -154,14 +165,14 @@ class ValidationConfig(_Section):
     """How a run watches itself. The folder is of the same kind as the training data.
 
     Attributes:
-        folder: None (in TOML: leave it out) runs no validation.
+        folder: or what else ``DataConfig`` takes; None (in TOML: leave it out) runs no validation.
         sigmas: levels of Gaussian noise on the 0-255 scale, each validated; for ``"photos"`` only. What
             ``data.degradation`` names is validated as well.
         crop: side of the central crop of each picture, in pixels.
         every: steps between validations.
     """
 
-    folder: Path | None = None
+    folder: Source | None = None
     sigmas: tuple[Sigma, ...] = ()
     crop: Positive
     every: Positive

@@ -62,8 +62,12 @@ def train(
         metavar="KEY=A,B",
         help="A key of the recipe and its values; may be repeated.",
     ),
-    data: list[Path] = typer.Option([], "--data", "-d", help="Training data; may be given several times."),
-    validation: Path = typer.Option(..., "--validation", help="Pictures that the runs are compared on."),
+    data: list[str] = typer.Option(
+        [], "--data", "-d", metavar="FOLDER", help="Training data; may be given several times."
+    ),
+    validation: str = typer.Option(
+        ..., "--validation", metavar="FOLDER", help="Pictures that the runs are compared on."
+    ),
     out: Path = typer.Option(..., "--out", "-o", help="Gets a folder a run, and the result."),
     changes: list[str] = typer.Option(
         [], "--set", metavar="KEY=VALUE", help="Change a key of the recipe, for all runs."

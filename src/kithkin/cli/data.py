@@ -99,3 +99,16 @@ def prepare(
     if report.failed:
         typer.echo(f"{len(report.failed):,} pictures gave none; mend them and run this again", err=True)
         raise typer.Exit(1)
+
+
+@data.command("index")
+def index(
+    shards: str = typer.Argument(..., help="Path or URL of tar shards, such as `'photos-{000000..000007}.tar'`."),
+) -> None:
+    """Write an index beside every tar shard, so that a run need not look through them: what counts far away.
+
+    kithkin data index 's3://bucket/photos-{000000..000127}.tar'
+    """
+    from kithkin.data import write_indexes
+
+    write_indexes(shards, lambda path, count: typer.echo(f"{path}: {count:,} pictures"))

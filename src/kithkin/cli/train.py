@@ -8,11 +8,18 @@ import typer
 
 def train(
     recipe: str = typer.Argument(..., help="A name from `kithkin recipes`, or the path of a TOML file."),
-    data: list[Path] = typer.Option(
-        [], "--data", "-d", help="Folder of photographs, or with `input` and `target`; may be given several times."
+    data: list[str] = typer.Option(
+        [],
+        "--data",
+        "-d",
+        metavar="FOLDER",
+        help="Folder of photographs, or with `input` and `target`, or tar shards (`'photos-{0000..0007}.tar'`); "
+        "a path or a URL; may be given several times.",
     ),
     out: Path = typer.Option(..., "--out", "-o", help="Folder of the run: checkpoints, log, curves, weights."),
-    validation: Path = typer.Option(None, "--validation", help="Folder to validate on while training."),
+    validation: str = typer.Option(
+        None, "--validation", metavar="FOLDER", help="Folder (or as --data) to validate on while training."
+    ),
     changes: list[str] = typer.Option(
         [], "--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as `schedule.steps=1000`."
     ),

@@ -13,6 +13,7 @@ from kithkin.data.folders import Pairs, Photos, open_folders
 from kithkin.data.layouts import find_within, open_samples
 from kithkin.data.prepare import CutOptions, CutReport, cut_crops
 from kithkin.data.samples import Sample, Samples
+from kithkin.data.shards import write_indexes
 from kithkin.data.sidd import write_sidd_results
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ __all__ = [
     "sample_batch",
     "share_of_rank",
     "write_dnd_bundle",
+    "write_indexes",
     "write_sidd_results",
 ]
 

@@ -1,16 +1,18 @@
-"""Folders of pictures as lists of uint8 arrays."""
+"""Pictures to train on as lists of uint8 arrays: folders, and what is stored elsewhere."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kithkin.data.catalog import Card
 from kithkin.data.pairing import Pairing, guess_original, pair_originals, pair_sides, pictures, sides
+from kithkin.data.shards import index_shards, is_shards, pair_members
+from kithkin.data.storage import Member, Place, find_members, is_url, read_members
 from kithkin.errors import InputError
-from kithkin.images import read_picture
+from kithkin.images import decode_picture, read_picture
 
 if TYPE_CHECKING:
     from kithkin.config import DataConfig
@@ -20,17 +22,17 @@ class Photos:
     """Clean photographs.
 
     Args:
-        folders: searched recursively.
+        folders: searched recursively; or URLs of folders, or paths or URLs of tar shards with braces.
         cache_gb: decoded pictures kept, in GB of uint8.
 
     Raises:
         InputError: a folder is missing or holds no picture.
     """
 
-    def __init__(self, folders: Sequence[Path], *, cache_gb: float = 0) -> None:
-        found = [(path, path.relative_to(folder)) for folder in folders for path in pictures(folder)]
+    def __init__(self, folders: Sequence[Path | str], *, cache_gb: float = 0) -> None:
+        found = [photo for folder in folders for photo in _photos(folder)]
         self.paths = [path for path, _ in found]
-        self.names = [name.as_posix() for _, name in found]
+        self.names = [name for _, name in found]
         self._pixels = _Cache(cache_gb)
 
     def __len__(self) -> int:
@@ -38,7 +40,13 @@ class Photos:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         """(clean,), uint8 (H, W, 3)."""
-        return (self._pixels.read(self.paths[index]),)
+        return next(self.read([index]))
+
+    def read(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray, ...]]:
+        """Several items, one after the other; what has to be fetched over a network is fetched at the same time."""
+        data = self._pixels.fetch(self.paths[index] for index in indices)
+        for index in indices:
+            yield (self._pixels.read(self.paths[index], data),)
 
 
 class Pairs:
@@ -46,7 +54,8 @@ class Pairs:
 
     Args:
         folders: each holds ``input`` and ``target`` (or ``input_crops`` and ``target_crops``; endings may differ), or
-            a data set as its authors give it out, such as SIDD's scene folders.
+            a data set as its authors give it out, such as SIDD's scene folders; or URLs of folders of the first kind,
+            or paths or URLs of tar shards with braces.
         cache_gb: decoded pictures kept, in GB of uint8.
         card: the data set that all folders are of; None recognises it by its names.
         part: of a data set whose authors give lists of its parts.
@@ -56,11 +65,11 @@ class Pairs:
     """
 
     def __init__(
-        self, folders: Sequence[Path], *, cache_gb: float = 0, card: Card | None = None, part: str | None = None
+        self, folders: Sequence[Path | str], *, cache_gb: float = 0, card: Card | None = None, part: str | None = None
     ) -> None:
-        found = [_pairs(folder, card, part).checked(folder) for folder in folders]
-        self.paths = [pair for pairing in found for pair in pairing.pairs]
-        self.names = [name for pairing in found for name in pairing.names]
+        found = [_named_pairs(folder, card, part) for folder in folders]
+        self.paths = [pair for _, pairs in found for pair in pairs]
+        self.names = [name for names, _ in found for name in names]
         self._pixels = _Cache(cache_gb)
 
     def __len__(self) -> int:
@@ -68,11 +77,16 @@ class Pairs:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         """(input, target), uint8 (H, W, 3) of one size."""
-        source, target = self.paths[index]
-        pair = self._pixels.read(source), self._pixels.read(target)
-        if pair[0].shape != pair[1].shape:
-            raise InputError(f"{source} is {_size(pair[0])} but its target {target} is {_size(pair[1])}")
-        return pair
+        return next(self.read([index]))
+
+    def read(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray, ...]]:
+        """Several items, one after the other; what has to be fetched over a network is fetched at the same time."""
+        data = self._pixels.fetch(place for index in indices for place in self.paths[index])
+        for source, target in (self.paths[index] for index in indices):
+            pair = self._pixels.read(source, data), self._pixels.read(target, data)
+            if pair[0].shape != pair[1].shape:
+                raise InputError(f"{source} is {_size(pair[0])} but its target {target} is {_size(pair[1])}")
+            yield pair
 
 
 def open_folders(config: "DataConfig") -> Photos | Pairs:
@@ -80,26 +94,65 @@ def open_folders(config: "DataConfig") -> Photos | Pairs:
     if not config.folders:
         raise InputError("the run names no training data; give a folder with --data")
     kind = Photos if config.kind == "photos" else Pairs
-    return kind(config.folders, cache_gb=config.cache_gb)
+    return kind(config.folders, cache_gb=config.cache_gb / max(1, config.workers))
 
 
 class _Cache:
-    """Decoded pictures, kept until the budget is full. Safe under threads."""
+    """Decoded pictures, kept until the budget is full. Safe under threads; another process begins with an empty one.
+
+    Nothing is dropped for what came later: within an epoch every picture is used once, so the one that was used longest
+    ago is the next one.
+    """
 
     def __init__(self, gigabytes: float) -> None:
-        self._left = int(gigabytes * 1e9)
-        self._kept: dict[Path, np.ndarray] = {}
+        self._gigabytes, self._left = gigabytes, int(gigabytes * 1e9)
+        self._kept: dict[Place, np.ndarray] = {}
         self._lock = threading.Lock()
 
-    def read(self, path: Path) -> np.ndarray:
-        if path in self._kept:
-            return self._kept[path]
-        pixels = np.rint(read_picture(path).pixels * 255).astype(np.uint8)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Cache, (self._gigabytes,)
+
+    def fetch(self, places: Iterable[Place]) -> dict[Member, bytes]:
+        """The bytes of those pictures that are no files of their own, and not kept."""
+        return read_members(place for place in places if isinstance(place, Member) and place not in self._kept)
+
+    def read(self, place: Place, data: Mapping[Member, bytes]) -> np.ndarray:
+        if place in self._kept:
+            return self._kept[place]
+        picture = decode_picture(data[place], str(place)) if isinstance(place, Member) else read_picture(place)
+        pixels = picture.pixels
+        np.rint(np.multiply(pixels, 255, out=pixels), out=pixels)  # in place: fresh memory takes as long as the sums
+        pixels = pixels.astype(np.uint8)
         with self._lock:
-            if path not in self._kept and pixels.nbytes <= self._left:
-                self._kept[path] = pixels
+            if place not in self._kept and pixels.nbytes <= self._left:
+                self._kept[place] = pixels
                 self._left -= pixels.nbytes
         return pixels
+
+
+def _stored(source: Path | str) -> list[Member] | None:
+    """The pictures of shards or of a URL; None where the source is a folder of this machine."""
+    if is_shards(source):
+        return index_shards(source)
+    return find_members(str(source)) if is_url(source) else None
+
+
+def _photos(source: Path | str) -> list[tuple[Place, str]]:
+    members = _stored(source)
+    if members is not None:
+        return [(member, member.name) for member in members]
+    folder = Path(source)
+    return [(path, path.relative_to(folder).as_posix()) for path in pictures(folder)]
+
+
+def _named_pairs(
+    source: Path | str, card: Card | None, part: str | None
+) -> tuple[Sequence[str], Sequence[tuple[Place, Place]]]:
+    members = _stored(source)
+    if members is not None:
+        return pair_members(members, source)
+    pairing = _pairs(Path(source), card, part).checked(Path(source))
+    return pairing.names, pairing.pairs
 
 
 def _pairs(folder: Path, card: Card | None, part: str | None) -> Pairing:

@@ -142,7 +142,8 @@ def pictures(folder: Path) -> list[Path]:
         raise InputError(f"{folder} is not a folder")
     paths = find_pictures(folder)
     if not paths:
-        raise InputError(f"{folder} holds no picture")
+        shard = next(iter(sorted(folder.glob("*.tar"))), None)
+        raise InputError(f"{folder} holds no picture{f'; name its shards, such as {shard}' if shard else ''}")
     return paths
 
 

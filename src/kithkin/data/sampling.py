@@ -83,9 +83,9 @@ def draw_crops(
     items = _items(len(dataset), range(first + places.start, first + places.stop), seed)
     edge = margin(config.degradation)
     crops, sigmas, seeds, degraded = [], [], [], []
-    for place, item in zip(places, items, strict=True):
+    for place, item, pictures in zip(places, items, dataset.read(items), strict=True):
         rng = np.random.default_rng([seed, 2, step, place])
-        crops.append(_crop(dataset, item, config.crop, edge, rng))
+        crops.append(_crop(pictures, dataset.paths[item], config.crop, edge, rng))
         sigmas += [] if config.sigma is None else [rng.uniform(*config.sigma)]
         seeds.append(int(rng.integers(2**62)))
         degraded += [] if config.degradation is None else [rng.random() < config.degraded_share]
@@ -119,14 +119,13 @@ def _items(count: int, places: range, seed: int) -> list[int]:
 
 
 def _crop(
-    dataset: Photos | Pairs, index: int, inner: int, edge: int, rng: np.random.Generator
+    sides: tuple[np.ndarray, ...], place: object, inner: int, edge: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, ...]:
-    sides, size = dataset[index], inner + 2 * edge
+    size = inner + 2 * edge
     height, width = sides[0].shape[:2]
     if min(height, width) < size:
         around = f" with the {edge} pixels around it that its degradation needs" if edge else ""
-        name = dataset.paths[index]
-        raise InputError(f"{name} is {width}×{height}, smaller than a crop of {inner}×{inner}{around}")
+        raise InputError(f"{place} is {width}×{height}, smaller than a crop of {inner}×{inner}{around}")
     top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
     turns, flip = int(rng.integers(4)), bool(rng.integers(2))
     cut = (np.rot90(x[top : top + size, left : left + size], turns) for x in sides)

@@ -60,17 +60,17 @@ def decode_picture(data: bytes, name: str | os.PathLike[str]) -> Picture:
 
     Raises ImageError as `read_picture` does.
     """
-    path, kind = Path(name), "picture"
+    kind = "picture"
     try:
         kind = _format_of(data[:_HEAD])
         return _READERS[kind](data)
     except Refusal as refusal:
-        raise ImageError(f"{shown(path)}: {refusal}") from refusal.__cause__
+        raise ImageError(f"{shown(name)}: {refusal}") from refusal.__cause__
     except MemoryError as error:
-        raise ImageError(f"{shown(path)}: does not fit in the memory; crop it or scale it down first") from error
+        raise ImageError(f"{shown(name)}: does not fit in the memory; crop it or scale it down first") from error
     except Exception as error:  # Damaged files make the decoders raise nearly every kind of error.
         raise ImageError(
-            f"{shown(path)}: can't be decoded as {kind}, it is damaged or of an unusual make "
+            f"{shown(name)}: can't be decoded as {kind}, it is damaged or of an unusual make "
             f"({one_line(error)}); use another copy, or save it again with an image editor"
         ) from error
 

@@ -4,8 +4,8 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,7 +16,9 @@ from torch import nn
 from kithkin.checkpoint import save_model
 from kithkin.config import RunConfig, parse_config
 from kithkin.data import Batch, Crops, Pairs, Photos, degrade_crops, draw_crops, open_folders, share_of_rank
-from kithkin.errors import InputError
+from kithkin.data.ahead import drawn_ahead
+from kithkin.data.storage import name_of
+from kithkin.errors import ImageError, InputError
 from kithkin.losses import restoration_loss
 from kithkin.training.distributed import Ranks, joined
 from kithkin.training.plot import plot_curves
@@ -26,12 +28,11 @@ from kithkin.training.validation import validate
 from kithkin.zoo import load_model
 
 LOG_EVERY = 50
-PREFETCH = 3
 
 # What may differ when a run is resumed: where it ends, what is watched and which processes do it, not what was done.
 # The cosine follows the new end from here on.
 FREE_SECTIONS = {"validation", "name", "distributed"}
-FREE_KEYS = {"schedule": {"steps", "epochs", "accumulate", "checkpoint_seconds"}, "data": {"cache_gb"}}
+FREE_KEYS = {"schedule": {"steps", "epochs", "accumulate", "checkpoint_seconds"}, "data": {"cache_gb", "workers"}}
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -71,7 +72,7 @@ def train(
         InputError: the folder already holds a run, or one of another configuration, or the data don't fit, or the
             processes can't share a batch evenly.
         CheckpointError: the last checkpoint is damaged, or can't be written.
-        ImageError: a photograph can't be read.
+        ImageError: a photograph can't be read. As with unfit data, there is a checkpoint of the step before.
     """
     with joined(device, config.distributed) as ranks:
         return _train(config, Path(out), ranks, init, resume, minutes, report)
@@ -100,7 +101,11 @@ def _train(
     deadline = time.monotonic() + minutes * 60 if minutes is not None else float("inf")
     saved_at = time.monotonic()
     # Closed in this order: signals last, so that none cuts off the final checkpoint.
-    with _interruptible(ranks) as interrupted, _prefetched(dataset, config, state.step, steps, ranks) as batches:
+    with (
+        _interruptible(ranks) as interrupted,
+        _prefetched(dataset, config, state.step, steps, ranks) as batches,
+        _kept(state, config, out, ranks),
+    ):
         for parts in batches:
             run.step(state, parts)
             if state.step % config.validation.every == 0 or state.step == steps:
@@ -145,9 +150,9 @@ def _export(state: TrainState, config: RunConfig, out: Path) -> Path:
 def _without_paths(config: RunConfig) -> dict[str, Any]:
     """The run as plain values, folders by their names alone: weights are passed on, where they were trained is not."""
     run = config.model_dump(mode="json")
-    run["data"]["folders"] = [Path(folder).name for folder in run["data"]["folders"]]
+    run["data"]["folders"] = [name_of(folder) for folder in run["data"]["folders"]]
     if run["validation"]["folder"] is not None:
-        run["validation"]["folder"] = Path(run["validation"]["folder"]).name
+        run["validation"]["folder"] = name_of(run["validation"]["folder"])
     return run
 
 
@@ -288,7 +293,7 @@ def _forget_after(log: Path, step: int) -> None:
 def _validation_data(config: RunConfig) -> Photos | Pairs | None:
     if config.validation.folder is None:
         return None
-    folders = {"folders": (config.validation.folder,)}
+    folders = {"folders": (config.validation.folder,), "workers": 0}
     return open_folders(config.data.model_copy(update=folders))
 
 
@@ -297,28 +302,33 @@ def _prefetched(
     dataset: Photos | Pairs, config: RunConfig, first: int, steps: int, ranks: Ranks
 ) -> Iterator[Iterator[list[Batch]]]:
     """This process's share of the batches of the steps from ``first`` on, each in the parts that are accumulated;
-    their files are read a few steps ahead, in threads."""
-    size, count = config.schedule.batch_size, config.schedule.accumulate
-    share = share_of_rank(size, ranks.rank, ranks.world_size)
+    their files are read a few steps ahead."""
+    share = share_of_rank(config.schedule.batch_size, ranks.rank, ranks.world_size)
+    draw = partial(_draw, dataset, config, share)
+    with drawn_ahead(draw, range(first, steps), config.data.workers) as crops:
+        yield (
+            [degrade_crops(part, config.data, ranks.device) for part in drawn.parts(config.schedule.accumulate)]
+            for drawn in crops
+        )
 
-    def draw(step: int) -> Crops:
-        return draw_crops(dataset, config.data, batch_size=size, seed=config.seed, step=step, share=share)
 
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        ahead: list[Future[Crops]] = []
+def _draw(dataset: Photos | Pairs, config: RunConfig, share: range, step: int) -> Crops:
+    size = config.schedule.batch_size
+    return draw_crops(dataset, config.data, batch_size=size, seed=config.seed, step=step, share=share)
 
-        def stream() -> Iterator[list[Batch]]:
-            for step in range(first, steps):
-                while len(ahead) < PREFETCH and step + len(ahead) < steps:
-                    ahead.append(pool.submit(draw, step + len(ahead)))
-                parts = ahead.pop(0).result().parts(count)
-                yield [degrade_crops(part, config.data, ranks.device) for part in parts]
 
-        try:
-            yield stream()
-        finally:
-            for future in ahead:
-                future.cancel()
+@contextmanager
+def _kept(state: TrainState, config: RunConfig, out: Path, ranks: Ranks) -> Iterator[None]:
+    """Where the data fail, keep what was done up to then. Of several processes the others know nothing of it and can't
+    help to write a checkpoint: their run goes on from the last one."""
+    first = state.step
+    try:
+        yield
+    except (ImageError, InputError) as error:
+        if state.step == first or ranks.kind is not None:
+            raise
+        state.save(out, config)
+        raise type(error)(f"{error} (the run is kept at step {state.step}; then go on with --resume)") from error
 
 
 @contextmanager
