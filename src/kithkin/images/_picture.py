@@ -194,8 +194,8 @@ def one_line(text: object) -> str:
     return line[:197] + "..." if len(line) > 200 else line or type(text).__name__
 
 
-def shown(path: os.PathLike[str]) -> str:
-    """Return a path for a message: as it is, or quoted and escaped where it would break the line."""
+def shown(path: str | os.PathLike[str]) -> str:
+    """Return a path or URL for a message: as it is, or quoted and escaped where it would break the line."""
     text = os.fspath(path)
     return text if text.isprintable() else ascii(text)
 
