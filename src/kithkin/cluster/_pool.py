@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kithkin.cluster._places import INSTALL, is_url
@@ -33,6 +33,7 @@ class Pool:
     Attributes:
         address: ``"auto"``, or a Ray cluster's address.
         workers: how many; None for one a GPU, or one a CPU where there are no GPUs.
+        cpus: of each worker, which takes as many threads; None shares out all that the cluster has.
         device: ``"cuda"``, ``"cpu"``, or None for GPUs where the cluster has some.
         backend: of attention, a name from :func:`kithkin.available_backends`; None for the fastest that works.
         batch: pictures of equal size that go through the network at once. More than 1 changes roundings.
@@ -44,6 +45,7 @@ class Pool:
 
     address: str = "auto"
     workers: int | None = None
+    cpus: int | None = None
     device: str | None = None
     backend: str | None = None
     batch: int = 1
@@ -52,6 +54,8 @@ class Pool:
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise InputError(f"--workers: there must be at least 1, got {self.workers}")
+        if self.cpus is not None and self.cpus < 1:
+            raise InputError(f"Pool: a worker needs at least 1 CPU, got {self.cpus}")
         if self.batch < 1:
             raise InputError(f"--batch: at least 1 picture goes through the network at once, got {self.batch}")
         if self.device not in (None, "cpu", "cuda"):
@@ -80,8 +84,8 @@ def import_ray() -> Any:
 def connected(address: str) -> Iterator[None]:
     """Be connected to a Ray cluster, quietly, and leave it as it was.
 
-    A connection that this process has already is used and left. With ``"auto"``, a cluster that runs on this machine
-    (or that RAY_ADDRESS names) is joined, and where there is none, one is started and stopped at the end.
+    A connection that this process has already is used and left. With ``"auto"``, the cluster that RAY_ADDRESS names or
+    that ``ray start`` made on this machine is joined; where there is none, one is started and stopped at the end.
 
     Raises:
         InputError: Ray is missing.
@@ -103,17 +107,30 @@ def _connect(ray: Any, address: str) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     try:
         with _without_stderr():
-            try:
+            if address == "auto":
+                _join_or_start(ray, quiet)
+            else:
                 ray.init(address=address, **quiet)
-            except ConnectionError:
-                if address != "auto":
-                    raise
-                ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise KithkinError(
             f"--cluster {address}: no Ray cluster can be reached or started there ({one_line(error)}); "
             "check the address, or that `ray status` works on this machine"
         ) from error
+
+
+def _join_or_start(ray: Any, quiet: dict[str, Any]) -> None:
+    """Join the cluster of RAY_ADDRESS, or that `ray start` made here; start one where there is none.
+
+    Ray's own "auto" would also join what some other program started for itself, and end with it.
+    """
+    own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE, **quiet}
+    try:
+        ray.init(**own)
+    except ValueError:  # It won't set the memory of a cluster that runs.
+        try:
+            ray.init(**quiet)
+        except ConnectionError:  # It ran once.
+            ray.init(address="local", **own)
 
 
 @contextlib.contextmanager
@@ -213,6 +230,7 @@ def restore_errands(
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         size = size_pool([(int(n.get("CPU", 0)), int(n.get("GPU", 0))) for n in nodes], pool.workers, pool.device)
+        size = size if pool.cpus is None else replace(size, cpus=pool.cpus)
         device = "cuda" if size.gpus else "cpu"
         orders = Orders(options, device, max(size.cpus, 1), pool.backend, pool.batch, pool.prepare)
         crew = _Crew(ray.put(model), orders, size)

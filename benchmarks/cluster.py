@@ -1,0 +1,248 @@
+"""`kithkin restore --cluster`: pictures a second with one and two workers, what Ray adds to local mode, what restoring
+small pictures together brings, and memory over 10,000 pictures.
+
+    python benchmarks/cluster.py
+    python benchmarks/cluster.py memory    # this part alone; the others: speed, together
+
+The machine may be shared: the cases alternate, CPU time stands beside wall time, and ratios are of medians.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from kithkin.cli._memory import keep_freed_memory
+from kithkin.cluster import Pool, connected, plan_errands, restore_errands
+from kithkin.images import read_picture
+from kithkin.restore_files import Outcome, plan_files, restore_files
+from kithkin.zoo import load_model
+
+from measure import RESULTS, keep
+
+ROUNDS = 3
+SPEED = ((256, 64), (64, 512))  # side in pixels, pictures a case
+SIZES = (1000, 10000)  # pictures for memory
+SIDE = 64
+ONE = {"cpus": 1, "prepare": keep_freed_memory}
+"""Of every pool here: a worker has one thread."""
+
+
+def write_pictures(folder: Path, count: int, side: int) -> None:
+    """Smooth colours with noise, PNG; a tenth as many different ones, the others are links."""
+    folder.mkdir(parents=True)
+    rows, columns = np.mgrid[0:side, 0:side]
+    for i in range(count):
+        path = folder / f"{i:05d}.png"
+        if i >= max(count // 10, 1):
+            os.link(folder / f"{i % max(count // 10, 1):05d}.png", path)
+            continue
+        rng = np.random.default_rng(i)
+        waves = np.stack([np.sin(rows / p) + np.cos(columns / q) for p, q in rng.uniform(10, 90, (3, 2))], axis=-1)
+        pixels = np.clip(128 + 40 * waves + rng.normal(0, 15, waves.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(path)
+
+
+def steady_rate(outcomes: Iterable[Outcome]) -> dict[str, float]:
+    """Pictures a second after the first ones arrived, so that starting the workers does not count; and this process's
+    own CPU time a picture."""
+    spent, arrivals = time.process_time(), []
+    for outcome in outcomes:
+        assert outcome.status == "written", outcome
+        arrivals.append(time.perf_counter())
+    first = sum(1 for at in arrivals if at < arrivals[0] + 0.05)  # a group arrives at once
+    rate = (len(arrivals) - first) / (arrivals[-1] - arrivals[0])
+    return {"pictures_per_s": rate, "own_cpu_s_per_picture": (time.process_time() - spent) / len(arrivals)}
+
+
+def cluster_case(source: Path, out: Path, **pool: Any) -> dict[str, float]:
+    plan = plan_errands([str(source)], out=str(out))
+    with workers_cpu() as cpu:
+        found = steady_rate(restore_errands(load_model("denoise"), plan.errands, pool=Pool(**pool)))
+    return {**found, "workers_cpu_s_per_picture": cpu() / len(plan.errands)}
+
+
+class workers_cpu:
+    """CPU time of the workers, which end with the data set: sampled while it runs."""
+
+    def __enter__(self) -> Callable[[], float]:
+        import threading
+
+        self._ended = threading.Event()
+        self._seen: dict[int, float] = {}
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return lambda: sum(self._seen.values())
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.2):
+            for pid in tree(os.getpid()):
+                try:
+                    if b"MapWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                        self._seen[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+                except OSError:
+                    pass
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+def local_case(source: Path, out: Path) -> dict[str, float]:
+    torch.set_num_threads(1)
+    return steady_rate(restore_files(load_model("denoise"), plan_files([source], out=out).jobs))
+
+
+def medians(cases: dict[str, Callable[[Path], dict[str, float]]], folder: Path) -> dict[str, Any]:
+    """Run the cases one after the other, ROUNDS times; give the median of each value, and all of them."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
+    for turn in range(ROUNDS):
+        for name, run in cases.items():
+            found[name].append(run(folder / f"{name}-{turn}"))
+            print(name, found[name][-1], file=sys.stderr, flush=True)
+    return {
+        name: {**{key: statistics.median(row[key] for row in rows) for key in rows[0]}, "rounds": rows}
+        for name, rows in found.items()
+    }
+
+
+def speed() -> dict[str, Any]:
+    """One worker and two, with one thread each, beside local mode with one thread."""
+    result: dict[str, Any] = {}
+    with connected("auto"):
+        for side, count in SPEED:
+            with tempfile.TemporaryDirectory() as name:
+                source = Path(name, "in")
+                write_pictures(source, count, side)
+                cases = {
+                    "local": lambda out, s=source: local_case(s, out),
+                    "1 worker": lambda out, s=source: cluster_case(s, out, workers=1, **ONE),
+                    "2 workers": lambda out, s=source: cluster_case(s, out, workers=2, **ONE),
+                }
+                rows = medians(cases, Path(name))
+                rate = {case: row["pictures_per_s"] for case, row in rows.items()}
+                sizes = [sum(f.stat().st_size for f in Path(name, n).iterdir()) for n in ("in", "local-0")]
+                result[f"{side}²"] = {
+                    "pictures": count,
+                    **rows,
+                    "2_workers_over_1": rate["2 workers"] / rate["1 worker"],
+                    "1_worker_over_local": rate["1 worker"] / rate["local"],
+                    "bytes_in_and_out_per_picture": [size / count for size in sizes],
+                }
+    return result
+
+
+def together() -> dict[str, Any]:
+    """Pictures of equal size one by one and 16 at once, by one worker with one thread."""
+    result: dict[str, Any] = {}
+    with connected("auto"):
+        for side, count in ((64, 512), (128, 128), (256, 64)):
+            with tempfile.TemporaryDirectory() as name:
+                source = Path(name, "in")
+                write_pictures(source, count, side)
+                cases = {
+                    f"batch {n}": lambda out, s=source, n=n: cluster_case(s, out, workers=1, batch=n, **ONE)
+                    for n in (1, 16)
+                }
+                rows = medians(cases, Path(name))
+                files = [sorted(Path(name, f"batch {n}-0").glob("*.png")) for n in (1, 16)]
+                before, after = (np.stack([read_picture(p).pixels for p in each]) for each in files)
+                levels = np.abs(before - after) * 255
+                result[f"{side}²"] = {
+                    **rows,
+                    "gain": rows["batch 16"]["pictures_per_s"] / rows["batch 1"]["pictures_per_s"],
+                    "samples_that_differ": int((levels > 0.5).sum()),
+                    "of": levels.size,
+                    "largest_difference_levels": float(levels.max().round(3)),
+                }
+    return result
+
+
+def tree(root: int) -> list[int]:
+    """A process and all that descend from it."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    found, waiting = [], [root]
+    while waiting:
+        found.append(waiting.pop())
+        waiting += children.get(found[-1], [])
+    return found
+
+
+def memory_of(pids: Iterable[int]) -> dict[str, float]:
+    """Megabytes of a tree of processes, shared pages divided among those that share them (PSS), by what they are."""
+    sums: dict[str, float] = {"total": 0, "driver": 0, "workers": 0, "ray": 0}
+    for i, pid in enumerate(pids):
+        try:
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            name = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        size = next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0) / 1e3
+        sums["total"] += size
+        sums["driver" if i == 0 else "workers" if b"MapWorker" in name else "ray"] += size
+    return sums
+
+
+def memory_run(count: int, folder: Path) -> dict[str, Any]:
+    """Restore `count` pictures by the command line with two workers; memory every second, with how many were done."""
+    source, out = folder / f"in-{count}", folder / f"out-{count}"
+    write_pictures(source, count, SIDE)
+    command = [sys.executable, "-m", "kithkin", "restore", str(source), "--out", str(out), "--cluster", "auto"]
+    samples = []
+    started = time.perf_counter()
+    with open(folder / f"log-{count}", "wb") as log:
+        process = subprocess.Popen([*command, "--workers", "2"], stdout=log, stderr=log)
+        while process.poll() is None:
+            if out.is_dir():
+                done = sum(entry.name.endswith(".png") for entry in os.scandir(out))
+                samples.append({"done": done, **memory_of(tree(process.pid))})
+            time.sleep(1.0)
+    assert process.returncode == 0, (folder / f"log-{count}").read_text()[-2000:]
+    peak = max(samples, key=lambda sample: sample["total"])
+    steps = islice(samples, 0, None, max(1, len(samples) // 40))
+    return {
+        "pictures": count,
+        "seconds": time.perf_counter() - started,
+        "peak_megabytes": peak,
+        "samples": [{key: round(value) for key, value in sample.items()} for sample in steps],
+    }
+
+
+def memory() -> dict[str, Any]:
+    """The peak over 10,000 small pictures against that over 1,000."""
+    with tempfile.TemporaryDirectory() as name:
+        runs = [memory_run(count, Path(name)) for count in SIZES]
+    few, many = (run["peak_megabytes"]["total"] for run in runs)
+    return {"side": SIDE, "workers": 2, "runs": runs, "peak_of_10000_over_1000": many / few}
+
+
+def main() -> None:
+    parts = {"speed": speed, "together": together, "memory": memory}
+    chosen = sys.argv[1:] or list(parts)
+    path = RESULTS / "cluster.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    results = {name: parts[name]() if name in chosen else before.get(name) for name in parts}
+    keep("cluster", {"cores": os.cpu_count(), "load_average": os.getloadavg(), **results})
+
+
+if __name__ == "__main__":
+    main()
