@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from kithkin.checkpoint import save_model
 from kithkin.cli._memory import keep_freed_memory
 from kithkin.cluster import Pool, connected, plan_errands, restore_errands
 from kithkin.images import read_picture
+from kithkin.model import KiT, KiTConfig
 from kithkin.restore_files import Outcome, plan_files, restore_files
 from kithkin.zoo import load_model
 
@@ -35,6 +38,8 @@ ROUNDS = 3
 SPEED = ((256, 64), (64, 512))  # side in pixels, pictures a case
 SIZES = (1000, 10000)  # pictures for memory
 SIDE = 64
+SMALL = KiTConfig(width=8, depth=1, n_hashes=1)
+"""The network of the memory runs: what would grow with the number of pictures does so with any network."""
 ONE = {"cpus": 1, "prepare": keep_freed_memory}
 """Of every pool here: a worker has one thread."""
 
@@ -202,11 +207,12 @@ def memory_of(pids: Iterable[int]) -> dict[str, float]:
     return sums
 
 
-def memory_run(count: int, folder: Path) -> dict[str, Any]:
-    """Restore `count` pictures by the command line with two workers; memory every second, with how many were done."""
+def memory_run(count: int, weights: Path, folder: Path) -> dict[str, Any]:
+    """Restore `count` pictures by the command line with two workers; memory every 2 s, with how many were done."""
     source, out = folder / f"in-{count}", folder / f"out-{count}"
     write_pictures(source, count, SIDE)
     command = [sys.executable, "-m", "kithkin", "restore", str(source), "--out", str(out), "--cluster", "auto"]
+    command += ["--model", str(weights)]
     samples = []
     started = time.perf_counter()
     with open(folder / f"log-{count}", "wb") as log:
@@ -215,7 +221,7 @@ def memory_run(count: int, folder: Path) -> dict[str, Any]:
             if out.is_dir():
                 done = sum(entry.name.endswith(".png") for entry in os.scandir(out))
                 samples.append({"done": done, **memory_of(tree(process.pid))})
-            time.sleep(1.0)
+            time.sleep(2.0)
     assert process.returncode == 0, (folder / f"log-{count}").read_text()[-2000:]
     peak = max(samples, key=lambda sample: sample["total"])
     steps = islice(samples, 0, None, max(1, len(samples) // 40))
@@ -230,9 +236,11 @@ def memory_run(count: int, folder: Path) -> dict[str, Any]:
 def memory() -> dict[str, Any]:
     """The peak over 10,000 small pictures against that over 1,000."""
     with tempfile.TemporaryDirectory() as name:
-        runs = [memory_run(count, Path(name)) for count in SIZES]
+        weights = Path(name, "small.safetensors")
+        save_model(KiT(SMALL), weights)
+        runs = [memory_run(count, weights, Path(name)) for count in SIZES]
     few, many = (run["peak_megabytes"]["total"] for run in runs)
-    return {"side": SIDE, "workers": 2, "runs": runs, "peak_of_10000_over_1000": many / few}
+    return {"side": SIDE, "network": asdict(SMALL), "workers": 2, "runs": runs, "peak_of_10000_over_1000": many / few}
 
 
 def main() -> None:
