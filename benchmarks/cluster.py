@@ -262,9 +262,11 @@ def main() -> None:
     parts = {"speed": speed, "together": together, "memory": memory}
     chosen = sys.argv[1:] or list(parts)
     path = RESULTS / "cluster.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    results = {name: parts[name]() if name in chosen else before.get(name) for name in parts}
-    keep("cluster", {"cores": os.cpu_count(), "load_average": os.getloadavg(), **results})
+    for name in chosen:
+        found = {"load_average": os.getloadavg(), **parts[name]()}
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        results = {part: found if part == name else before.get(part) for part in parts}
+        keep("cluster", {"cores": os.cpu_count(), **results})
 
 
 if __name__ == "__main__":
