@@ -202,6 +202,7 @@ def until(condition, seconds=120):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_off_goes_on_and_does_nothing_twice(cluster, tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
     for i in range(24):
@@ -284,6 +285,7 @@ def die_of_poison():
     _worker.read_picture = read
 
 
+@pytest.mark.slow
 def test_a_file_that_kills_its_worker_each_time_fails_alone(cluster, model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(_pool, "RETRIES", 0)
     names = ["0", "1", "poison", "3", *map(str, range(4, 16))]

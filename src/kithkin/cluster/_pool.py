@@ -111,7 +111,7 @@ def _connect(ray: Any, address: str) -> None:
                 _join_or_start(ray, quiet)
             else:
                 ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Where a node is too slow to start, it is a plain Exception.
         raise KithkinError(
             f"--cluster {address}: no Ray cluster can be reached or started there ({one_line(error)}); "
             "check the address, or that `ray status` works on this machine"

