@@ -2,9 +2,9 @@
 small pictures together brings, and memory over 10,000 pictures.
 
     python benchmarks/cluster.py
-    python benchmarks/cluster.py memory    # this part alone; the others: speed, together
+    python benchmarks/cluster.py memory    # this part alone; the others: speed, together, handing_out, files
 
-The machine may be shared: the cases alternate, CPU time stands beside wall time, and ratios are of medians.
+The machine may be shared: the cases alternate, and ratios are of medians.
 """
 
 import json
@@ -27,8 +27,9 @@ from PIL import Image
 from kithkin.checkpoint import save_model
 from kithkin.cli._memory import keep_freed_memory
 from kithkin.cluster import Pool, connected, plan_errands, restore_errands
+from kithkin.cluster._plan import in_groups
 from kithkin.cluster._worker import Orders, Worker
-from kithkin.images import read_picture
+from kithkin.images import Picture, read_picture, write_picture
 from kithkin.model import KiT, KiTConfig
 from kithkin.restore_files import Outcome, RestoreOptions, plan_files, restore_files
 from kithkin.zoo import load_model
@@ -36,7 +37,7 @@ from kithkin.zoo import load_model
 from measure import RESULTS, keep
 
 ROUNDS = 3
-SPEED = ((128, 192),)  # side in pixels, pictures a case
+SPEED = ((128, 384),)  # side in pixels, pictures a case
 TOGETHER = ((64, 130), (128, 66), (256, 34))
 SIZES = (1000, 10000)  # pictures for memory
 SIDE = 64
@@ -62,49 +63,21 @@ def write_pictures(folder: Path, count: int, side: int) -> None:
 
 
 def steady_rate(outcomes: Iterable[Outcome]) -> dict[str, float]:
-    """Pictures a second after the first ones arrived, so that starting the workers does not count; and this process's
-    own CPU time a picture."""
+    """Pictures a second after the first quarter arrived, so that starting the workers does not count; and this
+    process's own CPU time a picture."""
     spent, arrivals = time.process_time(), []
     for outcome in outcomes:
         assert outcome.status == "written", outcome
         arrivals.append(time.perf_counter())
-    first = sum(1 for at in arrivals if at < arrivals[0] + 0.05)  # a group arrives at once
-    rate = (len(arrivals) - first) / (arrivals[-1] - arrivals[0])
+    start = arrivals[len(arrivals) // 4]
+    first = sum(1 for at in arrivals if at < start + 0.05)  # a group arrives at once
+    rate = (len(arrivals) - first) / (arrivals[-1] - start)
     return {"pictures_per_s": rate, "own_cpu_s_per_picture": (time.process_time() - spent) / len(arrivals)}
 
 
 def cluster_case(source: Path, out: Path, **pool: Any) -> dict[str, float]:
     plan = plan_errands([str(source)], out=str(out))
-    with workers_cpu() as cpu:
-        found = steady_rate(restore_errands(load_model("denoise"), plan.errands, pool=Pool(**pool)))
-    return {**found, "workers_cpu_s_per_picture": cpu() / len(plan.errands)}
-
-
-class workers_cpu:
-    """CPU time of the workers, which end with the data set: sampled while it runs."""
-
-    def __enter__(self) -> Callable[[], float]:
-        import threading
-
-        self._ended = threading.Event()
-        self._seen: dict[int, float] = {}
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return lambda: sum(self._seen.values())
-
-    def _watch(self) -> None:
-        while not self._ended.wait(0.2):
-            for pid in tree(os.getpid()):
-                try:
-                    if b"MapWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                        self._seen[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-                except OSError:
-                    pass
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
+    return steady_rate(restore_errands(load_model("denoise"), plan.errands, pool=Pool(**pool)))
 
 
 def local_case(source: Path, out: Path) -> dict[str, float]:
@@ -153,7 +126,6 @@ def speed() -> dict[str, Any]:
 
 def together() -> dict[str, Any]:
     """Pictures of equal size one by one and 16 at once, by a worker with one thread in this process."""
-    keep_freed_memory()
     result: dict[str, Any] = {}
     for side, count in TOGETHER:
         with tempfile.TemporaryDirectory() as name:
@@ -188,6 +160,47 @@ def worker_case(source: Path, out: Path, batch: int) -> dict[str, float]:
         "s_per_picture": (time.perf_counter() - started) / count,
         "cpu_s_per_picture": (time.process_time() - spent) / count,
     }
+
+
+def handing_out() -> dict[str, Any]:
+    """What the command itself spends on a group of files: with strength 0, workers read and write alone."""
+    count = 4000
+    with tempfile.TemporaryDirectory() as name, connected("auto"):
+        source = Path(name, "in")
+        write_pictures(source, count, SIDE)
+        plan = plan_errands([str(source)], out=str(Path(name, "out")))
+        options, pool = RestoreOptions(strength=0), Pool(workers=2, **ONE)
+        found = steady_rate(restore_errands(load_model("denoise"), plan.errands, options=options, pool=pool))
+    groups = len(list(in_groups(plan.errands, 2)))
+    return {
+        "pictures": count,
+        "groups": groups,
+        **found,
+        "own_cpu_s_per_group": found["own_cpu_s_per_picture"] * count / groups,
+    }
+
+
+def files() -> dict[str, Any]:
+    """CPU seconds to read and to write a photograph of 12 megapixels, and its bytes."""
+    rows, columns = np.mgrid[0:3000, 0:4000]
+    waves = np.stack([np.sin(rows / 80) + np.cos(columns / 130)] * 3, axis=-1)
+    pixels = np.clip(0.5 + 0.15 * waves + np.random.default_rng(0).normal(0, 0.02, waves.shape), 0, 1)
+    result = {}
+    with tempfile.TemporaryDirectory() as name:
+        for kind in ("jpg", "png"):
+            path = Path(name, f"a.{kind}")
+            times = []
+            for step in (
+                lambda p=path: write_picture(Picture(pixels.astype(np.float32)), p, overwrite=True),
+                lambda p=path: read_picture(p),
+            ):
+                step()
+                spent = time.process_time()
+                for _ in range(3):
+                    step()
+                times.append((time.process_time() - spent) / 3)
+            result[kind] = {"write_cpu_s": times[0], "read_cpu_s": times[1], "bytes": path.stat().st_size}
+    return result
 
 
 def tree(root: int) -> list[int]:
@@ -259,7 +272,8 @@ def memory() -> dict[str, Any]:
 
 
 def main() -> None:
-    parts = {"speed": speed, "together": together, "memory": memory}
+    keep_freed_memory()
+    parts = {"speed": speed, "together": together, "handing_out": handing_out, "files": files, "memory": memory}
     chosen = sys.argv[1:] or list(parts)
     path = RESULTS / "cluster.json"
     for name in chosen:
