@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -77,7 +78,48 @@ def steady_rate(outcomes: Iterable[Outcome]) -> dict[str, float]:
 
 def cluster_case(source: Path, out: Path, **pool: Any) -> dict[str, float]:
     plan = plan_errands([str(source)], out=str(out))
-    return steady_rate(restore_errands(load_model("denoise"), plan.errands, pool=Pool(**pool)))
+    with WorkersTime() as workers:
+        found = steady_rate(restore_errands(load_model("denoise"), plan.errands, pool=Pool(**pool)))
+    return {**found, "workers_cpu_s_per_picture": workers.spent(out) / len(plan.errands)}
+
+
+class WorkersTime:
+    """CPU time of the workers from when the first results appear, in samples of the system's table of processes."""
+
+    def __enter__(self) -> "WorkersTime":
+        self._samples: list[tuple[float, dict[int, float]]] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.1):
+            seen = {}
+            for pid in tree(os.getpid()):
+                try:
+                    if b"MapWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                        seen[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+                except OSError:
+                    continue
+            self._samples.append((time.time(), seen))
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def spent(self, out: Path) -> float:
+        """Seconds since the first file of each worker's time was written; a worker that came later counts from then."""
+        first = min(path.stat().st_mtime for path in out.iterdir())
+        begin: dict[int, float] = {}
+        end: dict[int, float] = {}
+        for at, seen in self._samples:
+            for pid, spent in seen.items():
+                if at >= first - 0.2:
+                    begin.setdefault(pid, spent)
+                    end[pid] = spent
+        return sum(end[pid] - begin[pid] for pid in end)
 
 
 def local_case(source: Path, out: Path) -> dict[str, float]:

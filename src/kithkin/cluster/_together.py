@@ -21,7 +21,7 @@ def restore_together(model: KiT, pictures: Sequence[Picture], *, strength: float
     """Restore pictures of one size, all gray or all in colour, in one pass of the network.
 
     The values are those of :func:`kithkin.restoration.restore` but for float rounding: matrix products of other
-    sizes add in another order. So a few samples of a thousand pictures may differ by one level.
+    sizes add in another order. So a few samples of small pictures may differ by one level.
 
     Raises:
         KithkinError: the model gives NaN or infinite values.
