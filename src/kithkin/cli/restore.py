@@ -154,27 +154,17 @@ def restore(
     with _exit_codes():
         from kithkin.restore_files import RestoreOptions, plan_files
 
-        if sigma is not None:
-            raise InputError(
-                "--sigma: the model is blind: it finds the noise level itself and takes no hint; leave it out"
-            )
+        _check(paths, out, {"sigma": sigma, "cluster": cluster, "compare": compare}, (workers, manifest, batch))
         options = RestoreOptions(
             tile=_side(tile), overlap=overlap, strength=strength, quality=quality, overwrite=overwrite
         )
         if cluster is not None:
             from kithkin.cli._cluster import restore_with
 
-            if compare:
-                raise InputError(
-                    "--cluster writes results alone, so that one that exists is complete; leave --compare out"
-                )
             pool = {"address": cluster, "workers": workers, "device": device, "backend": backend, "batch": batch}
             places = {"sources": paths, "out": out, "ending": ending, "manifest": manifest}
             failed = restore_with(pool, model, places, options, as_json)
         else:
-            _check_local(
-                paths, out, {"--workers": workers, "--manifest": manifest, "--batch": None if batch == 1 else batch}
-            )
             plan = plan_files(paths, out=out, ending=ending, compare=compare, overwrite=overwrite)
             failed = _run(_network(model, device, backend), plan, options, as_json)
     if failed:
@@ -194,14 +184,21 @@ def _exit_codes() -> Iterator[None]:
         raise typer.Exit(130) from error
 
 
-def _check_local(paths: list[str], out: str | None, only_clusters: dict[str, object]) -> None:
-    """Raise InputError for what only a cluster takes."""
-    given = [name for name, value in only_clusters.items() if value is not None]
-    urls = [place for place in (*paths, out or "") if "://" in place]
-    if given or urls:
-        raise InputError(
-            f"restore: {', '.join(given + urls)}: only with --cluster; add --cluster auto, or leave it out"
-        )
+def _check(
+    paths: list[str], out: str | None, given: dict[str, object], of_cluster: tuple[int | None, str | None, int]
+) -> None:
+    """Raise InputError for options that no model takes, or that don't go together."""
+    if given["sigma"] is not None:
+        raise InputError("--sigma: the model is blind: it finds the noise level itself and takes no hint; leave it out")
+    if given["cluster"] is not None:
+        if given["compare"]:
+            raise InputError("--cluster writes results alone, so that one that exists is complete; leave --compare out")
+        return
+    workers, manifest, batch = of_cluster
+    options = {"--workers": workers is not None, "--manifest": manifest is not None, "--batch": batch != 1}
+    refused = [name for name, set_ in options.items() if set_] + [p for p in (*paths, out or "") if "://" in p]
+    if refused:
+        raise InputError(f"restore: {', '.join(refused)}: only with --cluster; add --cluster auto, or leave it out")
 
 
 def _side(tile: str) -> str | int:
