@@ -452,7 +452,7 @@ def test_names_that_are_not_text_do_not_stop_the_command(run):
     assert json.loads(run(name, "--overwrite", "--json").stdout)["input"] == name
 
 
-def test_help_tells_every_option_and_two_examples():
+def test_help_tells_every_option_and_three_examples():
     result = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, ["--help"])
     assert result.exit_code == 0
     options = [
@@ -469,7 +469,11 @@ def test_help_tells_every_option_and_two_examples():
         "quality",
         "compare",
         "json",
+        "cluster",
+        "workers",
+        "batch",
+        "manifest",
     ]
     assert all(f"--{option}" in result.stdout for option in options)
-    assert result.stdout.count("kithkin restore ") == 2
+    assert result.stdout.count("kithkin restore ") == 3
     assert "--no-" not in result.stdout

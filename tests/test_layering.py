@@ -19,7 +19,7 @@ LAYERS = (
     "ablation : sheets : report",
     "training : evaluation",
     "methods",
-    "restoration : restore_files : neighbors : (export)",
+    "restoration : restore_files : cluster : neighbors : (export)",
     "checkpoint : zoo : config : data : growth",
     "model",
     "layers",

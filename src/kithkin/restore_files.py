@@ -65,7 +65,7 @@ class Outcome:
     """What became of one input.
 
     Attributes:
-        source: the input, a file or a folder.
+        source: the input, a file or a folder; text where it may be a URL.
         status: ``"written"``, ``"skipped"`` or ``"failed"``.
         target: where the result is, or would have gone; None for a folder that gave no file.
         compare: where before and after are side by side; None where they are not.
@@ -74,9 +74,9 @@ class Outcome:
         seconds: that it took.
     """
 
-    source: Path
+    source: str | Path
     status: str
-    target: Path | None = None
+    target: str | Path | None = None
     compare: Path | None = None
     reason: str | None = None
     notes: tuple[str, ...] = ()
@@ -257,24 +257,36 @@ def restore_file(
         raise InputError(f"restore: {shown(target)} would replace its own input; choose another place for the result")
     picture = read_picture(source)
     notes = [*picture.notes, *losses(picture, target)]
-    _prepare(target, options.overwrite)
-    result = restore(
+    make_room(target, options.overwrite)
+    result = restore_picture(model, picture, options, progress=progress, note=notes.append)
+    write_picture(result, target, overwrite=options.overwrite, quality=options.quality)
+    if compare is not None:
+        make_room(Path(compare), options.overwrite)
+        write_picture(side_by_side(picture, result), compare, overwrite=options.overwrite)
+    return tuple(notes)
+
+
+def restore_picture(
+    model: KiT,
+    picture: Picture,
+    options: RestoreOptions,
+    *,
+    progress: Callable[[float], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Picture:
+    """:func:`kithkin.restoration.restore` with what of it the options hold."""
+    return restore(
         model,
         picture,
         tile=options.tile,
         overlap=options.overlap,
         strength=options.strength,
         progress=progress,
-        note=notes.append,
+        note=note,
     )
-    write_picture(result, target, overwrite=options.overwrite, quality=options.quality)
-    if compare is not None:
-        _prepare(Path(compare), options.overwrite)
-        write_picture(side_by_side(picture, result), compare, overwrite=options.overwrite)
-    return tuple(notes)
 
 
-def _prepare(target: Path, overwrite: bool) -> None:
+def make_room(target: Path, overwrite: bool) -> None:
     """Make the target's folder; raise ImageError where that fails, or where the target must not be replaced."""
     if not overwrite and os.path.lexists(target):
         raise ImageError(f"{shown(target)}: exists already; choose another name, or allow overwriting")
@@ -312,13 +324,13 @@ def restore_files(
         try:
             notes = restore_file(model, job.source, job.target, options=options, compare=job.compare, progress=progress)
         except (KithkinError, OSError, MemoryError, RuntimeError) as error:
-            reason = _reason(error, job.source)
+            reason = failure_reason(error, job.source)
             yield Outcome(job.source, "failed", job.target, reason=reason, seconds=time.perf_counter() - start)
             continue
         yield Outcome(job.source, "written", job.target, job.compare, notes=notes, seconds=time.perf_counter() - start)
 
 
-def _reason(error: Exception, source: Path) -> str:
+def failure_reason(error: Exception, source: str | Path) -> str:
     """Return one line that begins with the path that is at fault; raise the error again where it is a bug."""
     if isinstance(error, ImageError):
         return str(error)

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -22,6 +21,8 @@ Examples:
 `kithkin restore photo.jpg` writes photo-restored.jpg beside it.
 
 `kithkin restore trip scan.png --out done --compare` restores the pictures of a folder, and a file, into done.
+
+`kithkin restore s3://archive/scans --out s3://archive/done --cluster auto` restores a whole archive with many workers.
 """
 
 
@@ -35,22 +36,23 @@ class Ending(StrEnum):
     BMP = "bmp"
 
 
-# readable=False leaves it to the reader to say that one file can't be read: the parser would refuse all of them.
+# Text, not paths: a URL would lose one of its slashes.
 Paths = Annotated[
-    list[Path],
+    list[str],
     typer.Argument(
-        metavar="IN", help="Pictures (PNG, JPEG, WebP, TIFF, BMP), and folders of them at any depth.", readable=False
+        metavar="IN",
+        help="Pictures (PNG, JPEG, WebP, TIFF, BMP), and folders of them at any depth; with --cluster also as URLs.",
     ),
 ]
 Out = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--out",
         "-o",
+        metavar="PATH",
         help="A folder for the results, or a file name where IN is one file. Without it, photo.jpg gives "
         "photo-restored.jpg beside it, and the folder trip gives trip-restored.",
         show_default=False,
-        readable=False,
     ),
 ]
 Model = Annotated[str, typer.Option("--model", "-m", help="A name from `kithkin models`, or a checkpoint's path.")]
@@ -86,6 +88,39 @@ Format = Annotated[
 ]
 Quality = Annotated[int, typer.Option(metavar="1..100", help="Of JPEG results; other formats lose nothing.")]
 Compare = Annotated[bool, typer.Option("--compare", help="Also write NAME-compare.png: before and after.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|ADDRESS",
+        help="Restore with the workers of a Ray cluster (extra `cluster`); auto joins one, or starts one here.",
+        show_default=False,
+        rich_help_panel="Many workers",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="How many; without it, one a GPU, or one a CPU.", show_default=False, rich_help_panel="Many workers"
+    ),
+]
+Batch = Annotated[
+    int,
+    typer.Option(
+        help="Small pictures of equal size that a worker restores at once: quicker, but roundings differ from 1.",
+        rich_help_panel="Many workers",
+    ),
+]
+ManifestFile = Annotated[
+    str | None,
+    typer.Option(
+        "--manifest",
+        metavar="FILE",
+        help="Where to list every input with its output, status, seconds and error: a path or URL ending in .csv or "
+        ".parquet; without it, kithkin-manifest.csv in --out, or here.",
+        show_default=False,
+        rich_help_panel="Many workers",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a file, instead of `in -> out`.")]
 
 
@@ -104,6 +139,10 @@ def restore(
     quality: Quality = 95,
     compare: Compare = False,
     as_json: AsJson = False,
+    cluster: Cluster = None,
+    workers: Workers = None,
+    batch: Batch = 1,
+    manifest: ManifestFile = None,
 ) -> None:
     """Restore pictures: remove their noise, or what else the model was trained for.
 
@@ -115,15 +154,19 @@ def restore(
     with _exit_codes():
         from kithkin.restore_files import RestoreOptions, plan_files
 
-        if sigma is not None:
-            raise InputError(
-                "--sigma: the model is blind: it finds the noise level itself and takes no hint; leave it out"
-            )
+        _check(paths, out, {"sigma": sigma, "cluster": cluster, "compare": compare}, (workers, manifest, batch))
         options = RestoreOptions(
             tile=_side(tile), overlap=overlap, strength=strength, quality=quality, overwrite=overwrite
         )
-        plan = plan_files(paths, out=out, ending=ending, compare=compare, overwrite=overwrite)
-        failed = _run(_network(model, device, backend), plan, options, as_json)
+        if cluster is not None:
+            from kithkin.cli._cluster import restore_with
+
+            pool = {"address": cluster, "workers": workers, "device": device, "backend": backend, "batch": batch}
+            places = {"sources": paths, "out": out, "ending": ending, "manifest": manifest}
+            failed = restore_with(pool, model, places, options, as_json)
+        else:
+            plan = plan_files(paths, out=out, ending=ending, compare=compare, overwrite=overwrite)
+            failed = _run(_network(model, device, backend), plan, options, as_json)
     if failed:
         raise typer.Exit(1)
 
@@ -139,6 +182,23 @@ def _exit_codes() -> Iterator[None]:
     except KeyboardInterrupt as error:
         typer.echo("kithkin: stopped; what was written so far is complete", err=True)
         raise typer.Exit(130) from error
+
+
+def _check(
+    paths: list[str], out: str | None, given: dict[str, object], of_cluster: tuple[int | None, str | None, int]
+) -> None:
+    """Raise InputError for options that no model takes, or that don't go together."""
+    if given["sigma"] is not None:
+        raise InputError("--sigma: the model is blind: it finds the noise level itself and takes no hint; leave it out")
+    if given["cluster"] is not None:
+        if given["compare"]:
+            raise InputError("--cluster writes results alone, so that one that exists is complete; leave --compare out")
+        return
+    workers, manifest, batch = of_cluster
+    options = {"--workers": workers is not None, "--manifest": manifest is not None, "--batch": batch != 1}
+    refused = [name for name, set_ in options.items() if set_] + [p for p in (*paths, out or "") if "://" in p]
+    if refused:
+        raise InputError(f"restore: {', '.join(refused)}: only with --cluster; add --cluster auto, or leave it out")
 
 
 def _side(tile: str) -> str | int:
@@ -180,7 +240,7 @@ def _run(network: "KiT", plan: "Plan", options: "RestoreOptions", as_json: bool)
             nonlocal done
             done += 1
             bar.update(task, completed=done)
-            _report(outcome, as_json, stream)
+            report_outcome(outcome, as_json, stream)
             if outcome.status == "failed":
                 failures.append(outcome)
 
@@ -198,7 +258,7 @@ def _run(network: "KiT", plan: "Plan", options: "RestoreOptions", as_json: bool)
     return len(failures)
 
 
-def _report(outcome: "Outcome", as_json: bool, stream: TextIO | None) -> None:
+def report_outcome(outcome: "Outcome", as_json: bool, stream: TextIO | None) -> None:
     """Print what became of one input; by print, since typer's echo would write across the bar."""
     from kithkin.images._picture import shown
 

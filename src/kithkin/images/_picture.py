@@ -195,7 +195,7 @@ def one_line(text: object) -> str:
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """Return a path for a message: as it is, or quoted and escaped where it would break the line."""
+    """Return a path or URL for a message: as it is, or quoted and escaped where it would break the line."""
     text = os.fspath(path)
     return text if text.isprintable() else ascii(text)
 

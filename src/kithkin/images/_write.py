@@ -43,6 +43,21 @@ def losses(picture: Picture, path: str | os.PathLike[str]) -> list[str]:
     return found
 
 
+def encode_picture(picture: Picture, name: str | os.PathLike[str], *, quality: int = 95) -> bytes:
+    """Return the bytes of the file that `write_picture` would write; `name` names the format, and errors call it so.
+
+    Raises ImageError where the ending is unknown, the pixels are not finite or the format can't hold the picture;
+    InputError for a wrong `quality`.
+    """
+    path = Path(name)
+    kind = _format_of(path)
+    _check_quality(quality)
+    try:
+        return _encoded(picture, kind, quality)
+    except Refusal as refusal:
+        raise ImageError(f"{shown(path)}: {refusal}") from refusal.__cause__
+
+
 def write_picture(
     picture: Picture, path: str | os.PathLike[str], *, overwrite: bool = False, quality: int = 95
 ) -> None:
@@ -62,8 +77,7 @@ def write_picture(
     """
     path = Path(path)
     kind = _format_of(path)
-    if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
-        raise InputError(f"write_picture: quality must be an integer from 1 to 100, got {quality!r}")
+    _check_quality(quality)
     try:
         target = _target(path, overwrite)
         _write_whole(_encoded(picture, kind, quality), target, overwrite)
@@ -73,6 +87,11 @@ def write_picture(
         raise ImageError(f"{shown(path)}: can't be written: {os_reason(error)}") from error
     except (ValueError, RuntimeError) as error:  # a null character in the path; a link to itself
         raise ImageError(f"{shown(path)}: is not a path ({one_line(error)}); check it") from error
+
+
+def _check_quality(quality: int) -> None:
+    if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
+        raise InputError(f"write_picture: quality must be an integer from 1 to 100, got {quality!r}")
 
 
 def _format_of(path: Path) -> str:

@@ -1,0 +1,123 @@
+"""The list of what became of every input, as CSV or Parquet: complete, or not there."""
+
+import contextlib
+import csv
+import os
+import secrets
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from kithkin.cluster._places import INSTALL, filesystem, is_url, plain, put, suffix_of
+from kithkin.errors import ImageError, InputError
+from kithkin.images._picture import os_reason, shown
+from kithkin.restore_files import Outcome
+
+COLUMNS = ("input", "output", "status", "seconds", "error")
+_ROWS = 1000
+
+
+class Manifest:
+    """A table with a row an input: input, output, status (written, skipped, failed), seconds, error.
+
+    Rows go to a hidden temporary file; at the end of the ``with`` block it takes the manifest's name, in place of the
+    one of an earlier run. Where the block is left by an exception, it is removed.
+
+    Args:
+        place: a path or URL that ends in .csv or .parquet.
+
+    Raises:
+        InputError: another ending, a package is missing, or the place can't be written to.
+    """
+
+    def __init__(self, place: str) -> None:
+        self.place = plain(place)
+        kind = suffix_of(self.place)
+        if kind not in (".csv", ".parquet"):
+            raise InputError(f"--manifest: the name must end in .csv or .parquet, got {shown(place)}")
+        if is_url(self.place):
+            filesystem(self.place)
+        self._rows: list[tuple[str, str, str, float, str]] = []
+        name = f".kithkin-{secrets.token_hex(8)}.part"
+        folder = tempfile.gettempdir() if is_url(self.place) else os.path.dirname(os.path.abspath(self.place))
+        self._temporary = Path(folder, name)
+        try:
+            os.makedirs(folder, exist_ok=True)
+            self._table: _Csv | _Parquet = (_Csv if kind == ".csv" else _Parquet)(self._temporary)
+        except OSError as error:
+            raise InputError(f"--manifest: {shown(place)} can't be written: {os_reason(error)}") from error
+
+    def __enter__(self) -> "Manifest":
+        return self
+
+    def add(self, outcome: Outcome) -> None:
+        """Append a row."""
+        target = "" if outcome.target is None else str(outcome.target)
+        error = outcome.reason or "" if outcome.status == "failed" else ""
+        self._rows.append((str(outcome.source), target, outcome.status, round(outcome.seconds, 4), error))
+        if len(self._rows) >= _ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._table.write(self._rows)
+        self._rows = []
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+            self._table.close()
+            if kind is None:
+                self._publish()
+        except (OSError, ImageError) as failure:
+            raise InputError(f"--manifest: {shown(self.place)} can't be written: {failure}") from failure
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary)
+
+    def _publish(self) -> None:
+        if is_url(self.place):
+            put(self._temporary.read_bytes(), self.place)
+            return
+        with open(self._temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(self._temporary, self.place)
+
+
+class _Csv:
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "x", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+        self._writer = csv.writer(self._file)
+        self._writer.writerow(COLUMNS)
+
+    def write(self, rows: list[Any]) -> None:
+        self._writer.writerows(rows)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Parquet:
+    def __init__(self, path: Path) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError as error:
+            raise InputError(f"--manifest: Parquet needs pyarrow; install it with: {INSTALL}") from error
+        kinds = [pyarrow.float64() if name == "seconds" else pyarrow.string() for name in COLUMNS]
+        self._schema = pyarrow.schema(list(zip(COLUMNS, kinds, strict=True)))
+        self._pyarrow = pyarrow
+        self._writer = pyarrow.parquet.ParquetWriter(path, self._schema)
+
+    def write(self, rows: list[Any]) -> None:
+        if rows:
+            # Text alone: of a name that is none, the bytes that don't fit are replaced.
+            named = [[v.encode(errors="replace").decode() if isinstance(v, str) else v for v in row] for row in rows]
+            table = [dict(zip(COLUMNS, row, strict=True)) for row in named]
+            self._writer.write_table(self._pyarrow.Table.from_pylist(table, self._schema))
+
+    def close(self) -> None:
+        self._writer.close()
