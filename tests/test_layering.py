@@ -15,7 +15,7 @@ SOURCE = Path(kithkin.__file__).parent
 
 # From the top. Modules of one row may import each other; a name in parentheses need not exist yet.
 LAYERS = (
-    "cli : (web) : __main__",
+    "cli : web : __main__",
     "ablation : sheets : report",
     "training : evaluation",
     "methods",

@@ -62,8 +62,7 @@ def write_picture(
     """
     path = Path(path)
     kind = _format_of(path)
-    if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
-        raise InputError(f"write_picture: quality must be an integer from 1 to 100, got {quality!r}")
+    _check_quality("write_picture", quality)
     try:
         target = _target(path, overwrite)
         _write_whole(_encoded(picture, kind, quality), target, overwrite)
@@ -73,6 +72,25 @@ def write_picture(
         raise ImageError(f"{shown(path)}: can't be written: {os_reason(error)}") from error
     except (ValueError, RuntimeError) as error:  # a null character in the path; a link to itself
         raise ImageError(f"{shown(path)}: is not a path ({one_line(error)}); check it") from error
+
+
+def encode_picture(picture: Picture, name: str | os.PathLike[str], *, quality: int = 95) -> bytes:
+    """Return the bytes that `write_picture` would write to a file of this name.
+
+    Raises ImageError and InputError as `write_picture` does, but for what concerns the file system.
+    """
+    path = Path(name)
+    kind = _format_of(path)
+    _check_quality("encode_picture", quality)
+    try:
+        return _encoded(picture, kind, quality)
+    except Refusal as refusal:
+        raise ImageError(f"{shown(path)}: {refusal}") from refusal.__cause__
+
+
+def _check_quality(who: str, quality: int) -> None:
+    if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
+        raise InputError(f"{who}: quality must be an integer from 1 to 100, got {quality!r}")
 
 
 def _format_of(path: Path) -> str:
