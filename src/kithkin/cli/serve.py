@@ -119,6 +119,7 @@ def _listen(host: str, port: int) -> "socket.socket":
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen(128)  # A browser that comes before the server is ready waits instead of failing.
     except OSError as error:
         raise InputError(
             f"serve: can't listen on {host}, port {port} ({error.strerror}); choose another one with --port or --host"
@@ -142,7 +143,7 @@ def _announce(address: str, host: str) -> None:
     typer.echo(f"kithkin: {address} (Ctrl-C stops it)")
     if not private:
         typer.echo(
-            f"kithkin: warning: listening on {host}, so everyone who reaches this computer can spend its time; there is no "
-            "password and no encryption. Put a proxy with both before it, or leave --host out",
+            f"kithkin: warning: listening on {host}: everyone who reaches this computer can use it, without a "
+            "password or encryption. Put a proxy with both before it, or leave --host out",
             err=True,
         )

@@ -29,7 +29,7 @@ class BlockMap:
         k: patches in a chunk.
         candidates: (N, h·2k) int64, what each patch attends to: round by round first the k patches of its chunk, then
             the k of the chunk before it; -1 where a place is empty. Where no hashing is run, (N, N).
-        weights: float32 as ``candidates``, Eq. (10): how much each counts, a sum of 1 in each row; the mean of the heads.
+        weights: float32 as ``candidates``, Eq. (10): how much each counts, a sum of 1 a row; the mean of the heads.
     """
 
     stage: str

@@ -18,7 +18,7 @@ def api_page(schema: dict[str, Any]) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
-<link rel="stylesheet" href="/page.css">
+<link rel="stylesheet" href="/page/page.css">
 <title>kithkin: the HTTP interface</title>
 </head>
 <body class="text">

@@ -26,11 +26,7 @@ from kithkin.zoo import find_model, list_models, load_model
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response, UploadFile
 
-_PAGE = {
-    "": ("index.html", "text/html"),
-    "page.css": ("page.css", "text/css"),
-    "page.js": ("page.js", "text/javascript"),
-}
+_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _WARM_UP = 96
 """Side of the picture that is restored before the first one comes: the first pass is slower, and it tells the pace."""
 
@@ -148,26 +144,21 @@ def _add_page(app: "FastAPI") -> None:
     from fastapi.responses import HTMLResponse, Response
 
     folder = resources.files("kithkin") / "web" / "page"
-    for path, (name, kind) in _PAGE.items():
-        body = (folder / name).read_bytes()
+    files = {file.name: file.read_bytes() for file in folder.iterdir() if Path(file.name).suffix in _KINDS}
 
-        def page(body: bytes = body, kind: str = kind) -> Response:
-            return Response(body, media_type=kind)
+    @app.get("/", include_in_schema=False)
+    def page() -> Response:
+        return Response(files["index.html"], media_type=_KINDS[".html"])
 
-        app.get(f"/{path}", include_in_schema=False)(_without_parameters(page))
+    @app.get("/page/{name}", include_in_schema=False)
+    def part(name: str) -> Response:
+        if name not in files:
+            raise Refused(404, "the page has no such part")
+        return Response(files[name], media_type=_KINDS[Path(name).suffix])
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> Response:
         return HTMLResponse(api_page(app.openapi()))
-
-
-def _without_parameters(call: Callable[[], Any]) -> Callable[[], Any]:
-    """A route's function with defaults would take them from the query."""
-
-    def plain() -> Any:
-        return call()
-
-    return plain
 
 
 def _add_about(app: "FastAPI", models: Mapping[str, ServedModel], limits: Limits) -> None:
