@@ -3,6 +3,8 @@
 from html import escape
 from typing import Any
 
+_FROM_FASTAPI = ("Successful Response", "Validation Error")  # What it writes where a route says nothing.
+
 
 def api_page(schema: dict[str, Any]) -> str:
     """HTML that lists the routes of an OpenAPI description, their fields and answers."""
@@ -39,11 +41,13 @@ def _route(method: str, path: str, operation: dict[str, Any], schema: dict[str, 
     answers = "".join(
         f"<dt>{escape(status)}</dt><dd>{escape(answer.get('description', ''))}</dd>"
         for status, answer in operation["responses"].items()
+        if answer.get("description") not in _FROM_FASTAPI
     )
     return (
         f"<section><h2><code>{escape(method.upper())} {escape(path)}</code></h2><p>{escape(operation['summary'])}</p>"
         + (f"<dl>{fields}</dl>" if fields else "")
-        + f"<h3>Answers</h3><dl>{answers}</dl></section>"
+        + (f"<h3>Refusals</h3><dl>{answers}</dl>" if answers else "")
+        + "</section>"
     )
 
 

@@ -131,7 +131,7 @@ export function createNeighbors({ limits, model, say }) {
       `dashed: from the chunk before its own; a colour a round. Point at another patch, or use the arrow keys.`;
   }
 
-  const percent = (weight) => (weight < 0.01 ? `${(weight * 100).toFixed(1)} %` : `${Math.round(weight * 100)} %`);
+  const percent = (weight) => (weight < 0.001 ? "< 0.1 %" : `${(weight * 100).toFixed(weight < 0.0095 ? 1 : 0)} %`);
 
   function item(one, side) {
     const [x, y] = boxOf(one.index, side);
@@ -149,7 +149,7 @@ export function createNeighbors({ limits, model, say }) {
     }
     const node = document.createElement("li");
     node.className = own ? "own" : "";
-    node.append(small, own ? `itself ${percent(one.weight)}` : percent(one.weight));
+    node.append(small, percent(one.weight), own ? Object.assign(document.createElement("span"), { textContent: "itself" }) : "");
     return node;
   }
 
@@ -205,7 +205,7 @@ export function createNeighbors({ limits, model, say }) {
       choices("block", [...new Set(answer.blocks.map((one) => one.block))].map((n) => [String(n), String(n + 1)]));
       const rounds = Math.max(...answer.blocks.map((one) => one.rounds));
       choices("round", [["all", "all"], ...Array.from({ length: rounds }, (_, i) => [String(i), String(i + 1)])]);
-      places.hidden = false;
+      places.hidden = byId("whole").hidden = false;
       middle = { x: x - answer.crop[0], y: y - answer.crop[1] };
       patch = at(middle.x, middle.y);
       draw();
@@ -220,7 +220,7 @@ export function createNeighbors({ limits, model, say }) {
   function choosePlace() {
     waiting?.abort();
     found = null;
-    places.hidden = true;
+    places.hidden = byId("whole").hidden = true;
     list.replaceChildren();
     const side = limits.neighbors_side;
     hint.textContent =

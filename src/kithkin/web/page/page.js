@@ -207,6 +207,7 @@ function draw() {
   byId("zooms").hidden = view !== "compare";
   byId("compare").hidden = !shown || view !== "compare";
   byId("neighbors").hidden = !shown || view !== "neighbors";
+  byId("whole").hidden = byId("neighbors").hidden || byId("places").hidden;
   if (shown) {
     byId("caption").textContent = `${current.name} · ${current.width} × ${current.height}`;
     viewer.show(current, current.result?.url || null);
@@ -239,7 +240,7 @@ function drawStrip() {
 
 function stripItem(picture) {
   const image = el("img", { alt: "" });
-  const thumb = el("span", { class: "thumb" }, "–");
+  const thumb = el("span", { class: "thumb" }, el("span", {}, picture.name));
   const state = el("span", { class: "state" });
   const choose = () => {
     current = picture;

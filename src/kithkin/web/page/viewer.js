@@ -43,6 +43,9 @@ export function createViewer() {
     divider.style.left = `${at}px`;
     divider.style.top = `${top}px`;
     divider.style.height = `${bottom - top}px`;
+    tags[0].style.left = `${left + 10}px`;
+    tags[1].style.right = `${viewport.clientWidth - right + 10}px`;
+    for (const tag of tags) tag.style.top = `${bottom - 34}px`;
     const percent = Math.round(part * 100);
     divider.setAttribute("aria-valuenow", percent);
     divider.setAttribute("aria-valuetext", `${percent} % before, ${100 - percent} % after`);
