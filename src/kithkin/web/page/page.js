@@ -263,7 +263,9 @@ function drawPanel() {
   const left = pictures.filter(waits);
   byId("go-all").hidden = left.length < 2;
   byId("go-all").textContent = `Restore all ${left.length}`;
+  const leaving = !working && byId("progress").contains(document.activeElement);
   byId("progress").hidden = !working;
+  if (leaving) go.focus();
   if (working) {
     const percent = Math.round((state === "working" ? current.fraction : 0) * 100);
     byId("track").setAttribute("aria-valuenow", percent);
@@ -305,7 +307,6 @@ function listen() {
   byId("cancel").addEventListener("click", () => {
     cancel(current);
     draw();
-    byId("go").focus();
   });
   byId("strength").addEventListener("input", ({ target }) => (byId("strength-shown").textContent = `${target.value} %`));
   byId("views").addEventListener("change", draw);
