@@ -229,6 +229,7 @@ def test_the_neighbors_of_a_patch_are_shown(visit, weights):
     box = canvas.bounding_box()
     canvas.click(position={"x": box["width"] * 50 / 96, "y": box["height"] * 37 / 64})
     page.wait_for_selector("#patches li")
+    page.check("input[name=at-stage][value=encoder0]", force=True)
     block = map_neighbors(load_model(weights), pixels)[0]
     own = 37 // block.patch_side * block.columns + 50 // block.patch_side
     assert f"row {own // block.columns + 1}, column {own % block.columns + 1}" in page.inner_text("#neighbors-hint")

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response, UploadFile
 
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-_WARM_UP = 96
-"""Side of the picture that is restored before the first one comes: the first pass is slower, and it tells the pace."""
+_WARM_UPS = (64, 192)
+"""Sides of pictures that are restored before the first one comes: a first pass is slower, the second tells the pace."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: "FastAPI") -> AsyncIterator[None]:
-        jobs.start()
-        for name, model in models.items():
-            jobs.submit(_warm_up(name, model.network))
+        jobs.start([_warm_up(name, model.network, side) for name, model in models.items() for side in _WARM_UPS])
         yield
         await asyncio.to_thread(jobs.close)
 
@@ -111,12 +109,12 @@ def create_app(
     return app
 
 
-def _warm_up(name: str, network: KiT) -> Job:
+def _warm_up(name: str, network: KiT, side: int) -> Job:
     def run(progress: Callable[[float], None]) -> Answer:
-        restore(network, torch.full((3, _WARM_UP, _WARM_UP), 0.5))
+        restore(network, torch.full((3, side, side), 0.5))
         return Answer(b"", "text/plain", "")
 
-    return Job(f"restore {name} auto", "warm-up", _WARM_UP**2, 0, run)
+    return Job(f"restore {name} auto", "warm-up", side**2, 0, run)
 
 
 def _add_errors(app: "FastAPI") -> None:

@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,8 +102,9 @@ class Jobs:
         self._pace: dict[str, float] = {}
         self._thread = threading.Thread(target=self._work, name="kithkin-worker", daemon=True)
 
-    def start(self) -> None:
-        """Start the thread."""
+    def start(self, first: Iterable[Job] = ()) -> None:
+        """Start the thread; it begins with these jobs, whose answers nobody wants and which take no place."""
+        self._waiting.extend(first)
         self._thread.start()
 
     def close(self) -> None:
@@ -128,7 +129,8 @@ class Jobs:
         with self._changed:
             self._expire()
             held = sum(known.size for known in self._known.values())
-            if len(self._waiting) >= self._limits.queue or held + size > self._limits.held_megabytes * 1e6:
+            waiting = sum(job.id in self._known for job in self._waiting)
+            if waiting >= self._limits.queue or held + size > self._limits.held_megabytes * 1e6:
                 raise Busy(self._seconds_until_free())
 
     def find(self, job_id: str) -> Job | None:
@@ -151,7 +153,8 @@ class Jobs:
                 before = [self._running, *before] if self._running is not None else before
             times = [self._remaining(one) for one in before]
             eta = None if None in times else round(sum(value for value in times if value is not None), 1)
-            return {"state": job.state, "ahead": len(before) - 1, "fraction": job.fraction, "eta_seconds": eta}
+            ahead = sum(one.id in self._known for one in before if one is not job)
+            return {"state": job.state, "ahead": ahead, "fraction": job.fraction, "eta_seconds": eta}
 
     def take(self, job: Job) -> Answer | Problem | None:
         """The outcome of a finished job, which is forgotten with that."""

@@ -104,12 +104,13 @@ export function createNeighbors({ limits, model, say }) {
     const own = boxOf(patch, side).map((v) => v * factor);
     for (const [colour, line] of [["#000", 6], ["#fff", 3]]) {
       context.strokeStyle = colour;
-      context.lineWidth = line * devicePixelRatio;
+      context.lineWidth = Math.min(line * devicePixelRatio, (own[2] * line) / 12);
       context.strokeRect(...own);
     }
   }
 
-  function frame(context, [x, y, w, h], { round, chunk }, line) {
+  function frame(context, [x, y, w, h], { round, chunk }, thickness) {
+    const line = Math.min(thickness, w / 6); // Small patches stay visible.
     context.strokeStyle = COLOURS[round % COLOURS.length];
     context.lineWidth = line;
     context.setLineDash(chunk ? [] : [5 * devicePixelRatio, 4 * devicePixelRatio]);
@@ -153,9 +154,9 @@ export function createNeighbors({ limits, model, say }) {
     return node;
   }
 
-  function choices(name, values) {
+  function choices(name, values, first = values[0][0]) {
     const before = chosen(name);
-    const kept = values.some(([value]) => value === before) ? before : values[0][0];
+    const kept = values.some(([value]) => value === before) ? before : first;
     groups[name].replaceChildren(
       groups[name].querySelector("legend"),
       ...values.map(([value, text]) => {
@@ -201,7 +202,9 @@ export function createNeighbors({ limits, model, say }) {
     try {
       const answer = await api.neighbors(picture.file, { x, y, model: model() }, own.signal);
       found = answer;
-      choices("stage", [...new Set(answer.blocks.map((one) => one.stage))].map((name) => [name, name]));
+      const stages = [...new Set(answer.blocks.map((one) => one.stage))];
+      // The second stage's patches are large enough to be recognised.
+      choices("stage", stages.map((name) => [name, name]), stages[Math.min(1, stages.length - 1)]);
       choices("block", [...new Set(answer.blocks.map((one) => one.block))].map((n) => [String(n), String(n + 1)]));
       const rounds = Math.max(...answer.blocks.map((one) => one.rounds));
       choices("round", [["all", "all"], ...Array.from({ length: rounds }, (_, i) => [String(i), String(i + 1)])]);

@@ -168,7 +168,8 @@ function note(picture, { state, ahead, fraction, eta_seconds: eta }) {
     // Between two tiles the bar follows the clock.
     const guess = eta === null ? 0 : Math.min(elapsed / (elapsed + eta + 0.001), 0.99);
     picture.fraction = Math.max(picture.fraction, fraction, guess);
-    picture.text = `${Math.round(picture.fraction * 100)} %${left ? `, ${left} left` : ""}`;
+    const percent = `${Math.round(picture.fraction * 100)} %`;
+    picture.text = fraction === 1 ? "Writing the PNG …" : `${percent}${left ? `, ${left} left` : ""}`;
   }
   drawPanel();
   drawStrip();
