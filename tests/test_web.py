@@ -3,7 +3,10 @@
 import asyncio
 import io
 import json
+import re
+import shutil
 import struct
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -543,6 +546,13 @@ def test_a_point_outside_the_picture_is_refused(client):
     assert "the point 56,0 is outside the picture, which is 56 x 40" in found.json()["detail"]
 
 
+def peak_megabytes(number):
+    """The highest resident memory of a process so far; 0 where the system does not say."""
+    path = Path(f"/proc/{number}/status")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return next((int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM")), 0)
+
+
 def test_twenty_users_at_once_each_get_their_own_picture(weights, command):
     pictures = [encoded(pixels=levels(24 + 8 * (i % 5), 32 + i, seed=i)) for i in range(20)]
     wanted = [command(f"user{i}.png", data) for i, data in enumerate(pictures)]
@@ -555,12 +565,32 @@ def test_twenty_users_at_once_each_get_their_own_picture(weights, command):
             files = {"picture": (f"user{i}.png", pictures[i])}
             return httpx.post(f"{address}/restore", files=files, timeout=60, trust_env=False)
 
+        first = {"picture": ("first.png", pictures[0])}
+        assert httpx.post(f"{address}/restore", files=first, timeout=60, trust_env=False).content == wanted[0]
+        before = peak_megabytes(process.pid)
         with ThreadPoolExecutor(20) as users:
             found = list(users.map(user, range(20)))
+        # Pictures wait as files and are decoded one at a time.
+        assert peak_megabytes(process.pid) - before < 150
         process.terminate()
         assert "OUTWARD" not in process.stderr.read()
     assert [answer.status_code for answer in found] == [200] * 20
     assert [answer.content for answer in found] == wanted
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on the path")
+def test_the_commands_of_the_documents_work(tmp_path):
+    text = (Path(__file__).parent.parent / "docs/serve.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^curl .+$", text, re.M)
+    assert len(lines) == 4
+    (tmp_path / "photo.jpg").write_bytes(FILES["turned.jpg"])
+    with running("-m", "denoise", "-m", "derain") as (address, _):
+        for line in lines:
+            called = line.replace("http://127.0.0.1:8000", address).replace("curl ", "curl --fail -sS --noproxy '*' ")
+            subprocess.run(called, shell=True, cwd=tmp_path, check=True, timeout=60)
+    for name in ("photo-restored.png", "dry.png"):
+        assert read_picture(tmp_path / name).pixels.shape == (56, 40, 3)
+    assert json.loads((tmp_path / "neighbors.json").read_text())["size"] == [40, 56]
 
 
 def test_models_are_found_by_name_and_task(weights):
