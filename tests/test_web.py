@@ -189,34 +189,61 @@ def test_a_job_is_fetched_once_and_then_forgotten(client):
     assert client.get("/jobs/guessed").status_code == 404
 
 
-def test_a_cancelled_job_stops_between_tiles(models):
+@pytest.fixture
+def held_up(models):
+    """The network's passes, each of which waits until it may go on: (their inputs' shapes, the first began, go on)."""
     passes, first, on = [], threading.Event(), threading.Event()
-    network = models["tiny"].network
 
     def pause(module, inputs):
-        passes.append(inputs[0].shape)
+        passes.append(tuple(inputs[0].shape[2:]))
         first.set()
         on.wait(60)
 
-    app = create_app(models)
-    with TestClient(app, base_url="http://127.0.0.1") as client:
+    hooks = []
+
+    def start():
+        hooks.append(models["tiny"].network.register_forward_pre_hook(pause))
+        return passes, first, on
+
+    yield start
+    on.set()
+    hooks[0].remove()
+
+
+def test_a_cancelled_job_stops_between_tiles(models, held_up):
+    with TestClient(create_app(models), base_url="http://127.0.0.1") as client:
         post(client)  # What the server warms up with is over then.
-        with_hook = network.register_forward_pre_hook(pause)
-        try:
-            job = post(client, "/jobs", data=encoded(pixels=levels(64, 300)), tile="64").json()["id"]
+        passes, first, on = held_up()
+        job = post(client, "/jobs", data=encoded(pixels=levels(64, 300)), tile="64").json()["id"]
+        assert first.wait(60)
+        assert client.get(f"/jobs/{job}").json()["state"] == "running"
+        assert client.get(f"/jobs/{job}/result").status_code == 409
+        behind = post(client, "/jobs", data=encoded(pixels=levels(20, 20))).json()
+        assert (behind["state"], behind["ahead"]) == ("queued", 1)
+        assert client.delete(f"/jobs/{job}").status_code == 204
+        assert client.get(f"/jobs/{job}").status_code == 404
+        on.set()
+        assert finished(client, behind["id"])[1].status_code == 200
+    assert passes == [(64, 64), (20, 20)]
+
+
+def test_a_client_that_goes_away_takes_its_picture_with_it(models, held_up):
+    app = create_app(models)
+    body = START + encoded(pixels=levels(64, 300)) + TILE_64
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        post(client)
+        passes, first, on = held_up()
+
+        def messages(i):
+            if i == 0:
+                return {"type": "http.request", "body": body}
             assert first.wait(60)
-            assert client.get(f"/jobs/{job}").json()["state"] == "running"
-            assert client.get(f"/jobs/{job}/result").status_code == 409
-            behind = post(client, "/jobs", data=encoded(pixels=levels(20, 20))).json()
-            assert (behind["state"], behind["ahead"]) == ("queued", 1)
-            assert client.delete(f"/jobs/{job}").status_code == 204
-            assert client.get(f"/jobs/{job}").status_code == 404
-            on.set()
-            assert finished(client, behind["id"])[1].status_code == 200
-        finally:
-            on.set()
-            with_hook.remove()
-    assert [tuple(shape[2:]) for shape in passes] == [(64, 64), (20, 20)]
+            return {"type": "http.disconnect"}
+
+        assert call(app, MULTIPART, messages)[0] == 410
+        on.set()
+        assert post(client, data=encoded(pixels=levels(20, 20))).status_code == 200
+    assert passes == [(64, 64), (20, 20)]
 
 
 def job(run, **values):
@@ -407,6 +434,7 @@ def call(app, headers, messages):
 
 
 MULTIPART = {"content-type": "multipart/form-data; boundary=x"}
+TILE_64 = b'\r\n--x\r\nContent-Disposition: form-data; name="tile"\r\n\r\n64\r\n--x--\r\n'
 START = b'--x\r\nContent-Disposition: form-data; name="picture"; filename="a.png"\r\n\r\n'
 
 
