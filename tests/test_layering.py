@@ -15,7 +15,7 @@ SOURCE = Path(kithkin.__file__).parent
 
 # From the top. Modules of one row may import each other; a name in parentheses need not exist yet.
 LAYERS = (
-    "cli : (web) : __main__",
+    "cli : web : __main__",
     "ablation : sheets : report",
     "training : evaluation",
     "methods",
@@ -107,6 +107,8 @@ def imports_at_the_top(path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
             yield (node.module or "").partition(".")[0]
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse  # The rest is for the type checker, and never run.
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             waiting += [
                 child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.ExceptHandler)

@@ -61,7 +61,8 @@ def restore(
             twice the overlap), or ``"off"`` for one pass whatever the size.
         overlap: pixels that neighbouring tiles share at least; rounded up to the model's stride.
         strength: 0 returns the input, 1 the restored picture, anything between a mixture.
-        progress: called with the finished fraction in [0, 1]; it falls when a picture is started again.
+        progress: called with the finished fraction in [0, 1] after each tile; it falls when a picture is started again.
+            What it raises (but for MemoryError and RuntimeError) ends the work there.
         note: called with a sentence for the user when the memory made the tiles smaller; None makes it a warning.
 
     Raises:

@@ -274,7 +274,7 @@ def restore_picture(
     progress: Callable[[float], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Picture:
-    """:func:`kithkin.restoration.restore` with what of it the options hold."""
+    """``kithkin.restoration.restore`` with what of it the options hold."""
     return restore(
         model,
         picture,

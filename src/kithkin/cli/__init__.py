@@ -14,6 +14,7 @@ from kithkin.cli.models import models
 from kithkin.cli.neighbors import EPILOG as NEIGHBORS_EPILOG, neighbors
 from kithkin.cli.recipes import recipes
 from kithkin.cli.restore import EPILOG as RESTORE_EPILOG, restore
+from kithkin.cli.serve import EPILOG as SERVE_EPILOG, serve
 from kithkin.cli.train import train
 from kithkin.errors import KithkinError
 
@@ -46,6 +47,7 @@ app.command("restore", epilog=RESTORE_EPILOG)(restore)
 app.command("eval")(evaluate)
 app.command("neighbors", epilog=NEIGHBORS_EPILOG)(neighbors)
 app.command("compare")(compare)
+app.command("serve", epilog=SERVE_EPILOG)(serve)
 app.command("train")(train)
 app.add_typer(ablate, name="ablate")
 app.add_typer(models, name="models")

@@ -23,9 +23,9 @@ def restore_with(
     """Restore, report each file as it ends, write the manifest, and return how many inputs failed.
 
     Args:
-        pool: fields of :class:`kithkin.cluster.Pool`.
+        pool: fields of ``kithkin.cluster.Pool``.
         model: a name from ``kithkin models``, or a checkpoint's path.
-        places: sources, out, ending as in :func:`kithkin.cluster.plan_errands`; manifest, a path or URL or None.
+        places: sources, out, ending as in ``kithkin.cluster.plan_errands``; manifest, a path or URL or None.
         options: how files are restored and written.
         as_json: print one JSON object a file.
     """

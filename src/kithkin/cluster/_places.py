@@ -24,7 +24,7 @@ class Found(NamedTuple):
 
 
 def is_url(place: str) -> bool:
-    """Whether a place is for fsspec; a file:// URL counts, so map it with :func:`plain` first."""
+    """Whether a place is for fsspec; a file:// URL counts, so map it with ``plain`` first."""
     return "://" in place
 
 

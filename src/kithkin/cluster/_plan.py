@@ -35,7 +35,7 @@ class ErrandPlan:
 def plan_errands(
     sources: Sequence[str], *, out: str | None = None, ending: str | None = None, overwrite: bool = False
 ) -> ErrandPlan:
-    """Decide where the result of every input goes, as :func:`kithkin.restore_files.plan_files`, for URLs too.
+    """Decide where the result of every input goes, as ``kithkin.restore_files.plan_files``, for URLs too.
 
     A result that exists is complete, since it appeared in one step: its input is settled as skipped.
 

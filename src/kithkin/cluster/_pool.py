@@ -35,7 +35,7 @@ class Pool:
         workers: how many; None for one a GPU, or one a CPU where there are no GPUs.
         cpus: of each worker, which takes as many threads; None shares out all that the cluster has.
         device: ``"cuda"``, ``"cpu"``, or None for GPUs where the cluster has some.
-        backend: of attention, a name from :func:`kithkin.available_backends`; None for the fastest that works.
+        backend: of attention, a name from ``kithkin.available_backends``; None for the fastest that works.
         batch: pictures of equal size that go through the network at once. More than 1 changes roundings.
         prepare: called in every worker before anything else; a function of a module.
 
@@ -177,7 +177,7 @@ def size_pool(nodes: Sequence[tuple[int, int]], workers: int | None, device: str
 
     Args:
         nodes: (CPUs, GPUs) of each.
-        workers, device: as in :class:`Pool`.
+        workers, device: as in ``Pool``.
 
     Raises:
         InputError: no GPUs where they are asked for, or more workers than CPUs.
@@ -212,7 +212,7 @@ def restore_errands(
 
     Args:
         model: the network, on the CPU; every node gets it from here.
-        errands: from :func:`kithkin.cluster.plan_errands`. Paths must be the same on every node.
+        errands: from ``kithkin.cluster.plan_errands``. Paths must be the same on every node.
         options: how; None takes the defaults.
         pool: the workers; None takes the defaults.
 

@@ -20,7 +20,7 @@ def room_for(height: int, width: int, most: int, tile: str | int = "auto") -> in
 def restore_together(model: KiT, pictures: Sequence[Picture], *, strength: float = 1.0) -> list[Picture]:
     """Restore pictures of one size, all gray or all in colour, in one pass of the network.
 
-    The values are those of :func:`kithkin.restoration.restore` but for float rounding: matrix products of other
+    The values are those of ``kithkin.restoration.restore`` but for float rounding: matrix products of other
     sizes add in another order. So a few samples of small pictures may differ by one level.
 
     Raises:

@@ -7,6 +7,7 @@ profiles and file formats. Everything else works on `Picture.pixels`: (H, W, 3) 
 from kithkin.images._find import SUFFIXES, find_pictures
 from kithkin.images._picture import MAX_PIXELS, Picture
 from kithkin.images._read import decode_picture, read_picture
+from kithkin.images._size import measure_picture
 from kithkin.images._write import encode_picture, losses, write_picture
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "encode_picture",
     "find_pictures",
     "losses",
+    "measure_picture",
     "read_picture",
     "write_picture",
 ]

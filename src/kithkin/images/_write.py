@@ -51,7 +51,7 @@ def encode_picture(picture: Picture, name: str | os.PathLike[str], *, quality: i
     """
     path = Path(name)
     kind = _format_of(path)
-    _check_quality(quality)
+    _check_quality("encode_picture", quality)
     try:
         return _encoded(picture, kind, quality)
     except Refusal as refusal:
@@ -77,7 +77,7 @@ def write_picture(
     """
     path = Path(path)
     kind = _format_of(path)
-    _check_quality(quality)
+    _check_quality("write_picture", quality)
     try:
         target = _target(path, overwrite)
         _write_whole(_encoded(picture, kind, quality), target, overwrite)
@@ -89,9 +89,9 @@ def write_picture(
         raise ImageError(f"{shown(path)}: is not a path ({one_line(error)}); check it") from error
 
 
-def _check_quality(quality: int) -> None:
+def _check_quality(who: str, quality: int) -> None:
     if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
-        raise InputError(f"write_picture: quality must be an integer from 1 to 100, got {quality!r}")
+        raise InputError(f"{who}: quality must be an integer from 1 to 100, got {quality!r}")
 
 
 def _format_of(path: Path) -> str:

@@ -2,15 +2,18 @@
 
 from kithkin.neighbors._draw import ROUNDS, draw_neighbors
 from kithkin.neighbors._find import Box, Neighbors, Query, Round, find_neighbors, recorded_groups, stage_names
+from kithkin.neighbors._map import BlockMap, map_neighbors
 
 __all__ = [
     "ROUNDS",
+    "BlockMap",
     "Box",
     "Neighbors",
     "Query",
     "Round",
     "draw_neighbors",
     "find_neighbors",
+    "map_neighbors",
     "recorded_groups",
     "stage_names",
 ]

@@ -1,0 +1,43 @@
+"""What the server takes on, and what it leaves to others."""
+
+from dataclasses import dataclass, fields
+
+from kithkin.errors import InputError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on one picture and on all together, which keep the server's memory and its queue bounded.
+
+    Attributes:
+        megabytes: of one upload, in 10⁶ bytes.
+        megapixels: of one picture, in 10⁶ pixels.
+        queue: pictures that wait, the one at work not counted.
+        held_megabytes: of all uploads that wait and all results that were not fetched yet, in 10⁶ bytes.
+        upload_seconds: until an upload must be complete.
+        work_seconds: for one picture; looked at between its tiles.
+        keep_seconds: after which a result that nobody fetched is dropped.
+        absent_seconds: after which a job whose state nobody asked for is given up.
+        tile: the largest side of a tile that a request may ask for, in pixels.
+        neighbors_side: of the part of a picture whose neighbours are looked for, in pixels.
+
+    Raises:
+        InputError: a limit is not positive.
+    """
+
+    megabytes: float = 64
+    megapixels: float = 32
+    queue: int = 32
+    held_megabytes: float = 512
+    upload_seconds: float = 120
+    work_seconds: float = 900
+    keep_seconds: float = 300
+    absent_seconds: float = 180
+    tile: int = 1024
+    neighbors_side: int = 256
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not value > 0:
+                raise InputError(f"serve: the limit {field.name} must be more than 0, got {value!r}")

@@ -1,0 +1,155 @@
+"""From an upload to a job: what is refused at once, and the work itself."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from kithkin.errors import ImageError, InputError
+from kithkin.images import Picture, decode_picture, encode_picture, losses, measure_picture
+from kithkin.images._picture import one_line
+from kithkin.model import KiT
+from kithkin.neighbors import map_neighbors
+from kithkin.restoration import SMALLEST_TILE, check_strength, restore
+from kithkin.web._jobs import Answer, Job, Progress
+from kithkin.web._limits import Limits
+
+
+class Refused(Exception):
+    """A request that is answered with this HTTP status and sentence."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status, self.detail = status, detail
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A picture file as it came, and the name to call it."""
+
+    name: str
+    data: bytes
+
+    @property
+    def result_name(self) -> str:
+        """As ``kithkin restore --format png`` names its result."""
+        return f"{PurePath(self.name).stem}-restored.png"
+
+
+def clean_name(name: str | None) -> str:
+    """The last part of a file name, on one printable line; it is never used as a path."""
+    last = re.split(r"[/\\]", name or "")[-1]
+    plain = one_line(last) if last.strip(". ") else "picture"
+    return plain if len(plain) <= 100 else plain[:60] + plain[-40:]
+
+
+def check_upload(upload: Upload, limits: Limits) -> int:
+    """The pixels of a picture, from its header; raises Refused where it is too large or of no known format."""
+    if len(upload.data) > limits.megabytes * 1e6:
+        raise Refused(413, too_many_bytes(limits))
+    try:
+        width, height = measure_picture(upload.data, upload.name)
+    except ImageError as error:
+        raise Refused(415, str(error)) from error
+    if width * height > limits.megapixels * 1e6:
+        raise Refused(
+            413,
+            f"{upload.name}: is {width} x {height} pixels large, more than the {limits.megapixels:g} megapixels that "
+            "this server takes; crop it or scale it down first, or use `kithkin restore`",
+        )
+    return width * height
+
+
+def too_many_bytes(limits: Limits) -> str:
+    return (
+        f"the upload is larger than the {limits.megabytes:g} MB that this server takes; "
+        "crop the picture or scale it down first, or use `kithkin restore`"
+    )
+
+
+def checked_tile(text: str, limits: Limits) -> str | int:
+    """``auto`` or the side of a tile; raises Refused for another one."""
+    if text == "auto":
+        return text
+    if text.isascii() and text.isdecimal() and SMALLEST_TILE <= int(text[:9]) <= limits.tile:
+        return int(text)
+    sides = f"a whole number of pixels from {SMALLEST_TILE} to {limits.tile}"
+    raise Refused(422, f"restore: tile must be 'auto' or {sides}, got {text[:40]!r}")
+
+
+def restore_job(upload: Upload, network: KiT, options: Mapping[str, Any], limits: Limits) -> Job:
+    """The job that gives the PNG file that ``kithkin restore --format png`` writes.
+
+    Args:
+        upload: the picture.
+        network: that restores it.
+        options: model, strength and tile.
+        limits: of the server.
+
+    Raises:
+        Refused: the picture or an option is not taken.
+    """
+    pixels = check_upload(upload, limits)
+    strength, tile = options["strength"], checked_tile(options["tile"], limits)
+    try:
+        check_strength(strength)
+    except InputError as error:
+        raise Refused(422, str(error)) from error
+
+    def run(progress: Progress) -> Answer:
+        picture = decode_picture(upload.data, upload.name)
+        notes = [*picture.notes, *losses(picture, upload.result_name)]
+        result = restore(network, picture, tile=tile, strength=strength, progress=progress, note=notes.append)
+        body = encode_picture(result, upload.result_name)
+        return Answer(body, "image/png", upload.result_name, tuple(notes))
+
+    kind = f"restore {options['model']} {tile}" if strength else "copy"
+    return Job(kind, upload.name, pixels, len(upload.data), run)
+
+
+def neighbors_job(upload: Upload, network: KiT, point: tuple[int, int], limits: Limits) -> Job:
+    """The job that gives, as JSON, what all patches around a point attend to, in every block.
+
+    Raises:
+        Refused: the picture is not taken, or the network has no neighbours.
+    """
+    check_upload(upload, limits)
+    if network.config.k == 1:
+        raise Refused(422, "neighbors: in this network k = 1: a patch attends to itself alone; take another model")
+
+    def run(progress: Progress) -> Answer:
+        picture = decode_picture(upload.data, upload.name)
+        left, top, width, height = crop = crop_around(picture, point, limits.neighbors_side, network.config.stride)
+        part = np.ascontiguousarray(picture.pixels[top : top + height, left : left + width])
+        progress(0.0)
+        blocks = map_neighbors(network, replace(picture, pixels=part, alpha=None))
+        size = [picture.pixels.shape[1], picture.pixels.shape[0]]
+        values = {"size": size, "crop": crop, "blocks": [block.to_dict() for block in blocks]}
+        return Answer(json.dumps(values, separators=(",", ":")).encode(), "application/json", "neighbors.json")
+
+    return Job("neighbors", upload.name, limits.neighbors_side**2, len(upload.data), run)
+
+
+def crop_around(picture: Picture, point: tuple[int, int], side: int, stride: int) -> tuple[int, int, int, int]:
+    """The part (left, top, width, height) of at most ``side``² pixels that is looked at, on the network's own grid.
+
+    Raises InputError where the point is outside the picture.
+    """
+    height, width = picture.pixels.shape[:2]
+    x, y = point
+    if not (0 <= x < width and 0 <= y < height):
+        raise InputError(
+            f"neighbors: the point {x},{y} is outside the picture, which is {width} x {height} pixels large; x goes "
+            f"from 0 to {width - 1} and y from 0 to {height - 1}"
+        )
+
+    def start(at: int, length: int) -> int:
+        last = -(-max(length - side, 0) // stride) * stride
+        return min(max(at - side // 2, 0) // stride * stride, last)
+
+    left, top = start(x, width), start(y, height)
+    return left, top, min(side, width - left), min(side, height - top)

@@ -1,0 +1,354 @@
+/* The page: pictures that were added, one after the other to the server and back, and what is shown of them. */
+
+import * as api from "/page/api.js";
+import { createNeighbors } from "/page/neighbors.js";
+import { createViewer } from "/page/viewer.js";
+
+const byId = (id) => document.getElementById(id);
+const say = (sentence) => (byId("status").textContent = sentence);
+const wait = (seconds, signal) =>
+  new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, seconds * 1000);
+    signal.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
+  });
+
+// Text enters the page as text alone, so no name can become markup.
+function el(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== false) node.setAttribute(name, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+const pictures = [];
+let current = null;
+let busy = false;
+let about;
+let viewer;
+let neighbors;
+
+const option = (name) => document.querySelector(`input[name="${name}"]:checked`)?.value;
+const options = () => ({ model: option("model"), strength: Number(byId("strength").value) / 100 });
+const waits = (picture) => ["new", "failed", "cancelled"].includes(picture.state) && picture.url;
+
+/* Adding */
+
+function add(files) {
+  const added = [...files].map((file) => {
+    const picture = { file, name: file.name || "pasted.png", state: "opening", url: null, fraction: 0, result: null };
+    pictures.push(picture);
+    open(picture);
+    return picture;
+  });
+  if (!added.length) return;
+  if (!current || current.state === "failed") current = added[0];
+  say(added.length === 1 ? `${added[0].name} was added.` : `${added.length} pictures were added.`);
+  draw();
+}
+
+async function open(picture) {
+  const { megabytes } = about.limits;
+  try {
+    if (picture.file.size > megabytes * 1e6) {
+      throw new Error(`${picture.name}: is larger than the ${megabytes} MB that this server takes; crop it or scale it down first.`);
+    }
+    try {
+      await measure(picture, URL.createObjectURL(picture.file));
+    } catch {
+      // What this browser can't show, such as TIFF, the server may read: a restoration of strength 0 is the picture.
+      await measure(picture, URL.createObjectURL((await restored(picture, { model: option("model"), strength: 0 })).blob));
+    }
+    picture.state = "new";
+  } catch (error) {
+    fail(picture, error);
+  }
+  draw();
+}
+
+async function measure(picture, url) {
+  const image = new Image();
+  image.src = url;
+  try {
+    await new Promise((resolve, reject) => ((image.onload = resolve), (image.onerror = reject)));
+  } catch (error) {
+    URL.revokeObjectURL(url);
+    throw error;
+  }
+  Object.assign(picture, { url, width: image.naturalWidth, height: image.naturalHeight });
+}
+
+function remove(picture) {
+  cancel(picture);
+  for (const url of [picture.url, picture.result?.url]) if (url) URL.revokeObjectURL(url);
+  const at = pictures.indexOf(picture);
+  pictures.splice(at, 1);
+  if (picture === current) {
+    current = pictures[Math.min(at, pictures.length - 1)] || null;
+    neighbors.forget();
+  }
+  say(`${picture.name} was removed.`);
+  draw();
+  (byId("strip").querySelector("[aria-current]") || byId("choose")).focus();
+}
+
+/* Restoring: one picture at a time goes to the server, so that others have their turn. */
+
+function enqueue(list) {
+  for (const picture of list) {
+    if (!picture.url || ["waiting", "working"].includes(picture.state)) continue;
+    Object.assign(picture, { state: "waiting", wanted: options(), problem: null });
+  }
+  draw();
+  if (!busy) work();
+}
+
+async function work() {
+  busy = true;
+  for (let picture; (picture = pictures.find((one) => one.state === "waiting")); ) {
+    Object.assign(picture, { state: "working", fraction: 0, text: "Sending …", began: 0 });
+    draw();
+    try {
+      const started = performance.now();
+      const answer = await restored(picture, picture.wanted);
+      if (picture.result) URL.revokeObjectURL(picture.result.url);
+      const seconds = (performance.now() - started) / 1000;
+      picture.result = { ...answer, ...picture.wanted, url: URL.createObjectURL(answer.blob), seconds };
+      picture.state = "done";
+      say(`${picture.name} is restored.`);
+    } catch (error) {
+      fail(picture, error);
+    }
+    draw();
+  }
+  busy = false;
+}
+
+async function restored(picture, fields) {
+  const control = (picture.control = new AbortController());
+  try {
+    let job = await submit(picture, fields, control.signal);
+    picture.job = job.id;
+    while (job.state === "queued" || job.state === "running") {
+      note(picture, job);
+      await wait(0.25, control.signal);
+      job = await api.state(job.id, control.signal);
+    }
+    return await api.result(job.id, control.signal);
+  } finally {
+    picture.job = null;
+  }
+}
+
+/* Send it, and again where the queue is full. */
+async function submit(picture, fields, signal) {
+  for (;;) {
+    try {
+      return await api.submit(picture.file, fields, signal);
+    } catch (error) {
+      if (!error.retryAfter) throw error;
+      const seconds = Math.min(error.retryAfter, 20);
+      picture.text = `The server is busy. Trying again in ${seconds} s.`;
+      drawPanel();
+      await wait(seconds, signal);
+    }
+  }
+}
+
+function note(picture, { state, ahead, fraction, eta_seconds: eta }) {
+  const left = eta === null ? "" : eta < 1 ? "a moment" : eta < 90 ? `about ${Math.round(eta)} s` : `about ${Math.round(eta / 60)} min`;
+  if (state === "queued") {
+    picture.text = `${ahead === 1 ? "One picture is" : `${ahead} pictures are`} before this one${left ? `; ${left} in all` : ""}`;
+    if (!ahead) picture.text = "Starting …";
+  } else {
+    picture.began ||= performance.now();
+    const elapsed = (performance.now() - picture.began) / 1000;
+    // Between two tiles the bar follows the clock.
+    const guess = eta === null ? 0 : Math.min(elapsed / (elapsed + eta + 0.001), 0.99);
+    picture.fraction = Math.max(picture.fraction, fraction, guess);
+    const percent = `${Math.round(picture.fraction * 100)} %`;
+    picture.text = fraction === 1 ? "Writing the PNG …" : `${percent}${left ? `, ${left} left` : ""}`;
+  }
+  drawPanel();
+  drawStrip();
+}
+
+function cancel(picture) {
+  picture.control?.abort(new DOMException("cancelled", "AbortError"));
+  if (picture.job) api.cancel(picture.job);
+  if (picture.state === "waiting") picture.state = "cancelled";
+}
+
+function fail(picture, error) {
+  const stopped = error.name === "AbortError";
+  picture.state = stopped ? "cancelled" : "failed";
+  picture.problem = stopped ? null : error.message;
+  say(stopped ? `${picture.name} was cancelled.` : error.message);
+}
+
+/* Drawing */
+
+const STATES = {
+  opening: () => "opening",
+  new: () => "ready",
+  waiting: () => "waiting",
+  working: (picture) => `${Math.round(picture.fraction * 100)} %`,
+  done: () => "restored",
+  failed: () => "failed",
+  cancelled: () => "cancelled",
+};
+
+function draw() {
+  const shown = Boolean(current?.url);
+  const view = option("view");
+  byId("empty").hidden = shown;
+  byId("bar").hidden = !shown;
+  byId("zooms").hidden = view !== "compare";
+  byId("compare").hidden = !shown || view !== "compare";
+  byId("neighbors").hidden = !shown || view !== "neighbors";
+  byId("whole").hidden = byId("neighbors").hidden || byId("places").hidden;
+  if (shown) {
+    byId("caption").textContent = `${current.name} · ${current.width} × ${current.height}`;
+    viewer.show(current, current.result?.url || null);
+    if (view === "neighbors") neighbors.show(current).catch(() => say("The picture can't be shown."));
+  }
+  document.title = current ? `${current.name} · kithkin` : "kithkin";
+  drawStrip();
+  drawPanel();
+}
+
+function drawStrip() {
+  const strip = byId("strip");
+  strip.hidden = !pictures.length;
+  // Nodes are kept, so that the focus stays where it is while states change.
+  for (const picture of pictures) {
+    picture.node ||= stripItem(picture);
+    const { node } = picture;
+    const state = STATES[picture.state](picture);
+    node.item.className = picture.state;
+    if (node.state.textContent !== state) node.state.textContent = state;
+    node.pick.toggleAttribute("aria-current", picture === current);
+    if (picture.url && !node.image.src) {
+      node.image.src = picture.url;
+      node.thumb.replaceChildren(node.image);
+    }
+  }
+  const wanted = [...pictures.map((picture) => picture.node.item), addItem];
+  if (wanted.length !== strip.children.length || wanted.some((node, i) => strip.children[i] !== node)) strip.replaceChildren(...wanted);
+}
+
+function stripItem(picture) {
+  const image = el("img", { alt: "" });
+  const thumb = el("span", { class: "thumb" }, el("span", {}, picture.name));
+  const state = el("span", { class: "state" });
+  const choose = () => {
+    current = picture;
+    draw();
+  };
+  const pick = el("button", { type: "button", class: "pick", onclick: choose, title: picture.name }, thumb, el("span", { class: "unseen" }, `${picture.name}, `), state);
+  const gone = el("button", { type: "button", class: "remove", "aria-label": `Remove ${picture.name}`, onclick: () => remove(picture) }, "×");
+  return { item: el("li", {}, pick, gone), pick, image, thumb, state };
+}
+
+const addItem = el("li", {}, el("button", { type: "button", class: "add", onclick: () => byId("files").click() }, "Add"));
+
+function drawPanel() {
+  const state = current?.state;
+  const working = state === "working" || state === "waiting";
+  const go = byId("go");
+  go.disabled = !current?.url || working;
+  go.textContent = current?.result ? "Restore again" : "Restore";
+  go.classList.toggle("again", Boolean(current?.result) && !working);
+  const left = pictures.filter(waits);
+  byId("go-all").hidden = left.length < 2;
+  byId("go-all").textContent = `Restore all ${left.length}`;
+  const leaving = !working && byId("progress").contains(document.activeElement);
+  byId("progress").hidden = !working;
+  if (leaving) go.focus();
+  if (working) {
+    const percent = Math.round((state === "working" ? current.fraction : 0) * 100);
+    byId("track").setAttribute("aria-valuenow", percent);
+    byId("track").firstElementChild.style.width = `${percent}%`;
+    byId("progress-text").textContent = state === "working" ? current.text : "Waiting for the pictures before it";
+  }
+  byId("problem").hidden = state !== "failed";
+  const problem = byId("problem").firstElementChild;
+  if (problem.textContent !== (current?.problem || "")) problem.textContent = current?.problem || "";
+  drawResult(working);
+}
+
+function drawResult(working) {
+  const result = working ? null : current?.result;
+  byId("result").hidden = !result;
+  if (!result) return;
+  const { task } = about.models.find((model) => model.name === result.model);
+  Object.assign(byId("download"), { href: result.url, download: result.name });
+  byId("about-result").textContent =
+    `${(result.blob.size / 1e6).toFixed(1)} MB. ${title(task)}, strength ${Math.round(result.strength * 100)} %, ${result.seconds.toFixed(1)} s.`;
+  byId("notes").replaceChildren(...result.notes.map((sentence) => el("li", {}, sentence)));
+}
+
+const title = (task) => task[0].toUpperCase() + task.slice(1);
+
+/* Beginning */
+
+function listen() {
+  byId("choose").addEventListener("click", () => byId("files").click());
+  byId("files").addEventListener("change", ({ target }) => {
+    add(target.files);
+    target.value = "";
+  });
+  byId("options").addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (current) enqueue([current]);
+  });
+  byId("go-all").addEventListener("click", () => enqueue(pictures.filter(waits)));
+  byId("cancel").addEventListener("click", () => {
+    cancel(current);
+    draw();
+  });
+  byId("strength").addEventListener("input", ({ target }) => (byId("strength-shown").textContent = `${target.value} %`));
+  byId("views").addEventListener("change", draw);
+  byId("zooms").addEventListener("change", () => viewer.zoomTo(option("zoom")));
+  addEventListener("paste", (event) => add(event.clipboardData.files));
+  let depth = 0;
+  const over = (by) => {
+    depth = Math.max(0, depth + by);
+    byId("over").hidden = !depth;
+  };
+  addEventListener("dragenter", (event) => event.dataTransfer?.types.includes("Files") && over(1));
+  addEventListener("dragleave", () => over(-1));
+  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    over(-Infinity);
+    add(event.dataTransfer.files);
+  });
+  addEventListener("pagehide", () => pictures.forEach(cancel));
+}
+
+async function begin() {
+  try {
+    about = await api.about();
+  } catch (error) {
+    byId("problem").hidden = false;
+    byId("problem").firstElementChild.textContent = error.message;
+    return;
+  }
+  about.models.forEach(({ name, task, summary }, i) => {
+    const input = el("input", { type: "radio", name: "model", value: name, checked: i === 0 && "" });
+    byId("tasks").append(el("label", {}, input, el("div", {}, el("b", {}, title(task)), el("small", {}, summary))));
+  });
+  const { megabytes, megapixels } = about.limits;
+  byId("accepts").textContent = `PNG, JPEG, WebP, TIFF or BMP, up to ${megapixels} megapixels and ${megabytes} MB`;
+  const here = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
+  byId("promise").textContent = here ? "Pictures stay on this computer. Nothing is kept." : "Pictures go to this server alone. Nothing is kept.";
+  viewer = createViewer();
+  neighbors = createNeighbors({ limits: about.limits, model: () => option("model"), say });
+  listen();
+  draw();
+}
+
+begin();

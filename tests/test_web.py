@@ -1,0 +1,658 @@
+"""The HTTP interface: the bytes of the command line, bad uploads, limits, the queue; many users at once."""
+
+import asyncio
+import io
+import json
+import re
+import shutil
+import struct
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+from typer.testing import CliRunner
+
+from kithkin.cli import app as commands
+from kithkin.errors import CheckpointError, InputError
+from kithkin.images import read_picture
+from kithkin.neighbors import find_neighbors
+from kithkin.web import Limits, create_app, served_models
+from kithkin.web._jobs import Answer, Busy, Job, Jobs, Problem
+
+from serving import BAD, encoded, levels, running, tiny_weights
+
+httpx = pytest.importorskip("httpx")
+TestClient = pytest.importorskip("fastapi.testclient", reason="the extra web is not installed").TestClient
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+SIDEWAYS = b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + b"\0\0\0\0"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return tiny_weights(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def models(weights):
+    return served_models([str(weights)])
+
+
+@pytest.fixture(scope="module")
+def client(models):
+    with TestClient(create_app(models), base_url="http://127.0.0.1") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def command(weights, tmp_path_factory):
+    """The bytes that the command line writes for a file."""
+    folder = tmp_path_factory.mktemp("command")
+
+    def call(name, data, *options):
+        source = folder / name
+        source.write_bytes(data)
+        target = source.with_name(f"{source.stem}-restored.png")
+        arguments = ["restore", source, "--format", "png", "--overwrite", "-m", weights, "--device", "cpu", *options]
+        result = CliRunner().invoke(commands, list(map(str, arguments)))
+        assert result.exit_code == 0, result.output
+        return target.read_bytes()
+
+    return call
+
+
+def post(client, path="/restore", name="photo.png", data=None, **fields):
+    return client.post(path, files={"picture": (name, encoded() if data is None else data)}, data=fields)
+
+
+FILES = {
+    "rgb.png": encoded("PNG", icc_profile=SRGB, dpi=(300, 300)),
+    "alpha.png": encoded("PNG", levels(channels=4)),
+    "gray.png": encoded("PNG", levels(channels=1)[..., 0]),
+    "gray16.png": encoded("PNG", levels(channels=1)[..., 0].astype(np.uint16) * 257),
+    "turned.jpg": encoded("JPEG", exif=b"Exif\0\0" + SIDEWAYS, icc_profile=SRGB),
+    "web.webp": encoded("WEBP", lossless=True),
+    "scan.tif": encoded("TIFF", dpi=(72, 72)),
+    "plain.bmp": encoded("BMP"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_bytes_are_those_of_the_command_line(client, command, name):
+    found = post(client, name=name, data=FILES[name])
+    assert found.status_code == 200
+    assert found.headers["content-type"] == "image/png"
+    assert f"{Path(name).stem}-restored.png" in found.headers["content-disposition"]
+    assert found.content == command(name, FILES[name])
+    assert Image.open(io.BytesIO(found.content)).size == ((40, 56) if name == "turned.jpg" else (56, 40))
+
+
+def test_metadata_is_kept(client, tmp_path):
+    (tmp_path / "rgb.png").write_bytes(post(client, data=FILES["rgb.png"]).content)
+    kept = read_picture(tmp_path / "rgb.png")
+    assert kept.icc == SRGB
+    assert kept.dpi == pytest.approx((300, 300), abs=0.1)
+    (tmp_path / "turned.png").write_bytes(post(client, data=FILES["turned.jpg"]).content)
+    assert read_picture(tmp_path / "turned.png").exif[:2] == b"MM"
+
+
+@pytest.mark.parametrize(("strength", "tile"), [("0.35", "auto"), ("0", "auto"), ("1", "64"), ("0.5", "72")])
+def test_options_mean_what_they_mean_on_the_command_line(client, command, strength, tile):
+    data = encoded(pixels=levels(90, 130))
+    found = post(client, data=data, strength=strength, tile=tile, model="tiny")
+    assert found.content == command("options.png", data, "--strength", strength, "--tile", tile)
+    whole = post(client, data=data).content
+    assert (found.content == whole) == (strength == "1" and tile == "auto")
+
+
+def test_what_the_result_could_not_keep_is_said(client):
+    buffer = io.BytesIO()
+    Image.fromarray(levels()).convert("CMYK").save(buffer, "JPEG")
+    found = post(client, name="inks.jpg", data=buffer.getvalue())
+    assert "CMYK" in json.loads(found.headers["x-kithkin-notes"])[0]
+
+
+@pytest.mark.parametrize("path", ["/restore", "/jobs", "/neighbors"])
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_upload_gets_a_sentence_and_harms_nothing(client, tmp_path, monkeypatch, case, path):
+    monkeypatch.chdir(tmp_path)
+    name, data, status, sentence = BAD[case]
+    found = post(client, path, name, data, x="1", y="1")
+    if path == "/jobs" and found.status_code == 202:
+        found = finished(client, found.json()["id"])[1]
+    assert found.status_code == status
+    detail = found.json()["detail"]
+    assert sentence in detail
+    assert "/" not in detail.replace(" / ", "")
+    assert "\n" not in detail
+    assert list(tmp_path.iterdir()) == []
+    assert post(client, data=encoded(pixels=levels(16, 16))).status_code == 200
+
+
+def test_a_name_is_never_a_path(client):
+    found = post(client, name="../../tmp/ä b?.PNG")
+    assert found.headers["content-disposition"].endswith("filename*=UTF-8''%C3%A4%20b%3F-restored.png")
+    assert "/" not in found.headers["content-disposition"].replace("UTF-8''", "")
+    assert "picture-restored.png" in post(client, name="..").headers["content-disposition"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"strength": "2"}, "strength must be a number from 0"),
+        ({"strength": "nan"}, "strength must be a number from 0"),
+        ({"strength": "full"}, "strength: Input should be a valid number"),
+        ({"tile": "32"}, "tile must be 'auto' or a whole number of pixels from 64 to 1024, got '32'"),
+        ({"tile": "off"}, "tile must be"),
+        ({"tile": "9" * 5000}, "tile must be"),
+        ({"model": "/etc/passwd"}, "no model is called '/etc/passwd' on this server; there are tiny"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence(client, fields, sentence):
+    found = post(client, **fields)
+    assert found.status_code == 422
+    assert sentence in found.json()["detail"]
+
+
+def test_a_request_without_a_picture_says_what_is_missing(client):
+    for options in ({}, {"data": {"picture": "text"}}, {"content": b"rubbish"}):
+        found = client.post("/restore", **options)
+        assert found.status_code in (400, 422)
+        assert "picture" in found.json()["detail"]
+
+
+def finished(client, job):
+    """The last state of a job, and the answer to asking for its result."""
+    for _ in range(3000):
+        state = client.get(f"/jobs/{job}").json()
+        if state["state"] in ("done", "failed"):
+            return state, client.get(f"/jobs/{job}/result")
+        time.sleep(0.02)
+    raise AssertionError(state)
+
+
+def test_a_job_is_fetched_once_and_then_forgotten(client):
+    data = encoded(pixels=levels(seed=4))
+    answer = post(client, "/jobs", data=data)
+    assert answer.status_code == 202
+    job = answer.json()["id"]
+    state, found = finished(client, job)
+    assert (state["state"], state["fraction"], state["eta_seconds"]) == ("done", 1.0, 0.0)
+    assert found.content == post(client, data=data).content
+    for path in (f"/jobs/{job}", f"/jobs/{job}/result"):
+        assert client.get(path).status_code == 404
+    assert client.delete(f"/jobs/{job}").status_code == 404
+    assert client.get("/jobs/guessed").status_code == 404
+
+
+@pytest.fixture
+def held_up(models):
+    """The network's passes, each of which waits until it may go on: (their inputs' shapes, the first began, go on)."""
+    passes, first, on = [], threading.Event(), threading.Event()
+
+    def pause(module, inputs):
+        passes.append(tuple(inputs[0].shape[2:]))
+        first.set()
+        on.wait(60)
+
+    hooks = []
+
+    def start():
+        hooks.append(models["tiny"].network.register_forward_pre_hook(pause))
+        return passes, first, on
+
+    yield start
+    on.set()
+    hooks[0].remove()
+
+
+def test_a_cancelled_job_stops_between_tiles(models, held_up):
+    with TestClient(create_app(models), base_url="http://127.0.0.1") as client:
+        post(client)  # What the server warms up with is over then.
+        passes, first, on = held_up()
+        job = post(client, "/jobs", data=encoded(pixels=levels(64, 300)), tile="64").json()["id"]
+        assert first.wait(60)
+        assert client.get(f"/jobs/{job}").json()["state"] == "running"
+        assert client.get(f"/jobs/{job}/result").status_code == 409
+        behind = post(client, "/jobs", data=encoded(pixels=levels(20, 20))).json()
+        assert (behind["state"], behind["ahead"]) == ("queued", 1)
+        assert client.delete(f"/jobs/{job}").status_code == 204
+        assert client.get(f"/jobs/{job}").status_code == 404
+        on.set()
+        assert finished(client, behind["id"])[1].status_code == 200
+    assert passes == [(64, 64), (20, 20)]
+
+
+def test_a_client_that_goes_away_takes_its_picture_with_it(models, held_up):
+    app = create_app(models)
+    body = START + encoded(pixels=levels(64, 300)) + TILE_64
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        post(client)
+        passes, first, on = held_up()
+
+        def messages(i):
+            if i == 0:
+                return {"type": "http.request", "body": body}
+            assert first.wait(60)
+            return {"type": "http.disconnect"}
+
+        assert call(app, MULTIPART, messages)[0] == 410
+        on.set()
+        assert post(client, data=encoded(pixels=levels(20, 20))).status_code == 200
+    assert passes == [(64, 64), (20, 20)]
+
+
+def job(run, **values):
+    return Job(**{"kind": "test", "name": "a.png", "pixels": 100, "size": 10, "run": run, **values})
+
+
+def answer(progress):
+    return Answer(b"done", "text/plain", "a.txt")
+
+
+@pytest.fixture
+def queue():
+    """A queue with these limits, whose thread is stopped at the end."""
+    opened = []
+
+    def start(**limits):
+        jobs = Jobs(Limits(**limits))
+        jobs.start()
+        opened.append(jobs)
+        return jobs
+
+    yield start
+    for jobs in opened:
+        jobs.close()
+
+
+class Gate:
+    """Work that goes on when it is told to."""
+
+    def __init__(self):
+        self.entered, self.open = threading.Event(), threading.Event()
+
+    def __call__(self, progress):
+        progress(0.0)
+        self.entered.set()
+        self.open.wait(60)
+        progress(0.5)
+        return answer(progress)
+
+
+def test_a_full_queue_asks_to_come_again(queue):
+    jobs, gate = queue(queue=2), Gate()
+    jobs.submit(running_job := job(gate))
+    assert gate.entered.wait(60)
+    first, second = job(answer), job(answer)
+    jobs.submit(first)
+    jobs.submit(second)
+    assert [jobs.status(one)["ahead"] for one in (running_job, first, second)] == [0, 1, 2]
+    with pytest.raises(Busy) as busy:
+        jobs.submit(job(answer))
+    assert busy.value.seconds >= 1
+    gate.open.set()
+    second.finished.result(60)
+    jobs.submit(last := job(answer))
+    last.finished.result(60)
+    assert [jobs.take(one).body for one in (running_job, first, second, last)] == [b"done"] * 4
+
+
+def test_what_is_held_is_bounded_results_included(queue):
+    jobs = queue(held_megabytes=0.001)
+    with pytest.raises(Busy):
+        jobs.submit(job(answer, size=1001))
+    jobs.submit(large := job(lambda progress: Answer(bytes(950), "text/plain", "a.txt"), size=100))
+    large.finished.result(60)
+    with pytest.raises(Busy):
+        jobs.submit(job(answer, size=60))
+    jobs.take(large)
+    jobs.submit(job(answer, size=60))
+
+
+def test_the_server_says_503_and_when_to_come_again(models):
+    with TestClient(create_app(models, limits=Limits(held_megabytes=0.001)), base_url="http://127.0.0.1") as client:
+        found = post(client)
+    assert found.status_code == 503
+    assert int(found.headers["retry-after"]) >= 1
+    assert "try again in" in found.json()["detail"]
+
+
+def test_results_and_jobs_that_nobody_asks_for_are_dropped(queue):
+    jobs, gate = queue(keep_seconds=0.05, absent_seconds=0.05), Gate()
+    jobs.submit(done := job(answer))
+    done.finished.result(60)
+    for _ in range(1000):  # Without any further request.
+        if not jobs._known:
+            break
+        time.sleep(0.02)
+    assert jobs._known == {}
+    jobs.submit(left := job(gate))
+    assert gate.entered.wait(60)
+    jobs.submit(patient := job(answer, patient=True))
+    time.sleep(0.1)
+    assert jobs.find(left.id) is None
+    assert jobs.find(patient.id) is patient
+    gate.open.set()
+    patient.finished.result(60)
+    assert left.outcome is None
+
+
+def test_work_that_takes_too_long_is_ended(queue):
+    jobs = queue(work_seconds=0.05)
+
+    def slow(progress):
+        for i in range(100):
+            time.sleep(0.02)
+            progress(i / 100)
+        return answer(progress)
+
+    jobs.submit(late := job(slow))
+    late.finished.result(60)
+    problem = jobs.take(late)
+    assert problem.status == 503
+    assert "a.png: took longer than the 0.05 seconds" in problem.detail
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (MemoryError(), 413, "does not fit in the server's memory"),
+        (InputError("serve: expected this, got that"), 422, "expected this"),
+        (ZeroDivisionError("secret"), 500, "a fault in kithkin"),
+    ],
+)
+def test_the_worker_outlives_whatever_happens(queue, error, status, sentence):
+    jobs = queue()
+
+    def broken(progress):
+        raise error
+
+    jobs.submit(failing := job(broken))
+    failing.finished.result(60)
+    problem = jobs.take(failing)
+    assert isinstance(problem, Problem)
+    assert problem.status == status
+    assert sentence in problem.detail
+    assert "secret" not in problem.detail
+    jobs.submit(next_one := job(answer))
+    next_one.finished.result(60)
+    assert jobs.take(next_one).body == b"done"
+
+
+def test_the_remaining_time_comes_from_the_pace(queue):
+    jobs, gate = queue(), Gate()
+
+    def known(progress):
+        time.sleep(0.2)
+        return answer(progress)
+
+    jobs.submit(first := job(known, pixels=100))
+    first.finished.result(60)
+    jobs.submit(large := job(gate, pixels=1000))
+    jobs.submit(behind := job(answer, pixels=500))
+    assert gate.entered.wait(60)
+    took = first.ended - first.started
+    elapsed = time.monotonic() - large.started
+    # Ten times as many pixels as the first one, and five times for the one behind it.
+    assert jobs.status(large)["eta_seconds"] == pytest.approx(max(0, 10 * took - elapsed), abs=0.5)
+    assert jobs.status(behind)["eta_seconds"] == pytest.approx(max(0, 10 * took - elapsed) + 5 * took, abs=0.5)
+    assert jobs.status(job(answer, kind="unknown"))["eta_seconds"] is None
+    gate.open.set()
+
+
+def call(app, headers, messages):
+    """(status, headers, detail, how many messages were taken) of a request straight to the application."""
+    taken, sent = [], []
+
+    async def receive():
+        taken.append(1)
+        message = messages(len(taken) - 1)
+        if message is None:
+            await asyncio.sleep(60)
+        return message
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http"}
+    scope |= {
+        "path": "/restore",
+        "raw_path": b"/restore",
+        "query_string": b"",
+        "root_path": "",
+        "server": ("127.0.0.1", 1),
+    }
+    scope["headers"] = [(b"host", b"127.0.0.1"), *((k.encode(), v.encode()) for k, v in headers.items())]
+    asyncio.run(app(scope, receive, send))
+    body = json.loads(b"".join(message.get("body", b"") for message in sent[1:]))
+    return sent[0]["status"], dict(sent[0]["headers"]), body["detail"], len(taken)
+
+
+MULTIPART = {"content-type": "multipart/form-data; boundary=x"}
+TILE_64 = b'\r\n--x\r\nContent-Disposition: form-data; name="tile"\r\n\r\n64\r\n--x--\r\n'
+START = b'--x\r\nContent-Disposition: form-data; name="picture"; filename="a.png"\r\n\r\n'
+
+
+def test_an_upload_is_refused_by_its_announced_length_before_it_is_read(models):
+    app = create_app(models, limits=Limits(megabytes=1))
+    status, headers, detail, taken = call(app, {**MULTIPART, "content-length": "2000000"}, lambda i: None)
+    assert (status, taken) == (413, 0)
+    assert headers[b"connection"] == b"close"
+    assert "larger than the 1 MB that this server takes" in detail
+
+
+def test_an_upload_of_unknown_length_is_cut_off_while_it_comes(models):
+    app = create_app(models, limits=Limits(megabytes=1))
+
+    def endless(i):
+        return {"type": "http.request", "body": START if i == 0 else bytes(100_000), "more_body": True}
+
+    status, _, detail, taken = call(app, MULTIPART, endless)
+    assert status == 413
+    assert "1 MB" in detail
+    assert taken <= 13
+
+
+def test_an_upload_that_does_not_end_is_given_up(models):
+    app = create_app(models, limits=Limits(upload_seconds=0.1))
+
+    def stuck(i):
+        return {"type": "http.request", "body": START, "more_body": True} if i == 0 else None
+
+    status, _, detail, _ = call(app, MULTIPART, stuck)
+    assert status == 408
+    assert "took longer than 0.1 seconds" in detail
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:8000", "localhost", "LOCALHOST:1", "[::1]:8000", "192.168.0.7", "my.name:80"]
+)
+def test_the_server_answers_to_addresses_and_its_own_names(models, host):
+    app = create_app(models, host_names=["My.Name"])
+    assert TestClient(app, base_url="http://127.0.0.1").get("/about", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil", "", "[", "a@b"]
+)
+def test_a_name_that_was_bent_to_this_machine_is_refused(client, host):
+    found = client.get("/about", headers={"host": host})
+    assert found.status_code == 421
+    assert "--allow-host" in found.json()["detail"]
+
+
+def test_other_web_pages_are_refused(client):
+    for headers in (
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:9"},
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"},
+    ):
+        assert client.get("/about", headers=headers).status_code == 403
+        assert client.post("/restore", headers=headers).status_code == 403
+    for headers in ({"origin": "http://127.0.0.1"}, {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}):
+        assert client.get("/about", headers=headers).status_code == 200
+
+
+def test_headers_forbid_what_the_page_does_not_need(client):
+    for path in ("/", "/page/page.js", "/docs", "/about", "/nothing"):
+        headers = client.get(path).headers
+        policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
+        assert policy["default-src"] == "'none'"
+        assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-store"
+
+
+def test_the_page_needs_nothing_from_elsewhere(client):
+    page = client.get("/").text
+    assert page.startswith("<!doctype html>")
+    for part in ("page.css", "page.js", "api.js", "viewer.js", "neighbors.js"):
+        found = client.get(f"/page/{part}")
+        assert found.status_code == 200
+        page += found.text
+    assert "http://" not in page.replace("http://127.0.0.1", "")
+    assert "https://" not in page
+    assert client.get("/page/..%2f_app.py").status_code == 404
+    assert client.get("/page/_app.py").status_code == 404
+
+
+def test_the_interface_describes_itself(client):
+    schema = client.get("/openapi.json").json()
+    assert set(schema["paths"]) == {
+        "/about",
+        "/restore",
+        "/neighbors",
+        "/jobs",
+        "/jobs/{job_id}",
+        "/jobs/{job_id}/result",
+    }
+    content = schema["paths"]["/restore"]["post"]["requestBody"]["content"]
+    assert list(content) == ["multipart/form-data"]
+    docs = client.get("/docs").text
+    for path, operations in schema["paths"].items():
+        for method in operations:
+            assert f"{method.upper()} {path}" in docs
+    about = client.get("/about").json()
+    assert [model["name"] for model in about["models"]] == ["tiny"]
+    assert about["limits"]["megapixels"] == 32
+
+
+@pytest.mark.parametrize("point", [(3, 5), (155, 90), (70, 40)])
+def test_neighbors_are_those_of_the_part_around_the_point(client, models, point):
+    app = create_app(models, limits=Limits(neighbors_side=64))
+    pixels = levels(91, 156)
+    with TestClient(app, base_url="http://127.0.0.1") as small:
+        found = post(small, "/neighbors", data=encoded(pixels=pixels), x=str(point[0]), y=str(point[1])).json()
+    left, top, width, height = found["crop"]
+    assert found["size"] == [156, 91]
+    assert left <= point[0] < left + width <= 156
+    assert top <= point[1] < top + height <= 91
+    assert 64 - 8 < max(width, height) <= 64
+    assert left % 8 == top % 8 == 0
+    part = np.ascontiguousarray(pixels[top : top + height, left : left + width])
+    network = models["tiny"].network
+    for block in found["blocks"]:
+        x, y = point[0] - left, point[1] - top
+        (query,) = find_neighbors(network, part, [(x, y)], stage=block["stage"], block=block["block"]).queries
+        boxes = [box for of_round in query.rounds for box in (*of_round.chunk, *of_round.look_back)]
+        side, columns = block["patch_side"], block["columns"]
+        own = y // side * columns + x // side
+        listed = [i for i in block["candidates"][own] if i >= 0]
+        assert [(i % columns * side, i // columns * side, side, side) for i in listed] == boxes
+        assert sum(block["weights"][own]) == pytest.approx(1, abs=1e-2)
+
+
+def test_a_point_outside_the_picture_is_refused(client):
+    found = post(client, "/neighbors", x="56", y="0")
+    assert found.status_code == 422
+    assert "the point 56,0 is outside the picture, which is 56 x 40" in found.json()["detail"]
+
+
+def peak_megabytes(number):
+    """The highest resident memory of a process so far; 0 where the system does not say."""
+    path = Path(f"/proc/{number}/status")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return next((int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM")), 0)
+
+
+def test_twenty_users_at_once_each_get_their_own_picture(weights, command):
+    pictures = [encoded(pixels=levels(24 + 8 * (i % 5), 32 + i, seed=i)) for i in range(20)]
+    wanted = [command(f"user{i}.png", data) for i, data in enumerate(pictures)]
+    assert len(set(wanted)) == 20
+    with running("-m", weights) as (address, process):
+        start = threading.Barrier(20)
+
+        def user(i):
+            start.wait(60)
+            files = {"picture": (f"user{i}.png", pictures[i])}
+            return httpx.post(f"{address}/restore", files=files, timeout=60, trust_env=False)
+
+        first = {"picture": ("first.png", pictures[0])}
+        assert httpx.post(f"{address}/restore", files=first, timeout=60, trust_env=False).content == wanted[0]
+        before = peak_megabytes(process.pid)
+        with ThreadPoolExecutor(20) as users:
+            found = list(users.map(user, range(20)))
+        # Pictures wait as files and are decoded one at a time.
+        assert peak_megabytes(process.pid) - before < 150
+        process.terminate()
+        assert "OUTWARD" not in process.stderr.read()
+    assert [answer.status_code for answer in found] == [200] * 20
+    assert [answer.content for answer in found] == wanted
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on the path")
+def test_the_commands_of_the_documents_work(tmp_path):
+    text = (Path(__file__).parent.parent / "docs/serve.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^curl .+$", text, re.M)
+    assert len(lines) == 4
+    (tmp_path / "photo.jpg").write_bytes(FILES["turned.jpg"])
+    with running("-m", "denoise", "-m", "derain") as (address, _):
+        for line in lines:
+            called = line.replace("http://127.0.0.1:8000", address).replace("curl ", "curl --fail -sS --noproxy '*' ")
+            subprocess.run(called, shell=True, cwd=tmp_path, check=True, timeout=60)
+    for name in ("photo-restored.png", "dry.png"):
+        assert read_picture(tmp_path / name).pixels.shape == (56, 40, 3)
+    assert json.loads((tmp_path / "neighbors.json").read_text())["size"] == [40, 56]
+
+
+def test_models_are_found_by_name_and_task(weights):
+    with pytest.raises(InputError, match="two models are called 'tiny'"):
+        served_models([str(weights), str(weights)])
+    with pytest.raises(CheckpointError, match="neither a model that ships"):
+        served_models(["nothing"])
+    with pytest.raises(InputError, match="at least one model"):
+        create_app({})
+    with pytest.raises(InputError, match="the limit queue must be more than 0, got 0"):
+        Limits(queue=0)
+
+
+def test_the_command_says_what_keeps_it_from_serving(weights, monkeypatch):
+    import socket
+    import sys
+
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = taken.getsockname()[1]
+    found = CliRunner().invoke(commands, ["serve", "--port", str(port), "-m", str(weights)])
+    taken.close()
+    assert isinstance(found.exception, InputError)
+    assert f"can't listen on 127.0.0.1, port {port}" in str(found.exception)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    found = CliRunner().invoke(commands, ["serve"])
+    assert 'pip install "kithkin[web]"' in str(found.exception)
+
+
+def test_a_server_that_others_can_reach_is_warned_about(capsys):
+    from kithkin.cli.serve import _announce
+
+    for host in ("127.0.0.1", "localhost", "::1"):
+        _announce("http://x", host)
+        assert "warning" not in capsys.readouterr().err
+    for host in ("0.0.0.0", "192.168.0.7", "my.name"):
+        _announce("http://x", host)
+        assert "without a password or encryption" in capsys.readouterr().err

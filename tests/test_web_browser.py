@@ -1,0 +1,401 @@
+"""The page in a real browser: Debian's Chromium, driven by Playwright."""
+
+import io
+import re
+import shutil
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import kithkin
+from kithkin.cli import app as commands
+from kithkin.neighbors import map_neighbors
+from kithkin.zoo import load_model
+
+from serving import BAD, encoded, levels, running, tiny_weights
+
+pytest.importorskip("fastapi", reason="the extra web is not installed")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
+
+STYLE = (Path(kithkin.__file__).parent / "web/page/page.css").read_text(encoding="utf-8")
+PATIENCE = 60_000
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return tiny_weights(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def address(weights):
+    with running("-m", weights, "-m", "derain") as (found, process):
+        yield found
+        process.terminate()
+        assert "OUTWARD" not in process.stderr.read()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--force-color-profile=srgb", "--disable-gpu"]
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Open the page; at the end, the console must be free of errors and no request may have left this machine."""
+    contexts, errors, hosts, refused = [], [], set(), []
+
+    def open_page(width=1100, height=800, **options):
+        context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: hosts.add((urlsplit(request.url).scheme, urlsplit(request.url).hostname)))
+        page.on("response", lambda response: refused.append(response.status) if response.status >= 400 else None)
+        page.goto(address)
+        page.wait_for_selector("#tasks label")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    # The browser itself writes a line for each answer that is a refusal.
+    own = [error for error in errors if not error.startswith("Failed to load resource: the server responded with")]
+    assert own == []
+    assert len(errors) <= len(refused)
+    assert {host for scheme, host in hosts if scheme not in ("blob", "data")} == {"127.0.0.1"}
+
+
+@pytest.fixture(scope="module")
+def command(weights, tmp_path_factory):
+    """The bytes that the command line writes for a file."""
+    folder = tmp_path_factory.mktemp("command")
+
+    def call(name, data, *options):
+        (folder / name).write_bytes(data)
+        arguments = [
+            "restore",
+            folder / name,
+            "--format",
+            "png",
+            "--overwrite",
+            "-m",
+            weights,
+            "--device",
+            "cpu",
+            *options,
+        ]
+        assert CliRunner().invoke(commands, list(map(str, arguments))).exit_code == 0
+        return (folder / f"{Path(name).stem}-restored.png").read_bytes()
+
+    return call
+
+
+def choose(page, **files):
+    """Choose files; each is name (with _ for .) = bytes."""
+    page.set_input_files("#files", [{"name": n, "mimeType": "image/png", "buffer": data} for n, data in files.items()])
+
+
+def add(page, name, data):
+    choose(page, **{name: data})
+    page.wait_for_selector("#go:not(:disabled)")
+
+
+def restore(page):
+    page.click("#go")
+    page.wait_for_selector("#result:not([hidden])")
+
+
+def downloaded(page):
+    with page.expect_download() as waiting:
+        page.click("#download")
+    return waiting.value.suggested_filename, Path(waiting.value.path()).read_bytes()
+
+
+def pixels_of(data):
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+
+
+def test_a_picture_is_restored_compared_and_downloaded(visit, command):
+    page, data = visit(), encoded(pixels=levels(120, 200))
+    add(page, "photo.png", data)
+    assert "photo.png · 200 × 120" in page.inner_text("#caption")
+    assert page.is_hidden("#divider")
+    restore(page)
+    assert page.inner_text("#strip .done .state") == "restored"
+    assert downloaded(page) == ("photo-restored.png", command("photo.png", data))
+
+    page.check("input[name=zoom][value='1']", force=True)
+    divider = page.locator("#divider")
+    box = page.locator("#sheet").bounding_box()
+    page.mouse.move(box["x"] + 100, box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 80, box["y"] + 50, steps=4)
+    page.mouse.move(box["x"] + 50, box["y"] + 50, steps=4)
+    page.mouse.up()
+    assert divider.get_attribute("aria-valuenow") == "25"
+    shown = pixels_of(page.screenshot(clip={key: round(value) for key, value in box.items()}))
+    before, after = pixels_of(data), pixels_of(command("photo.png", data))
+    # At 1:1 every pixel is the file's own; the line, its knob and the tags lie elsewhere.
+    assert (shown[5:30, 5:45] == before[5:30, 5:45]).all()
+    assert (shown[5:30, 60:195] == after[5:30, 60:195]).all()
+    assert (before[5:30, 60:195] != after[5:30, 60:195]).any()
+
+
+def test_the_divider_follows_the_keys_and_says_where_it_is(visit):
+    page = visit()
+    add(page, "photo.png", encoded())
+    restore(page)
+    divider = page.locator("#divider")
+    divider.focus()
+    for key, value in ("ArrowRight", 52), ("PageDown", 42), ("Home", 0), ("ArrowLeft", 0), ("PageUp", 10), ("End", 100):
+        page.keyboard.press(key)
+        assert divider.get_attribute("aria-valuenow") == str(value)
+    assert divider.get_attribute("aria-valuetext") == "100 % before, 0 % after"
+    assert page.locator("#before").get_attribute("alt") == "photo.png as it came"
+    assert page.locator("#after").get_attribute("alt") == "photo.png restored"
+
+
+def test_strength_and_task_reach_the_server(visit, command):
+    page, data = visit(), encoded()
+    add(page, "photo.png", data)
+    page.fill("#strength", "35")
+    assert page.inner_text("#strength-shown") == "35 %"
+    restore(page)
+    assert downloaded(page)[1] == command("photo.png", data, "--strength", "0.35")
+    page.check("input[name=model][value=derain-tiny]", force=True)
+    page.fill("#strength", "100")
+    page.click("#go")
+    page.wait_for_selector("#about-result:has-text('Derain, strength 100 %')")
+    assert downloaded(page)[1] == command("photo.png", data, "-m", "derain")
+
+
+def test_several_pictures_in_a_row(visit, command):
+    page = visit()
+    pictures = {f"photo{i}.png": encoded(pixels=levels(40 + 8 * i, 60, seed=i)) for i in range(3)}
+    choose(page, **pictures)
+    page.click("#go-all:has-text('Restore all 3')")
+    page.wait_for_selector("#strip:not(:has(li:not(.done) .pick))")
+    for i, (name, data) in enumerate(pictures.items()):
+        page.locator("#strip .pick").nth(i).click()
+        assert downloaded(page) == (f"photo{i}-restored.png", command(name, data))
+    page.click("#strip li:nth-child(2) .remove")
+    assert page.locator("#strip .pick").count() == 2
+    assert "photo2.png" in page.inner_text("#caption") + page.inner_text("#strip")
+
+
+def test_what_the_browser_can_not_show_is_shown_by_the_server(visit, command):
+    page, data = visit(), encoded("TIFF", levels(40, 70))
+    add(page, "scan.tiff", data)
+    assert page.evaluate("document.querySelector('#before').naturalWidth") == 70
+    restore(page)
+    assert downloaded(page) == ("scan-restored.png", command("scan.tiff", data))
+
+
+def test_pictures_are_dropped_and_pasted(visit):
+    page = visit()
+    raw = list(encoded())
+    event = "([type, key, raw]) => { const data = new DataTransfer();"
+    event += "data.items.add(new File([new Uint8Array(raw)], 'given.png', {type: 'image/png'}));"
+    event += "const made = type === 'paste' ? new ClipboardEvent(type, {clipboardData: data, bubbles: true})"
+    event += " : new DragEvent(type, {dataTransfer: data, bubbles: true, cancelable: true});"
+    event += "document.body.dispatchEvent(made); }"
+    page.evaluate(event, ["dragenter", "", raw])
+    assert page.is_visible("#over")
+    page.evaluate(event, ["drop", "", raw])
+    assert page.is_hidden("#over")
+    page.wait_for_selector("#strip li.new")
+    page.evaluate(event, ["paste", "", raw])
+    page.wait_for_selector("#strip li.new:nth-child(2)")
+
+
+def test_the_neighbors_of_a_patch_are_shown(visit, weights):
+    page, pixels = visit(), levels(64, 96)
+    add(page, "photo.png", encoded(pixels=pixels))
+    page.check("input[name=view][value=neighbors]", force=True)
+    canvas = page.locator("#canvas")
+    box = canvas.bounding_box()
+    canvas.click(position={"x": box["width"] * 50 / 96, "y": box["height"] * 37 / 64})
+    page.wait_for_selector("#patches li")
+    page.check("input[name=at-stage][value=encoder0]", force=True)
+    block = map_neighbors(load_model(weights), pixels)[0]
+    own = 37 // block.patch_side * block.columns + 50 // block.patch_side
+    assert f"row {own // block.columns + 1}, column {own % block.columns + 1}" in page.inner_text("#neighbors-hint")
+    weight = dict.fromkeys(block.candidates[own].tolist(), 0.0)
+    weight.pop(-1, None)
+    for index, value in zip(block.candidates[own], block.weights[own], strict=True):
+        if index >= 0:
+            weight[int(index)] += float(value)
+    shown = page.locator("#patches li").all_inner_texts()
+    wanted = sorted((value for index, value in weight.items() if index != own), reverse=True)
+    percents = [100 * value for value in (weight[own], *wanted)]
+    assert [int(text.split()[0]) for text in shown] == pytest.approx(percents, abs=0.52)
+
+    drawn = pixels_of(page.locator("#canvas").screenshot()).mean(axis=2)
+    scale = drawn.shape[1] / 96
+    side = block.patch_side
+
+    def light(index):
+        x, y = index % block.columns * side, index // block.columns * side
+        top, bottom, left, right = (int(at * scale) for at in (y + 3, y + side - 3, x + 3, x + side - 3))
+        inner = drawn[top:bottom, left:right]
+        original = pixels[y + 3 : y + side - 3, x + 3 : x + side - 3].mean()
+        return inner.mean() / original
+
+    others = set(range(block.rows * block.columns)) - set(weight)
+    assert min(light(index) for index in weight) > 0.8
+    assert max(light(index) for index in others) < 0.5
+
+
+def test_neighbors_by_keyboard_in_every_stage_and_round(visit):
+    page = visit()
+    add(page, "photo.png", encoded(pixels=levels(64, 96)))
+    page.check("input[name=view][value=neighbors]", force=True)
+    page.locator("#canvas").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#patches li")
+    place = page.inner_text("#neighbors-hint")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#neighbors-hint") != place
+    assert "looks at" in page.inner_text("#status")
+    page.keyboard.press("ArrowLeft")
+    assert page.inner_text("#neighbors-hint") == place
+    stages = page.locator("#stages input")
+    names = [stages.nth(i).input_value() for i in range(stages.count())]
+    assert names == ["encoder0", "encoder1", "decoder1", "decoder0"]
+    seen = set()
+    for i in range(stages.count()):
+        stages.nth(i).check(force=True)
+        for value in ("0", "1", "all"):
+            page.check(f"input[name=at-round][value='{value}']", force=True)
+            seen.add(page.inner_text("#patches"))
+            assert page.locator("#patches li").count() >= 2
+    assert len(seen) >= 8
+    assert "Patches of 8 × 8 pixels" in page.inner_text("#neighbors-hint")
+    page.locator("#canvas").focus()
+    page.keyboard.press("Escape")
+    assert page.is_hidden("#places")
+    assert page.locator("#patches li").count() == 0
+
+
+@pytest.mark.parametrize("case", ["text", "empty", "bomb", "cut off", "svg", "svg as png"])
+def test_a_bad_file_gets_a_sentence_and_the_next_one_is_restored(visit, command, case):
+    name, data, _, sentence = BAD[case]
+    page, good = visit(), encoded()
+    choose(page, **{name: data})
+    page.wait_for_selector("#strip li.failed, #strip li.new")
+    if page.is_enabled("#go"):  # What the browser shows, the server may still refuse.
+        page.click("#go")
+    page.wait_for_selector("#strip li.failed")
+    assert sentence.replace(f"{name}: ", "") in page.inner_text("#problem")
+    add(page, "good.png", good)
+    page.locator("#strip .pick").last.click()
+    restore(page)
+    assert page.is_hidden("#problem")
+    assert downloaded(page) == ("good-restored.png", command("good.png", good))
+
+
+def test_a_name_is_text_and_never_markup(visit):
+    page = visit()
+    name = "<img src=x onerror=document.title='changed'>.png"
+    add(page, name, encoded())
+    restore(page)
+    assert name in page.inner_text("#caption")
+    assert page.title() == f"{name} · kithkin"
+    assert page.locator("img[src=x]").count() == 0
+
+
+def test_long_work_shows_its_progress_and_is_cancelled(visit, address):
+    page = visit()
+    add(page, "large.png", encoded(pixels=np.tile(levels(500, 800), (2, 2, 1))))
+    page.click("#go")
+    page.wait_for_selector("#progress-text:has-text('%')")
+    assert page.get_attribute("#track", "role") == "progressbar"
+    page.click("#cancel")
+    page.wait_for_selector("#strip li.cancelled")
+    page.wait_for_selector("#go:not(:disabled)")
+    assert page.is_hidden("#progress")
+    assert page.is_hidden("#result")
+    assert page.evaluate("document.activeElement.id") == "go"
+    add(page, "small.png", encoded())
+    page.locator("#strip .pick").last.click()
+    restore(page)
+
+
+def test_everything_is_reached_with_the_keyboard_and_focus_is_seen(visit):
+    page = visit()
+    add(page, "photo.png", encoded())
+    restore(page)
+    page.evaluate("document.activeElement.blur()")
+    reached, unseen = [], []
+    look = "const e = document.activeElement, s = getComputedStyle(e), n = e.nextElementSibling;"
+    look += "const shown = (x) => x && getComputedStyle(x).outlineStyle !== 'none';"
+    look += "return [e.id || e.name || e.className || e.tagName, shown(e) || shown(n) || shown(e.firstElementChild)]"
+    for _ in range(24):
+        page.keyboard.press("Tab")
+        name, visible = page.evaluate(f"() => {{ {look} }}")
+        reached.append(name)
+        unseen += [] if visible or name == "BODY" else [name]
+    assert unseen == []
+    wanted = {"skip", "view", "zoom", "viewport", "divider", "pick", "remove", "add", "model", "strength", "go"}
+    assert (wanted | {"download"}) - set(reached) == set()
+
+
+def test_everything_has_a_name(visit):
+    page = visit()
+    add(page, "photo.png", encoded())
+    restore(page)
+    nameless = page.evaluate(
+        """() =>
+        [...document.querySelectorAll("button, a, input, canvas, [role], img, section, aside, ul")].filter((e) =>
+        !(e.getAttribute("aria-label") || e.textContent.trim() || e.alt || e.labels?.length || e.ariaHidden
+          || (e.tagName === "IMG" && e.hasAttribute("alt")) || e.role === "status" || e.role === "alert"
+          || ["notes", "patches"].includes(e.id))).map((e) => e.outerHTML)"""
+    )
+    assert nameless == []
+    assert page.get_attribute("html", "lang") == "en"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_screen_needs_no_sideways_scrolling(visit, scheme):
+    page = visit(390, 844, color_scheme=scheme, device_scale_factor=2, has_touch=True)
+    add(page, "a-rather-long-name-of-a-picture-from-a-camera-2026-11-24.png", encoded(pixels=levels(90, 130)))
+    restore(page)
+    for view in ("compare", "neighbors"):
+        page.check(f"input[name=view][value={view}]", force=True)
+        if view == "neighbors":
+            page.locator("#canvas").tap()
+            page.wait_for_selector("#patches li")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert all((int(value) > 200) == (scheme == "light") for value in re.findall(r"\d+", ground)[:3])
+
+
+def luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_text_has_contrast_enough(scheme):
+    """WCAG 2.2, 1.4.3: 4.5 to 1."""
+    colours = dict(re.findall(r"--([\w-]+): (#\w{6})", re.findall(r":root \{(.*?)\}", STYLE, re.S)[scheme]))
+    assert len(colours) == 10
+    pairs = [(text, ground) for text in ("ink", "soft", "accent", "bad") for ground in ("page", "card", "tint")]
+    pairs += [("on-accent", "accent"), ("ink", "stage"), ("soft", "stage")]
+    for text, ground in pairs:
+        bright, dim = sorted((luminance(colours[text]), luminance(colours[ground])), reverse=True)
+        assert (bright + 0.05) / (dim + 0.05) >= 4.5, (text, ground)
