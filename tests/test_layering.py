@@ -19,7 +19,7 @@ LAYERS = (
     "ablation : sheets : report",
     "training : evaluation",
     "methods",
-    "restoration : restore_files : neighbors : (export)",
+    "restoration : containers : restore_files : tasks : neighbors : export : integrations",
     "checkpoint : zoo : config : data",
     "model",
     "layers",
