@@ -61,10 +61,10 @@ def open_method(
             ``"input"``, which changes nothing;
             ``"bm3d"``, colour BM3D (Dabov et al. 2007) with the normal profile of the package bm3d;
             ``"nlm"``, non-local means (Buades et al. 2005) by scikit-image;
-            a path ending in ``.onnx`` (run by onnxruntime on the CPU), or in ``.pt``, ``.ts`` or ``.torchscript``
-            (TorchScript), or in ``.pt2`` (torch.export, on the CPU): a network from (1, 3, H, W) float32 to the same. Behind it may stand ``@8``: pictures are
-            then extended by reflection to multiples of 8, for networks that take no other sizes. A network of one
-            fixed size restores overlapping tiles of that size.
+            a path ending in ``.onnx`` (run by onnxruntime on the CPU), in ``.pt2`` (torch.export, on the CPU), or in
+            ``.pt``, ``.ts`` or ``.torchscript`` (TorchScript): a network from (1, 3, H, W) float32 to the same. Behind
+            it may stand ``@8``: pictures are then extended by reflection to multiples of 8, for networks that take no
+            other sizes. A network of one fixed size restores overlapping tiles of that size.
         device: where networks run, ONNX excepted.
         tile: ``"off"``, ``"auto"`` or a side in pixels, as in :func:`kithkin.restoration.restore`, for networks.
         note: called once with a sentence where a noise level must be estimated; None makes it a warning.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kithkin.checkpoint import read_tensors, save_model, write_tensors
+from kithkin.checkpoint import read_tensors, save_model, weights_of, write_tensors
 from kithkin.config import RunConfig
 from kithkin.errors import CheckpointError, InputError
 from kithkin.model import KiT
@@ -104,9 +104,9 @@ class TrainState:
         run = read_run(folder)
         self.step, self.seconds = run["step"], run["seconds"]
         self.losses = [torch.tensor(loss) for loss in run["losses"]]
-        self.model.load_state_dict(read_tensors(folder / "model.safetensors")[0])
+        self.model.load_state_dict(weights_of(read_tensors(folder / "model.safetensors")[0]))
         if self.average is not self.model:
-            self.average.load_state_dict(read_tensors(folder / "average.safetensors")[0])
+            self.average.load_state_dict(weights_of(read_tensors(folder / "average.safetensors")[0]))
         moments = {moment: read_tensors(folder / f"{moment}.safetensors")[0] for moment in MOMENTS}
         for name, parameter in self.model.named_parameters():
             if name not in moments[MOMENTS[0]]:
