@@ -15,8 +15,8 @@ import torch
 from kithkin.checkpoint import replacing
 from kithkin.errors import InputError, KithkinError
 from kithkin.export._graph import Graph
-from kithkin.export._parity import LEAST_PSNR, Parity, check_parity, open_exported
-from kithkin.model import KiT, KiTConfig
+from kithkin.export._parity import LEAST_PSNR, Parity, check_parity, open_exported, smallest_side
+from kithkin.model import KiT
 
 __all__ = ["FORMATS", "LEAST_PSNR", "Parity", "check_parity", "export_onnx", "export_torch", "open_exported"]
 
@@ -79,11 +79,6 @@ def export_torch(model: KiT, path: str | Path) -> None:
     with _quiet():
         torch.export.save(_trace(model, smallest_side(model.config)), buffer)
     _write(buffer.getvalue(), path)
-
-
-def smallest_side(config: KiTConfig) -> int:
-    """Pixels that a side must have for a program of torch.export: more than one patch of the bottleneck."""
-    return config.stride * config.patch_size + 1
 
 
 def _trace(model: KiT, least: int | None = None) -> torch.export.ExportedProgram:

@@ -9,11 +9,10 @@ import torch
 
 from kithkin.errors import CheckpointError, KithkinError
 from kithkin.metrics import psnr
-from kithkin.model import KiT
+from kithkin.model import KiT, KiTConfig
 
-SIZES = ((96, 96), (97, 133), (65, 250), (130, 71))
 LEAST_PSNR = 50.0
-"""In dB. Rounding leaves 90 and more; a patch that it moves to another bucket costs some of that, a fault nearly all."""
+"""In dB. Rounding leaves 90 and more, less where it moves a patch to another bucket; a fault leaves far less."""
 
 Network = Callable[[np.ndarray], np.ndarray]
 """(1, 3, H, W) float32 -> what a network makes of it."""
@@ -31,14 +30,14 @@ class Parity:
 
 
 def check_parity(
-    model: KiT, path: str | Path, *, sizes: Sequence[tuple[int, int]] = SIZES, least: float = LEAST_PSNR
+    model: KiT, path: str | Path, *, sizes: Sequence[tuple[int, int]] | None = None, least: float = LEAST_PSNR
 ) -> list[Parity]:
     """Run an exported file beside the network, on noisy pictures with the statistics of photographs.
 
     Args:
         model: the network, in evaluation mode.
         path: from :func:`kithkin.export.export_onnx` (run by onnxruntime on the CPU) or ``export_torch``.
-        sizes: (height, width) of the pictures.
+        sizes: (height, width) of the pictures; None takes four, one square, three odd.
         least: PSNR in dB between the two that every picture must reach.
 
     Raises:
@@ -46,8 +45,14 @@ def check_parity(
         CheckpointError: the file can't be opened.
     """
     network = open_exported(path)
+    side = smallest_side(model.config)
     rows = []
-    for height, width in sizes:
+    for height, width in sizes or (
+        (2 * side, 2 * side),
+        (side + 32, side + 68),
+        (side, 4 * side - 10),
+        (2 * side, side),
+    ):
         image = _photograph(height, width)
         with torch.inference_mode():
             expected = model(torch.from_numpy(image).to(next(model.parameters()).device))[0].float().cpu()
@@ -61,6 +66,11 @@ def check_parity(
             f"at {short[0].width} x {short[0].height}, at least {least:g} expected; please report this"
         )
     return rows
+
+
+def smallest_side(config: KiTConfig) -> int:
+    """Pixels that a side must have for a program of torch.export: more than one patch of the bottleneck."""
+    return config.stride * config.patch_size + 1
 
 
 def open_exported(path: str | Path) -> Network:
