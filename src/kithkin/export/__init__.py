@@ -56,6 +56,8 @@ def export_onnx(model: KiT, path: str | Path, *, half: bool = False) -> None:
         )
     assert program is not None
     proto = program.model_proto
+    for node in proto.graph.node:  # the exporter's own remarks, with the paths of this machine
+        del node.metadata_props[:]
     if half:
         _halve_constants(proto)
     for key, value in {"producer": "kithkin", "config": json.dumps(model.config.to_dict())}.items():
@@ -92,7 +94,10 @@ def _trace(model: KiT, least: int | None = None) -> torch.export.ExportedProgram
     free = torch.export.Dim.DYNAMIC(min=least)
     # Without this, a length that may be 1 becomes a condition on the picture's size.
     with torch.no_grad(), torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-        return torch.export.export(graph, (example,), dynamic_shapes=({2: free, 3: free},))
+        program = torch.export.export(graph, (example,), dynamic_shapes=({2: free, 3: free},))
+    for node in program.graph.nodes:  # it names the paths of this machine
+        node.meta.pop("stack_trace", None)
+    return program
 
 
 def _halve_constants(proto: Any) -> None:

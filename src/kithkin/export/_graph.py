@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kithkin.layers import KNNLocalAttention, KNNTransformerBlock, Pointwise
+from kithkin.layers import Downsample, KNNLocalAttention, KNNTransformerBlock, Pointwise, Upsample
 from kithkin.model import KiT
 from kithkin.ops.grouping import MAX_BUCKETS
 
@@ -45,10 +45,10 @@ class Graph(nn.Module):
         for i in range(config.n_stages):
             x = _blocks(model.encoder[i], x, stages[i])
             skips.append(x)
-            x = _halve(x, model.down[i].conv, stages[i + 1])
+            x = _halve(x, model.down[i], stages[i + 1])
         x = _blocks(model.bottleneck, x, stages[-1])
         for i in reversed(range(config.n_stages)):
-            x = _double(_linear(x, model.up[i].expand), stages[i + 1])
+            x = _double(x, model.up[i], stages[i + 1])
             x = _linear(torch.cat([x, skips[i]], dim=-1), model.merge[i])
             x = _blocks(model.decoder[i], x, stages[i])
         head = model.head
@@ -135,20 +135,24 @@ def _stride(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return F.conv2d(F.pad(x, (1, 0, 1, 0)), conv.weight, conv.bias, stride=conv.stride)
 
 
-def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
+def _linear(x: Tensor, layer: nn.Module) -> Tensor:
+    assert isinstance(layer, nn.Linear)
     return F.linear(x, layer.weight, layer.bias)
 
 
-def _halve(x: Tensor, conv: nn.Conv2d, after: _Stage) -> Tensor:
-    """A 2×2 convolution of stride 2, as a product of patches. (1, H, W, C) -> (1, H/2, W/2, C')."""
+def _halve(x: Tensor, layer: nn.Module, after: _Stage) -> Tensor:
+    """A 2×2 convolution of stride 2, as a product of patches. (1, H, W, C) -> (1, H/2, W/2, 2C)."""
+    assert isinstance(layer, Downsample)
     channels = x.shape[-1]
     cut = x.reshape(after.height, 2, after.width, 2 * channels).transpose(1, 2)
-    weight = conv.weight.permute(0, 2, 3, 1).flatten(1)
-    return F.linear(cut.reshape(1, after.height, after.width, 4 * channels), weight, conv.bias)
+    weight = layer.conv.weight.permute(0, 2, 3, 1).flatten(1)
+    return F.linear(cut.reshape(1, after.height, after.width, 4 * channels), weight, layer.conv.bias)
 
 
-def _double(x: Tensor, before: _Stage) -> Tensor:
-    """Lay four pixels out of one. (1, H, W, 4C) -> (1, 2H, 2W, C)."""
+def _double(x: Tensor, layer: nn.Module, before: _Stage) -> Tensor:
+    """Twice the channels, laid out as four pixels. (1, H, W, C) -> (1, 2H, 2W, C/2)."""
+    assert isinstance(layer, Upsample)
+    x = _linear(x, layer.expand)
     channels = x.shape[-1] // 4
     laid = x.reshape(before.height, before.width, 2, 2 * channels).transpose(1, 2)
     return laid.reshape(1, 2 * before.height, 2 * before.width, channels)
@@ -179,8 +183,8 @@ def _attend(layer: KNNLocalAttention, x: Tensor, stage: _Stage) -> Tensor:
         hashed = query if layer.hash_input == "query" else patches
         meetings = _Meetings.of(_sort(layer, hashed, stage), layer.k, stage)
     heads = [
-        _attend_alone(*parts) if meetings is None else _attend_in_chunks(*parts, meetings, layer.weighting)
-        for parts in zip(*(t.chunk(layer.n_heads, dim=-1) for t in (query, key, value)), strict=True)
+        _attend_alone(q, k, v) if meetings is None else _attend_in_chunks(q, k, v, meetings, layer.weighting)
+        for q, k, v in zip(*(t.chunk(layer.n_heads, dim=-1) for t in (query, key, value)), strict=True)
     ]
     out = heads[0] if len(heads) == 1 else torch.cat(heads, dim=-1)
     if isinstance(layer.output_proj, Pointwise):
