@@ -20,7 +20,7 @@ class Format(StrEnum):
     TORCH = "torch"
 
 
-Model = Annotated[str, typer.Argument(metavar="[MODEL]", help="A name from `kithkin models`, or a checkpoint's path.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A name from `kithkin models`, or a checkpoint's path.")]
 To = Annotated[
     Format,
     typer.Option("--to", help="onnx (opset 20, for onnxruntime and others), or torch: a program of torch.export."),
