@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 FROZEN = Path(__file__).parent / "frozen"
 VERBS = (
     *("", "restore", "eval", "compare", "neighbors", "train", "ablate", "ablate network", "ablate train"),
-    *("models", "models show", "models cost", "recipes", "recipes show"),
+    *("export", "models", "models show", "models cost", "recipes", "recipes show"),
     *("data", "data list", "data check", "data prepare", "data index", "serve", "doctor"),
 )
 

@@ -19,7 +19,7 @@ LAYERS = (
     "ablation : sheets : report",
     "training : evaluation",
     "methods",
-    "restoration : restore_files : cluster : neighbors : (export)",
+    "restoration : containers : restore_files : cluster : tasks : neighbors : export : integrations",
     "checkpoint : zoo : config : data : growth",
     "model",
     "layers",

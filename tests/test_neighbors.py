@@ -165,7 +165,7 @@ def test_stages_in_the_order_in_which_they_run(model):
         ({"block": 2}, "encoder0 has the blocks 0 to 1, got 2"),
         ({"block": -1}, "has the blocks 0 to 1, got -1"),
         ({"block": True}, "got True"),
-        ({"image": np.zeros((2, 3))[..., None]}, r"expected an array"),
+        ({"image": np.zeros((2, 3, 5))}, r"expected an array"),
         ({"image": torch.zeros(2, 3, 8, 8)}, "expected one picture, got a batch of 2"),
         ({"image": levels() * 1.0}, "expected floats in"),
     ],

@@ -16,9 +16,13 @@ _HOME = {
     "KithkinError": "errors",
     "PatchGroups": "ops",
     "available_backends": "ops",
+    "denoise": "tasks",
+    "derain": "tasks",
     "draw_neighbors": "neighbors",
     "evaluate": "evaluation",
     "exact_groups": "ops",
+    "export_onnx": "export",
+    "export_torch": "export",
     "find_neighbors": "neighbors",
     "group_patches": "ops",
     "knn_local_attention": "ops",
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
     from kithkin.config import load_config as load_config
     from kithkin.errors import KithkinError as KithkinError
     from kithkin.evaluation import evaluate as evaluate
+    from kithkin.export import export_onnx as export_onnx, export_torch as export_torch
     from kithkin.layers import KNNLocalAttention as KNNLocalAttention, KNNTransformerBlock as KNNTransformerBlock
     from kithkin.metrics import psnr as psnr, ssim as ssim
     from kithkin.model import KiT as KiT, KiTConfig as KiTConfig
@@ -55,6 +60,7 @@ if TYPE_CHECKING:
         unpartition as unpartition,
     )
     from kithkin.restoration import restore as restore
+    from kithkin.tasks import denoise as denoise, derain as derain
     from kithkin.training import train as train
     from kithkin.zoo import list_models as list_models, load_model as load_model
 

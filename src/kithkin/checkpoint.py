@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from kithkin.errors import CheckpointError, InputError
 from kithkin.model import KiT, KiTConfig
 
 FORMAT = "kithkin-1"
+CONFIG_TENSOR = "kithkin.config"
+"""Holds the configuration once more, as the bytes of its JSON: programs that pass only tensors on don't lose it."""
 
 
 def save_model(
@@ -36,6 +38,7 @@ def save_model(
     if metadata and metadata.keys() & {"format", "config"}:
         raise InputError("save_model: the header's keys format and config belong to kithkin; name yours otherwise")
     tensors = {name: x.detach().cpu().to(dtype or x.dtype).clone() for name, x in model.state_dict().items()}
+    tensors[CONFIG_TENSOR] = torch.tensor(list(json.dumps(model.config.to_dict()).encode()), dtype=torch.uint8)
     header = {key: json.dumps(value) for key, value in (metadata or {}).items()}
     write_tensors(tensors, path, model_header(model.config) | header)
 
@@ -58,11 +61,30 @@ def read_model(path: str | Path) -> KiT:
     try:
         with torch.random.fork_rng(devices=[]):
             model = KiT(KiTConfig.from_dict(json.loads(header["config"])))
-        model.load_state_dict({name: x.float() for name, x in tensors.items()})
+        model.load_state_dict({name: x.float() for name, x in weights_of(tensors).items()})
     except (KeyError, TypeError, json.JSONDecodeError, InputError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: the weights don't fit the configuration in the header: {reason}") from error
     return model.eval()
+
+
+def weights_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors without the one that holds the configuration."""
+    return {name: x for name, x in tensors.items() if name != CONFIG_TENSOR}
+
+
+def config_of(tensors: Mapping[str, torch.Tensor]) -> KiTConfig | None:
+    """The configuration that travels among a checkpoint's tensors; None in files older than that.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if CONFIG_TENSOR not in tensors:
+        return None
+    try:
+        return KiTConfig.from_dict(json.loads(bytes(tensors[CONFIG_TENSOR].tolist())))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"the tensor {CONFIG_TENSOR} holds no configuration: {error}") from error
 
 
 def write_tensors(tensors: dict[str, torch.Tensor], path: str | Path, header: dict[str, str]) -> None:

@@ -4,21 +4,18 @@ The picture stays in main memory and one tile at a time, alone in its batch, goe
 result does not depend on what else is restored, and the network's memory does not grow with the picture.
 """
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from kithkin.containers import Restorable, check_values, open_image
 from kithkin.errors import InputError, KithkinError
-from kithkin.images import Picture
-from kithkin.images._picture import Refusal
-from kithkin.images._pillow import samples_of
 from kithkin.model import KiT
 
 OVERLAP = 32
@@ -27,11 +24,6 @@ CPU_TILE = 768
 CUDA_TILE = 1024
 SMALLEST_TILE = 64
 """Side in pixels below which a tile shows the model too little, and saves no memory worth it."""
-_RANGE = (-4.0, 5.0)
-"""Strong noise carries floats this far beyond [0, 1]; what lies outside is on another scale, such as 0-255."""
-
-Restorable = TypeVar("Restorable", Tensor, np.ndarray, Image.Image, Picture)
-Rebuild = Callable[[Tensor], Any]
 
 
 def restore(
@@ -53,10 +45,13 @@ def restore(
     Args:
         model: the network, on the device where it shall run.
         image: one of
-            torch (3, H, W) or (B, 3, H, W), floating in [0, 1] or uint8;
-            numpy (H, W, 3) or gray (H, W), float32 or float64 in [0, 1], uint8 or uint16;
+            torch (C, H, W) or (B, C, H, W), floating in [0, 1], uint8 or uint16, with 1 (gray), 3 or 4 channels;
+            numpy (H, W) or (H, W, C), float32 or float64 in [0, 1], uint8 or uint16, with 1 to 4 channels;
             a PIL image (a palette comes back as RGB, a bitmap as L, transparency as an alpha channel);
-            a Picture. Alpha is kept as it is; a gray picture stays gray, as the mean of the restored channels.
+            a Picture;
+            the path of a picture file: the result is written beside it, photo.jpg as photo-restored.jpg, and its path
+            comes back. Alpha (the second of two channels, the fourth of four) is kept as it is; a gray picture stays
+            gray, as the mean of the restored channels.
         tile: ``"auto"`` (768 on the CPU, 1024 on a GPU), the largest side of a tile in pixels (at least 64 and
             twice the overlap), or ``"off"`` for one pass whatever the size.
         overlap: pixels that neighbouring tiles share at least; rounded up to the model's stride.
@@ -67,13 +62,16 @@ def restore(
 
     Raises:
         InputError: the image, or an argument, is not one of the above, or holds NaN or infinite values.
+        ImageError: a file can't be read, or its result exists already or can't be written.
         KithkinError: the memory does not suffice (for tiles of 64 pixels, or for one pass with ``"off"``), or the model
             gives NaN or infinite values.
     """
     check_tiling(tile, overlap)
     check_strength(strength)
-    planes, rebuild = _opened(image)
-    _check_values(planes)
+    if isinstance(image, str | os.PathLike):
+        return _restore_path(model, image, _Tiling(tile, overlap), strength, progress, note)  # type: ignore[return-value]
+    planes, rebuild = open_image(image)
+    check_values(planes)
     if strength == 0:
         return rebuild(planes.clamp(0, 1))
     result = _restored(model, planes, _Tiling(tile, overlap), progress or (lambda fraction: None), note or _warn).to(
@@ -82,6 +80,26 @@ def restore(
     if strength != 1:
         torch.lerp(planes, result, strength, out=result)
     return rebuild(result.clamp_(0, 1))
+
+
+def _restore_path(
+    model: KiT,
+    path: str | os.PathLike[str],
+    tiling: "_Tiling",
+    strength: float,
+    progress: Callable[[float], None] | None,
+    note: Callable[[str], None] | None,
+) -> str | os.PathLike[str]:
+    """Restore a file beside itself and return the result's path: a string for a string, else a Path."""
+    from kithkin.restore_files import RestoreOptions, beside, restore_file
+
+    if os.path.isdir(path):
+        raise InputError(f"restore: {os.fspath(path)} is a folder; `kithkin restore` and restore_files take folders")
+    target = beside(path)
+    options = RestoreOptions(tile=tiling.tile, overlap=tiling.overlap, strength=strength)
+    for sentence in restore_file(model, path, target, options=options, progress=progress):
+        (note or _warn)(sentence)
+    return str(target) if isinstance(path, str) else target
 
 
 def check_tiling(tile: str | int, overlap: int) -> None:
@@ -116,110 +134,6 @@ def out_of_memory(error: BaseException) -> bool:
 
 def _warn(sentence: str) -> None:
     warnings.warn(sentence, stacklevel=2)
-
-
-def _opened(image: Any) -> tuple[Tensor, Rebuild]:
-    """Return (B, C, H, W) float32 or float64 on the CPU, C = 3 or 1 for gray, and the way back to the image's type."""
-    if isinstance(image, Picture):
-        return _opened_picture(image)
-    if isinstance(image, Image.Image):
-        return _opened_pillow(image)
-    if isinstance(image, np.ndarray):
-        return _opened_array(image)
-    if isinstance(image, Tensor):
-        return _opened_tensor(image)
-    raise InputError(
-        "restore: expected a torch tensor, a numpy array, a PIL image or a kithkin.images.Picture, "
-        f"got {type(image).__name__}; read files with read_picture"
-    )
-
-
-def _opened_tensor(image: Tensor) -> tuple[Tensor, Rebuild]:
-    if image.ndim not in (3, 4) or image.shape[-3] != 3 or 0 in image.shape:
-        raise InputError(f"restore: expected a tensor (3, H, W) or (B, 3, H, W), not empty, got {tuple(image.shape)}")
-    if not image.is_floating_point() and image.dtype != torch.uint8:
-        raise InputError(f"restore: expected a tensor of floats in [0, 1] or of uint8, got {image.dtype}")
-    dtype, device, shape, top = image.dtype, image.device, image.shape, _top(image.dtype == torch.uint8, 8)
-    planes = image.detach().cpu().to(torch.float64 if dtype == torch.float64 else torch.float32)
-    planes = planes.div_(top) if top else planes
-
-    def rebuild(result: Tensor) -> Tensor:
-        return (_rounded(result, top) if top else result).to(dtype).to(device).reshape(shape)
-
-    return planes.reshape(-1, *shape[-3:]), rebuild
-
-
-def _opened_array(image: np.ndarray) -> tuple[Tensor, Rebuild]:
-    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or 0 in image.shape:
-        raise InputError(
-            f"restore: expected an array (H, W, 3) or gray (H, W), not empty, got {image.shape}; "
-            "give alpha channels as a PIL image or a Picture, and batches as torch (B, 3, H, W)"
-        )
-    if image.dtype.type not in (np.uint8, np.uint16, np.float32, np.float64):
-        raise InputError(
-            f"restore: expected an array of float32 or float64 in [0, 1], uint8 or uint16, got {image.dtype}"
-        )
-    dtype, gray, top = image.dtype, image.ndim == 2, _top(image.dtype.kind == "u", 8 * image.dtype.itemsize)
-    wide = np.float64 if dtype.type == np.float64 else np.float32
-    values = torch.from_numpy(np.require(image, wide, requirements=["C", "W"]))
-    values = values.div_(top) if top else values
-
-    def rebuild(result: Tensor) -> np.ndarray:
-        samples = _rounded(result, top) if top else result
-        samples = samples[0, 0] if gray else samples[0].permute(1, 2, 0)
-        return samples.numpy().astype(dtype, order="C")
-
-    return (values[None] if gray else values.permute(2, 0, 1))[None], rebuild
-
-
-def _opened_pillow(image: Image.Image) -> tuple[Tensor, Rebuild]:
-    if image.mode in ("L", "RGB") and image.has_transparency_data:  # One colour stands for transparent.
-        image = image.convert({"L": "LA", "RGB": "RGBA"}[image.mode])
-    info = {key: value for key, value in image.info.items() if key != "transparency"}
-    try:
-        samples = samples_of(image)
-    except Refusal as refusal:
-        raise InputError(f"restore: the image {refusal}") from refusal
-    channels = 1 if samples.ndim == 2 else samples.shape[2]
-    colour = samples if channels in (1, 3) else samples[..., 0] if channels == 2 else samples[..., :3]
-    planes, rebuild_array = _opened_array(colour)
-
-    def rebuild(result: Tensor) -> Image.Image:
-        array = rebuild_array(result)
-        out = Image.fromarray(array if channels in (1, 3) else np.dstack([array, samples[..., -1]]))
-        out.info.update(info)
-        return out
-
-    return planes, rebuild
-
-
-def _opened_picture(picture: Picture) -> tuple[Tensor, Rebuild]:
-    planes, rebuild_array = _opened_array(picture.pixels[..., 0] if picture.gray else picture.pixels)
-
-    def rebuild(result: Tensor) -> Picture:
-        array = rebuild_array(result)
-        return picture.with_pixels(np.repeat(array[..., None], 3, axis=2) if picture.gray else array)
-
-    return planes, rebuild
-
-
-def _top(integer: bool, bits: int) -> int | None:
-    return 2**bits - 1 if integer else None
-
-
-def _rounded(values: Tensor, top: int) -> Tensor:
-    return values.mul_(top).add_(0.5).floor_()
-
-
-def _check_values(planes: Tensor) -> None:
-    low, high = (float(v) for v in planes.aminmax())
-    if not np.isfinite(low) or not np.isfinite(high):
-        raise InputError("restore: the image holds NaN or infinite values; replace them by values in [0, 1] first")
-    if low < _RANGE[0] or high > _RANGE[1]:
-        raise InputError(
-            f"restore: expected floats in [0, 1], got values from {low:g} to {high:g}; "
-            "divide by the largest possible value, such as 255, first"
-        )
 
 
 class _Tiling(NamedTuple):

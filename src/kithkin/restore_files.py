@@ -164,6 +164,11 @@ def _names_a_file(out: Path, paths: list[Path], suffix: str | None) -> bool:
     return True
 
 
+def beside(path: str | os.PathLike[str]) -> Path:
+    """Where the result of a file goes if no other place is named: ``photo-restored.jpg`` for ``photo.jpg``."""
+    return _beside(Path(path), None, None)
+
+
 def _beside(path: Path, folder: Path | None, suffix: str | None) -> Path:
     known = path.suffix.lower() in SUFFIXES
     name = f"{path.stem}-restored{suffix or (path.suffix if known else '.png')}"

@@ -10,6 +10,7 @@ from kithkin.cli.compare import compare
 from kithkin.cli.data import data
 from kithkin.cli.doctor import doctor
 from kithkin.cli.evaluate import evaluate
+from kithkin.cli.export import EPILOG as EXPORT_EPILOG, export
 from kithkin.cli.models import models
 from kithkin.cli.neighbors import EPILOG as NEIGHBORS_EPILOG, neighbors
 from kithkin.cli.recipes import recipes
@@ -50,6 +51,7 @@ app.command("compare")(compare)
 app.command("serve", epilog=SERVE_EPILOG)(serve)
 app.command("train")(train)
 app.add_typer(ablate, name="ablate")
+app.command("export", epilog=EXPORT_EPILOG)(export)
 app.add_typer(models, name="models")
 app.add_typer(recipes, name="recipes")
 app.add_typer(data, name="data")

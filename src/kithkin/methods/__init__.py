@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from kithkin.errors import InputError, KithkinError
+from kithkin.export import open_exported
 from kithkin.methods.classical import Classical, bm3d_filter, nlm_filter, once, sigma_estimator
 from kithkin.methods.exported import SCRIPTED, Exported, digest, largest_tile, open_onnx, open_scripted, split_multiple
 from kithkin.model import KiT
@@ -60,10 +61,10 @@ def open_method(
             ``"input"``, which changes nothing;
             ``"bm3d"``, colour BM3D (Dabov et al. 2007) with the normal profile of the package bm3d;
             ``"nlm"``, non-local means (Buades et al. 2005) by scikit-image;
-            a path ending in ``.onnx`` (run by onnxruntime on the CPU), or in ``.pt``, ``.ts`` or ``.torchscript``
-            (TorchScript): a network from (1, 3, H, W) float32 to the same. Behind it may stand ``@8``: pictures are
-            then extended by reflection to multiples of 8, for networks that take no other sizes. A network of one
-            fixed size restores overlapping tiles of that size.
+            a path ending in ``.onnx`` (run by onnxruntime on the CPU), in ``.pt2`` (torch.export, on the CPU), or in
+            ``.pt``, ``.ts`` or ``.torchscript`` (TorchScript): a network from (1, 3, H, W) float32 to the same. Behind
+            it may stand ``@8``: pictures are then extended by reflection to multiples of 8, for networks that take no
+            other sizes. A network of one fixed size restores overlapping tiles of that size.
         device: where networks run, ONNX excepted.
         tile: ``"off"``, ``"auto"`` or a side in pixels, as in ``kithkin.restoration.restore``, for networks.
         note: called once with a sentence where a noise level must be estimated; None makes it a warning.
@@ -87,6 +88,9 @@ def open_method(
     if suffix == ".onnx":
         network, fixed = open_onnx(path)
         return Exported(path.name, network, fixed, largest_tile(tile, "cpu", multiple), multiple, digest(path))
+    if suffix == ".pt2":
+        largest = largest_tile(tile, "cpu", multiple)
+        return Exported(path.name, open_exported(path), (None, None), largest, multiple, digest(path))
     if suffix in SCRIPTED:
         largest = largest_tile(tile, device, multiple)
         return Exported(path.name, open_scripted(path, device), (None, None), largest, multiple, digest(path))

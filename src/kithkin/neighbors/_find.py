@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kithkin.containers import check_values, open_image
 from kithkin.errors import InputError, KithkinError
 from kithkin.images import Picture, read_picture
 from kithkin.layers import KNNLocalAttention, KNNTransformerBlock
 from kithkin.model import KiT
 from kithkin.ops import PatchGroups
 from kithkin.ops.grouping import hash_patches
-from kithkin.restoration import _check_values, _evaluating, _opened, _pass, out_of_memory
+from kithkin.restoration import _evaluating, _pass, out_of_memory
 
 Viewable = str | os.PathLike[str] | Tensor | np.ndarray | Image.Image | Picture
 
@@ -203,10 +204,10 @@ def one_picture(who: str, image: Viewable) -> Tensor:
     """(3, H, W), or (1, H, W) for gray, of one picture or its path; floats on the CPU, not clamped."""
     if isinstance(image, str | os.PathLike):
         image = read_picture(image)
-    planes = _opened(image)[0]
+    planes = open_image(image)[0]
     if len(planes) != 1:
         raise InputError(f"{who}: expected one picture, got a batch of {len(planes)}; pass them one by one")
-    _check_values(planes)
+    check_values(planes)
     return planes[0]
 
 

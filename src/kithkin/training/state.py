@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from kithkin.checkpoint import model_header, read_tensors, write_tensors
+from kithkin.checkpoint import model_header, read_tensors, weights_of, write_tensors
 from kithkin.config import RunConfig
 from kithkin.errors import CheckpointError, InputError
 from kithkin.growth import grow
@@ -150,7 +150,7 @@ class TrainState:
 
     def _read(self, folder: Path) -> dict[str, dict[str, Any]]:
         networks = ("model",) if self.average is self.model else ("model", "average")
-        found = {name: read_tensors(folder / f"{name}.safetensors")[0] for name in (*networks, *MOMENTS)}
+        found = {name: weights_of(read_tensors(folder / f"{name}.safetensors")[0]) for name in (*networks, *MOMENTS)}
         state = {}
         for name, _ in self.model.named_parameters():
             if name not in found[MOMENTS[0]]:
