@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
+from kithkin.containers import check_values, open_image
 from kithkin.errors import KithkinError
 from kithkin.images import Picture
 from kithkin.model import KiT
-from kithkin.restoration import CPU_TILE, _check_values, _evaluating, _home, _opened, check_strength
+from kithkin.restoration import CPU_TILE, _evaluating, _home, check_strength
 
 
 def room_for(height: int, width: int, most: int, tile: str | int = "auto") -> int:
@@ -27,9 +28,9 @@ def restore_together(model: KiT, pictures: Sequence[Picture], *, strength: float
         KithkinError: the model gives NaN or infinite values.
     """
     check_strength(strength)
-    opened = [_opened(picture) for picture in pictures]
+    opened = [open_image(picture) for picture in pictures]
     planes = torch.cat([plane for plane, _ in opened])
-    _check_values(planes)
+    check_values(planes)
     device, dtype = _home(model)
     with _evaluating(model), torch.inference_mode():
         result = model(planes.expand(-1, 3, -1, -1).to(device, dtype).contiguous()).float()
