@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import kithkin.training.loop as loop
-from kithkin.checkpoint import read_model, read_tensors
+from kithkin.checkpoint import read_model, read_tensors, weights_of
 from kithkin.config import parse_config
 from kithkin.data import DEGRADATIONS, Degradation, open_folders, sample_batch
 from kithkin.errors import CheckpointError, InputError
@@ -499,7 +499,8 @@ def test_a_loss_in_the_log_is_the_mean_since_the_last_one(tmp_path, photos, monk
 def test_the_final_weights(tmp_path, photos):
     config = run_config(photos, {"schedule.steps": 3})
     final = train(config, tmp_path / "out")
-    stored, header = read_tensors(final)
+    tensors, header = read_tensors(final)
+    stored = weights_of(tensors)
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     assert json.loads(header["step"]) == 3
     found = parse_config(json.loads(header["run"]), source="the header")
