@@ -166,7 +166,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         return {key: run[key] for key in ("step", "seconds", "losses", "config")}
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder} is damaged ({error}); start anew, with --init from weights of it that are whole") from error
+        raise CheckpointError(f"{folder} is damaged ({error}); start anew, from its weights with --init") from error
 
 
 def checkpoints(folder: Path) -> list[Path]:
