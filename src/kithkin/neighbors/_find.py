@@ -153,15 +153,7 @@ def find_neighbors(
     height, width = planes.shape[1:]
     points = [_checked(point, width, height) for point in points]
     with recorded_groups(attention) as recordings:
-        try:
-            with _evaluating(model):
-                _pass(model, planes)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            raise KithkinError(
-                f"find_neighbors: not enough memory for {width} x {height} at once; crop the picture or scale it down"
-            ) from error
+        pass_whole("find_neighbors", model, planes)
     recording = recordings[0]
     # The map, which the network extends to a multiple of its stride, and its last patches, which the layer completes.
     mapped = (-(-side // model.config.stride) * model.config.stride // stride for side in (height, width))
@@ -170,6 +162,21 @@ def find_neighbors(
     buckets = _buckets(attention, recording, grid)
     queries = tuple(_query(point, recording.groups, grid, buckets) for point in points)
     return Neighbors((width, height), stage, block, recording.groups.k, grid.side, queries, buckets)
+
+
+def pass_whole(who: str, model: KiT, planes: Tensor) -> None:
+    """Run the network over a whole picture (3, H, W), for what is recorded on the way; raises KithkinError, in the name
+    of ``who``, where the memory does not suffice."""
+    try:
+        with _evaluating(model):
+            _pass(model, planes)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        height, width = planes.shape[-2:]
+        raise KithkinError(
+            f"{who}: not enough memory for {width} x {height} at once; crop the picture or scale it down"
+        ) from error
 
 
 def stage_names(model: KiT) -> tuple[str, ...]:

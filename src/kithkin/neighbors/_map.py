@@ -9,12 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kithkin.errors import InputError, KithkinError
+from kithkin.errors import InputError
 from kithkin.layers import KNNLocalAttention
 from kithkin.model import KiT
-from kithkin.neighbors._find import Recording, Viewable, _attention, one_picture, recorded_groups, stage_names
+from kithkin.neighbors._find import (
+    Recording,
+    Viewable,
+    _attention,
+    one_picture,
+    pass_whole,
+    recorded_groups,
+    stage_names,
+)
 from kithkin.ops.reference import candidates_of_each_patch, pairwise_weights
-from kithkin.restoration import _evaluating, _pass, out_of_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +86,7 @@ def map_neighbors(model: KiT, image: Viewable) -> tuple[BlockMap, ...]:
             "take a network with k > 1"
         )
     planes = one_picture("map_neighbors", image)
-    height, width = planes.shape[1:]
+    width = planes.shape[2]
     places = [
         (stage, block, *_attention(model, stage, block))
         for stage in stage_names(model)
@@ -88,15 +95,7 @@ def map_neighbors(model: KiT, image: Viewable) -> tuple[BlockMap, ...]:
     ]
     attentions = [attention for *_, attention, _ in places]
     with recorded_groups(*attentions) as recordings, _recorded_pairs(attentions) as pairs:
-        try:
-            with _evaluating(model):
-                _pass(model, planes)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            raise KithkinError(
-                f"map_neighbors: not enough memory for {width} x {height} at once; crop the picture or scale it down"
-            ) from error
+        pass_whole("map_neighbors", model, planes)
     maps = []
     for (stage, block, attention, stride), recording, pair in zip(places, recordings, pairs, strict=True):
         columns = -(-(-(-width // model.config.stride) * model.config.stride // stride) // attention.patch_size)
