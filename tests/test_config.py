@@ -47,7 +47,8 @@ def test_a_recipe_leaves_nothing_to_a_default(name):
     assert set(given["model"]) == {field.name for field in fields(KiTConfig)} - {"n_buckets", "n_pairs"}
     for section in SECTIONS[1:]:
         known = set(RunConfig.model_fields[section].annotation.model_fields)
-        assert known - set(given[section]) <= {"sigma", "folder", "sigmas", "degradation", "degraded_share"}, section
+        optional = {"sigma", "folder", "sigmas", "degradation", "degraded_share", "pairs", "pairs_share"}
+        assert known - set(given[section]) <= optional, section
     degradation = load_config(name).data.degradation
     if degradation is not None:
         assert set(given["data"]["degradation"]) == set(type(degradation).model_fields)

@@ -19,6 +19,7 @@ from kithkin.data import (
     draw_crops,
     gaussian_noise,
     open_folders,
+    open_training_data,
     sample_batch,
     share_of_rank,
 )
@@ -240,6 +241,61 @@ def test_a_range_of_one_level_is_that_level(tmp_path):
 
 
 # Other degradations
+
+
+def of_both(tmp_path, share=0.4, **changes):
+    folder, others = photos(tmp_path), pairs(tmp_path)
+    return of_photos(folder, pairs=(others,), pairs_share=share, **changes)
+
+
+def test_pairs_among_photographs_stay_as_they_are_and_photographs_get_noise(tmp_path):
+    config = of_both(tmp_path, sigma=(20, 50))
+    dataset = open_training_data(config)
+    assert len(dataset) == 5
+    mixed, alone = (draw_crops(x, config, batch_size=400, seed=0, step=0) for x in (dataset, dataset.photos))
+    assert 0.32 < mixed.paired.mean() < 0.48  # 0.4 within 3.3 standard deviations
+    assert not alone.paired.any()
+    batch, plain = degrade_crops(mixed, config), degrade_crops(alone, config)
+    paired = torch.from_numpy(mixed.paired)
+    sums = (batch.degraded + batch.target)[paired]  # the pairs' targets are their negatives
+    assert torch.allclose(sums, torch.ones_like(sums))
+    assert torch.equal(batch.degraded[~paired], plain.degraded[~paired])  # as if there were no pairs
+    assert torch.equal(batch.target[~paired], plain.target[~paired])
+    assert {round(255 * value.item()) for value in batch.degraded[paired][:, 0, 0, 0]} == set(range(5))
+
+
+def test_pairs_lose_the_margin_that_the_degradation_of_photographs_needs(tmp_path):
+    config = of_both(tmp_path, share=1.0, sigma=None, degradation={"kind": "camera"})
+    batch = sample_batch(open_training_data(config), config, batch_size=6, seed=0, step=0)
+    assert batch.degraded.shape == batch.target.shape == (6, 3, 16, 16)
+    assert torch.allclose(batch.degraded + batch.target, torch.ones(6, 3, 16, 16))
+
+
+def test_mixed_crops_in_parts_and_shares_are_the_batch(tmp_path):
+    config = of_both(tmp_path)
+    dataset = open_training_data(config)
+    whole = sample_batch(dataset, config, batch_size=8, seed=3, step=5)
+    parts = draw_crops(dataset, config, batch_size=8, seed=3, step=5).parts(4)
+    assert torch.equal(whole.degraded, torch.cat([degrade_crops(part, config).degraded for part in parts]))
+    shares = [
+        draw_crops(dataset, config, batch_size=8, seed=3, step=5, share=share_of_rank(8, rank, 2)) for rank in (0, 1)
+    ]
+    assert torch.equal(whole.degraded, torch.cat([degrade_crops(share, config).degraded for share in shares]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"pairs": ("a",)}, "pairs and pairs_share go together"),
+        ({"pairs_share": 0.5}, "pairs and pairs_share go together"),
+        ({"kind": "pairs", "sigma": None, "pairs": ("a",), "pairs_share": 0.5}, "give them as folders"),
+        ({"pairs": ("a",), "pairs_share": 1.5}, "pairs_share"),
+    ],
+    ids=str,
+)
+def test_pairs_that_do_not_fit_are_refused(changes, reason):
+    with pytest.raises(ValueError, match=reason):
+        of_photos("photos", **changes)
 
 
 def of_camera(folder, **changes):

@@ -16,7 +16,7 @@ from PIL import Image
 import kithkin.training.loop as loop
 from kithkin.checkpoint import read_model, read_tensors, weights_of
 from kithkin.config import parse_config
-from kithkin.data import DEGRADATIONS, Degradation, open_folders, sample_batch
+from kithkin.data import DEGRADATIONS, Degradation, degrade_crops, open_folders, sample_batch
 from kithkin.errors import CheckpointError, InputError
 from kithkin.layers import KNNLocalAttention
 from kithkin.metrics import psnr
@@ -393,12 +393,12 @@ def test_a_run_is_not_overwritten(tmp_path, photos):
     ("changes", "named"),
     [
         ({"seed": 2}, "seed"),
-        ({"data.crop": 16}, "data.crop"),
+        ({"data.sigma": [0, 9]}, "data.sigma"),
         ({"optimizer.ema_decay": 0.5}, "optimizer.ema_decay"),
         ({"loss.edge_weight": 0.0}, "loss.edge_weight"),
         ({"precision": "bfloat16"}, "precision"),
         ({"model.width": 16, "loss.epsilon": 1e-2}, "model.width, loss.epsilon"),
-        ({"schedule.batch_size": 4, "schedule.lr": 1e-4}, "schedule.batch_size, schedule.lr"),
+        ({"schedule.warmup": 3, "schedule.lr": 1e-4}, "schedule.warmup, schedule.lr"),
     ],
     ids=str,
 )
@@ -417,7 +417,7 @@ def test_a_run_of_an_older_recipe_is_resumed(tmp_path, photos, often):
     train(run_config(photos), tmp_path / "out", report=at_step(5, terminate))
     path = checkpoints(tmp_path / "out")[-1] / "run.json"
     run = json.loads(path.read_text(encoding="utf-8"))
-    for key in ("degradation", "degraded_share"):
+    for key in ("degradation", "degraded_share", "pairs", "pairs_share"):
         del run["config"]["data"][key]
     path.write_text(json.dumps(run), encoding="utf-8")
     train(run_config(photos), tmp_path / "out", resume=True)
@@ -441,6 +441,19 @@ def test_length_and_validation_may_change_at_a_resume(tmp_path, photos, often, d
     assert train(run_config(photos, longer), tmp_path / "out", resume=True) == tmp_path / "out" / "longer.safetensors"
     watched = [row for row in log_of(tmp_path / "out") if "psnr" in row]
     assert [list(row["psnr"]) for row in watched] == [["sigma25"], ["sigma50"]]
+
+
+def test_crops_may_grow_at_a_resume(tmp_path, photos, often, monkeypatch):
+    seen = []
+
+    def degrade(crops, *args):
+        seen.append(crops.sides[0].shape[:2])
+        return degrade_crops(crops, *args)
+
+    monkeypatch.setattr(loop, "degrade_crops", degrade)
+    train(run_config(photos, {"schedule.steps": 2, "data.crop": 16}), tmp_path / "out")
+    train(run_config(photos, {"schedule.steps": 4, "schedule.batch_size": 1}), tmp_path / "out", resume=True)
+    assert seen == [(2, 16)] * 2 + [(1, 32)] * 2
 
 
 def test_a_picture_that_is_too_small_ends_the_run_with_its_name(tmp_path, photos):

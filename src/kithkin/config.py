@@ -137,6 +137,8 @@ class DataConfig(_Section):
         sigma: of Gaussian noise on the 0-255 scale, uniform in this range for each crop; for ``"photos"`` only.
         degradation: another degradation of ``"photos"`` instead of that noise, or beside it.
         degraded_share: of crops that get ``degradation``, the others Gaussian noise of ``sigma``.
+        pairs: folders of real pairs that are mixed in with ``"photos"``, each with ``input`` and ``target``.
+        pairs_share: of crops that are cut from them and not degraded any further.
         cache_gb: decoded pictures kept in memory, in GB of uint8; the rest is decoded at each use. Workers share it.
         workers: processes that read and decode; 0 does it in two threads beside the training step.
     """
@@ -147,6 +149,8 @@ class DataConfig(_Section):
     sigma: Sigmas | None = None
     degradation: DegradationConfig | None = None
     degraded_share: Share = 1.0
+    pairs: tuple[Source, ...] = ()
+    pairs_share: Share = 0.0
     cache_gb: Annotated[float, Field(ge=0)]
     workers: Annotated[int, Field(ge=0)] = 0
 
@@ -158,6 +162,10 @@ class DataConfig(_Section):
             raise ValueError("degraded_share says how many crops get data.degradation, which is missing")
         if self.degradation is not None and (self.sigma is None) != (self.degraded_share == 1):
             raise ValueError("beside a degradation, sigma goes with a degraded_share below 1, and only with it")
+        if self.pairs and self.kind != "photos":
+            raise ValueError("pairs are mixed in with kind = 'photos'; with kind = 'pairs', give them as folders")
+        if bool(self.pairs) != (self.pairs_share > 0):
+            raise ValueError("pairs and pairs_share go together: which pairs, and how many crops are cut from them")
         return self
 
 

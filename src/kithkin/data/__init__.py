@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kithkin.data.catalog import Card, find_card, list_cards
 from kithkin.data.check import CheckReport, Finding, check_dataset
 from kithkin.data.dnd import write_dnd_bundle
-from kithkin.data.folders import Pairs, Photos, open_folders
+from kithkin.data.folders import Mixed, Pairs, Photos, open_folders, open_training_data
 from kithkin.data.layouts import find_within, open_samples
 from kithkin.data.prepare import CutOptions, CutReport, cut_crops
 from kithkin.data.samples import Sample, Samples
@@ -54,6 +54,7 @@ __all__ = [
     "CutReport",
     "Degradation",
     "Finding",
+    "Mixed",
     "Pairs",
     "Photos",
     "Sample",
@@ -72,6 +73,7 @@ __all__ = [
     "margin",
     "open_folders",
     "open_samples",
+    "open_training_data",
     "sample_batch",
     "share_of_rank",
     "write_dnd_bundle",

@@ -89,12 +89,45 @@ class Pairs:
             yield pair
 
 
+class Mixed:
+    """Clean photographs with pairs mixed in. An epoch goes by the photographs; the pairs' numbers follow on theirs.
+
+    Args:
+        photos, pairs: what is mixed.
+    """
+
+    def __init__(self, photos: Photos | Pairs, pairs: Photos | Pairs) -> None:
+        self.photos, self.pairs = photos, pairs
+        self.paths: list[Place | tuple[Place, Place]] = [*photos.paths, *pairs.paths]
+
+    def __len__(self) -> int:
+        """Photographs, without the pairs."""
+        return len(self.photos)
+
+    def read(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray, ...]]:
+        """(input, target) of each, uint8 (H, W, 3); of a photograph both are the photograph."""
+        count = len(self.photos)
+        photos = self.photos.read([index for index in indices if index < count])
+        pairs = self.pairs.read([index - count for index in indices if index >= count])
+        for index in indices:
+            yield next(photos) * 2 if index < count else next(pairs)
+
+
 def open_folders(config: "DataConfig") -> Photos | Pairs:
-    """The data set of a run."""
+    """The pictures in the folders of a run, without the pairs that it mixes in."""
     if not config.folders:
         raise InputError("the run names no training data; give a folder with --data")
     kind = Photos if config.kind == "photos" else Pairs
     return kind(config.folders, cache_gb=config.cache_gb / max(1, config.workers))
+
+
+def open_training_data(config: "DataConfig") -> Photos | Pairs | Mixed:
+    """All that a run trains on."""
+    if not config.pairs:
+        return open_folders(config)
+    half = config.model_copy(update={"cache_gb": config.cache_gb / 2})
+    others = half.model_copy(update={"kind": "pairs", "folders": config.pairs})
+    return Mixed(open_folders(half), open_folders(others))
 
 
 class _Cache:

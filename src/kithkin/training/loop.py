@@ -15,7 +15,18 @@ from torch import nn
 
 from kithkin.checkpoint import save_model
 from kithkin.config import RunConfig, parse_config
-from kithkin.data import Batch, Crops, Pairs, Photos, degrade_crops, draw_crops, open_folders, share_of_rank
+from kithkin.data import (
+    Batch,
+    Crops,
+    Mixed,
+    Pairs,
+    Photos,
+    degrade_crops,
+    draw_crops,
+    open_folders,
+    open_training_data,
+    share_of_rank,
+)
 from kithkin.data.ahead import drawn_ahead
 from kithkin.data.storage import name_of
 from kithkin.errors import ImageError, InputError
@@ -29,10 +40,14 @@ from kithkin.zoo import load_model
 
 LOG_EVERY = 50
 
-# What may differ when a run is resumed: where it ends, what is watched and which processes do it, not what was done.
+# What may differ when a run is resumed: where it ends, what is watched, which processes do it, and how much of the
+# pictures a step sees (crops that grow while training goes on); not what is learned.
 # The cosine follows the new end from here on.
 FREE_SECTIONS = {"validation", "name", "distributed"}
-FREE_KEYS = {"schedule": {"steps", "epochs", "accumulate", "checkpoint_seconds"}, "data": {"cache_gb", "workers"}}
+FREE_KEYS = {
+    "schedule": {"steps", "epochs", "accumulate", "checkpoint_seconds", "batch_size"},
+    "data": {"crop", "cache_gb", "workers"},
+}
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -87,7 +102,7 @@ def _train(
     minutes: float | None,
     report: Report | None,
 ) -> Path | None:
-    dataset = open_folders(config.data)
+    dataset = open_training_data(config.data)
     _check_shares(config, ranks, len(dataset))
     steps, warmup = config.schedule.in_steps(len(dataset))
     state = TrainState.create(config, ranks)
@@ -150,7 +165,8 @@ def _export(state: TrainState, config: RunConfig, out: Path) -> Path:
 def _without_paths(config: RunConfig) -> dict[str, Any]:
     """The run as plain values, folders by their names alone: weights are passed on, where they were trained is not."""
     run = config.model_dump(mode="json")
-    run["data"]["folders"] = [name_of(folder) for folder in run["data"]["folders"]]
+    for key in ("folders", "pairs"):
+        run["data"][key] = [name_of(folder) for folder in run["data"][key]]
     if run["validation"]["folder"] is not None:
         run["validation"]["folder"] = name_of(run["validation"]["folder"])
     return run
@@ -299,7 +315,7 @@ def _validation_data(config: RunConfig) -> Photos | Pairs | None:
 
 @contextmanager
 def _prefetched(
-    dataset: Photos | Pairs, config: RunConfig, first: int, steps: int, ranks: Ranks
+    dataset: Photos | Pairs | Mixed, config: RunConfig, first: int, steps: int, ranks: Ranks
 ) -> Iterator[Iterator[list[Batch]]]:
     """This process's share of the batches of the steps from ``first`` on, each in the parts that are accumulated;
     their files are read a few steps ahead."""
@@ -312,7 +328,7 @@ def _prefetched(
         )
 
 
-def _draw(dataset: Photos | Pairs, config: RunConfig, share: range, step: int) -> Crops:
+def _draw(dataset: Photos | Pairs | Mixed, config: RunConfig, share: range, step: int) -> Crops:
     size = config.schedule.batch_size
     return draw_crops(dataset, config.data, batch_size=size, seed=config.seed, step=step, share=share)
 
