@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <limits>
 #include <new>
+#include <vector>
 
 #include "simd.hpp"
 
@@ -97,6 +98,38 @@ struct Round {
     bool paper, first, last;
 };
 
+// Patches lie anywhere in memory. Those that the next chunk is the first to need are asked for a few lines at a time while
+// this one is worked off: at once, they would be more than a core has in flight, and it would wait for them.
+class Ahead {
+  public:
+    template <typename T>
+    void begin(const Round<T>& call, int64_t steps) {
+        rows_.clear();
+        next_ = 0, steps_ = std::max<int64_t>(1, steps), pixels_ = call.shape.pixels;
+    }
+    // A patch whose pixels are `pitch` bytes apart, `bytes` of each.
+    void add(const void* patch, int64_t pitch, int64_t bytes) {
+        rows_.push_back({static_cast<const char*>(patch), pitch, bytes});
+        each_ = (static_cast<int64_t>(rows_.size()) * pixels_ + steps_ - 1) / steps_;
+    }
+    void ask() {
+        const int64_t all = static_cast<int64_t>(rows_.size()) * pixels_;
+        for (const int64_t end = std::min(all, next_ + each_); next_ < end; ++next_) {
+            const Row& row = rows_[next_ / pixels_];
+            const char* pixel = row.patch + next_ % pixels_ * row.pitch;
+            for (int64_t at = 0; at < row.bytes; at += 64) __builtin_prefetch(pixel + at, 0, 2);
+        }
+    }
+
+  private:
+    struct Row {
+        const char* patch;
+        int64_t pitch, bytes;
+    };
+    std::vector<Row> rows_;
+    int64_t next_ = 0, each_ = 0, steps_ = 1, pixels_ = 1;
+};
+
 // A patch of one head as floats: where it lies, or a copy.
 inline const float* floats(const float* patch, const Shape&, int64_t pitch, float*, int64_t& new_pitch) {
     new_pitch = pitch;
@@ -143,8 +176,9 @@ void find_candidates(const Round<T>& call, int64_t head, Scratch& w) {
 // product in elements of the factors: floats, or pairs.
 template <typename Dot>
 void keys_times(const Shape& s, const Scratch& w, const float* const* patches, int64_t pitch, int64_t depth, const float* b,
-                Into into) {
+                Into into, Ahead& ahead) {
     for (int64_t j = 0; j < s.kc; ++j) {
+        ahead.ask();
         float* block = into.out + j * s.pixels * s.lanes;
         if (w.candidates[j] < 0) std::memset(block, 0, s.pixels * s.lanes * 4);
         else product<Dot>(Parts{patches + j, 1, pitch, 1}, s.pixels, b, s.lanes, depth, Into{block, into.scale});
@@ -249,9 +283,10 @@ inline void attend_lane(float* x, const float* weight, int64_t pixels, int64_t l
 }
 
 template <typename Dot>
-void attend(Scratch& w, const Shape& s) {
+void attend(Scratch& w, const Shape& s, Ahead& ahead) {
     constexpr bool in_place = std::is_same_v<Dot, Floats>;
-    for (int64_t j = 0; j < s.kc; ++j)
+    for (int64_t j = 0; j < s.kc; ++j) {
+        ahead.ask();
         for (int64_t l = 0; l < s.lanes; l += W) {
             float* x = w.logits + j * s.pixels * s.lanes + l;
             float* out = in_place ? x : w.attention + j * s.pixels / 2 * s.lanes + l;
@@ -259,6 +294,7 @@ void attend(Scratch& w, const Shape& s) {
             if (s.pixels == 16) attend_lane<Dot, 16>(x, weight, 16, s.lanes, out);
             else attend_lane<Dot, 0>(x, weight, s.pixels, s.lanes, out);
         }
+    }
 }
 
 // Eq. (10) for query patch i of the block, not yet divided by the sum, which goes to the patch's running total.
@@ -285,7 +321,7 @@ void weigh_pairs(const Round<T>& call, int64_t i, int64_t place, Scratch& w) {
 }
 
 template <typename Dot, typename T>
-void forward_chunk(const Round<T>& call, Scratch& w) {
+void forward_chunk(const Round<T>& call, Scratch& w, Ahead& ahead) {
     const Shape& s = call.shape;
     const float scale = s.scale() * LOG2_E;
     constexpr bool pairs = !std::is_same_v<Dot, Floats>;
@@ -308,9 +344,9 @@ void forward_chunk(const Round<T>& call, Scratch& w) {
                 }
             });
             const int64_t depth = pairs ? s.depth / 2 : s.depth, pixels = pairs ? s.pixels / 2 : s.pixels;
-            keys_times<Dot>(s, w, w.keys, w.key_pitch, depth, w.query_t, Into{w.logits, pairs ? scale : 1});
+            keys_times<Dot>(s, w, w.keys, w.key_pitch, depth, w.query_t, Into{w.logits, pairs ? scale : 1}, ahead);
             each_query([&](int64_t i, int64_t row) { weigh_pairs(call, i, row * s.heads + head, w); });
-            attend<Dot>(w, s);
+            attend<Dot>(w, s, ahead);
             times_keys<Dot>(s, w, w.values, w.value_pitch, pixels, pairs ? w.attention : w.logits, Into{w.result_t});
             each_query([&](int64_t i, int64_t row) {
                 float* out = call.out + row * s.patch() + head * s.depth;

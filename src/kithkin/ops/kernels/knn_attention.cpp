@@ -61,16 +61,16 @@ struct Chunks {
     }
 };
 
-// Patches lie anywhere in memory: ask for those that the next chunk is the first to need while this one is worked off.
+// What the next chunk is the first to need.
 template <typename T>
-void prefetch_next(const Chunks& chunks, const Round<T>& call, int64_t round, int64_t chunk) {
-    if (chunk + 1 >= chunks.count()) return;
+void look_ahead(const Chunks& chunks, const Round<T>& call, int64_t round, int64_t chunk, Ahead& ahead) {
     const Shape& s = call.shape;
+    ahead.begin(call, 2 * s.kc * s.heads * ((s.kq + s.per_block - 1) / s.per_block));
+    if (chunk + 1 >= chunks.count()) return;
     chunks.each_query(round, chunk + 1, [&](int64_t patch) {
         for (const T* base : {call.query, call.key, call.value})
-            for (int64_t p = 0; p < s.pixels; ++p)
-                for (int64_t c = 0; c < s.channels; c += 64 / static_cast<int64_t>(sizeof(T)))
-                    __builtin_prefetch(base + (patch * s.pixels + p) * call.pitch + c, 0, 2);
+            ahead.add(base + patch * s.pixels * call.pitch, call.pitch * sizeof(T), s.channels * sizeof(T));
+        if (!call.first) ahead.add(call.out + patch * s.patch(), s.channels * 4, s.channels * 4);
     });
 }
 
@@ -93,11 +93,12 @@ bool forward(const KithkinCall& c) {
         const Round<T> call = round_of<T>(c, j, false);
         Loop loop{chunks.count(), [&](Loop& self) {
                       Scratch scratch(call.shape, false, converts<T>);
+                      Ahead ahead;
                       self.take([&](int64_t i) {
-                          prefetch_next(chunks, call, j, i);
+                          look_ahead(chunks, call, j, i, ahead);
                           chunks.find(j, i, scratch);
-                          forward_chunk<Dot>(call, scratch);
-                      });
+                          forward_chunk<Dot>(call, scratch, ahead);
+                      }, std::clamp<int64_t>(chunks.count() / (16 * c.threads), 4, 64));
                   }};
         if (!loop.run(reinterpret_cast<Parallel>(c.team), static_cast<int>(c.threads))) return false;
     }

@@ -23,6 +23,8 @@ struct Loop {
     std::atomic<int64_t> next{0};
     std::atomic<bool> failed{false};
 
+    // In runs of `grain`: long ones, so that what a number leaves in a core's cache is there for the next, but several for
+    // each thread, so that all end together.
     template <typename Each>
     void take(Each each, int64_t grain = 4) {
         for (int64_t i; (i = next.fetch_add(grain)) < count;)
