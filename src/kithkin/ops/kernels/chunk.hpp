@@ -456,10 +456,11 @@ void differentiate_weights(const Round<T>& call, int64_t head, Scratch& w) {
 
 // One candidate's share in the gradients of the chunk's queries, and the queries' in its own.
 template <typename T>
-void backward_candidate(const Round<T>& call, int64_t j, int64_t head, Scratch& w) {
+void backward_candidate(const Round<T>& call, int64_t j, int64_t head, Scratch& w, Ahead& ahead) {
     const Shape& s = call.shape;
     const auto multiply = [&](const float* a, int64_t row, int64_t column, int64_t rows, const float* b, int64_t lanes,
                               int64_t depth, Into into) {
+        ahead.ask();
         product<Floats>(Parts{&a, 1, row, column}, rows, b, lanes, depth, into);
     };
     multiply(w.keys[j], w.key_pitch, 1, s.pixels, w.query_t, s.lanes, s.depth, Into{w.logits});
@@ -479,14 +480,14 @@ void backward_candidate(const Round<T>& call, int64_t j, int64_t head, Scratch& 
 
 // Writes to the gradients of the chunk's queries and of its candidates: chunks that share a candidate must not meet.
 template <typename T>
-void backward_chunk(const Round<T>& call, Scratch& w) {
+void backward_chunk(const Round<T>& call, Scratch& w, Ahead& ahead) {
     const Shape& s = call.shape;
     for (int64_t head = 0; head < s.heads; ++head) {
         find_candidates<Floats>(call, head, w);
         take_queries(call, head, w);
         std::memset(w.result_t, 0, s.depth * s.lanes * 4);
         for (int64_t j = 0; j < s.kc; ++j)
-            if (w.candidates[j] >= 0) backward_candidate(call, j, head, w);
+            if (w.candidates[j] >= 0) backward_candidate(call, j, head, w, ahead);
         for (int64_t i = 0; i < s.kq; ++i) {
             if (w.queries[i] < 0) continue;
             float* out = call.d_query + w.queries[i] * s.patch() + head * s.depth;

@@ -74,6 +74,28 @@ void look_ahead(const Chunks& chunks, const Round<T>& call, int64_t round, int64
     });
 }
 
+// The same for the backward pass, where the chunks before and after have been left out: all that the chunk meets is new.
+template <typename T>
+void look_ahead(const Chunks& chunks, const Round<T>& call, int64_t round, const int64_t* chunk, const int64_t* end,
+                Scratch& w, Ahead& ahead) {
+    const Shape& s = call.shape;
+    ahead.begin(call, 6 * s.kc * s.heads);
+    if (chunk + 1 == end) return;
+    chunks.find(round, chunk[1], w);
+    const auto add = [&](const auto* base, int64_t patch, int64_t pitch) {
+        if (patch >= 0) ahead.add(base + patch * s.pixels * pitch, pitch * sizeof *base, s.channels * sizeof *base);
+    };
+    for (int64_t i = 0; i < s.kq; ++i) {
+        add(call.query, w.queries[i], call.pitch);
+        add(call.grad, w.queries[i], s.channels);
+        add(call.d_query, w.queries[i], s.channels);
+    }
+    for (int64_t j = 0; j < s.kc; ++j) {
+        for (const T* base : {call.key, call.value}) add(base, w.candidates[j], call.pitch);
+        for (const float* base : {call.d_key, call.d_value}) add(base, w.candidates[j], s.channels);
+    }
+}
+
 template <typename T>
 Round<T> round_of(const KithkinCall& c, int64_t j, bool backward) {
     const auto typed = [](const void* x) { return static_cast<const T*>(x); };
@@ -122,10 +144,12 @@ bool backward(const KithkinCall& c) {
         for (const auto& turn : turns) {
             Loop loop{static_cast<int64_t>(turn.size()), [&](Loop& self) {
                           Scratch scratch(call.shape, true, converts<T>);
+                          Ahead ahead;
                           self.take([&](int64_t i) {
+                              look_ahead(chunks, call, j, &turn[i], turn.data() + turn.size(), scratch, ahead);
                               chunks.find(j, turn[i], scratch);
-                              backward_chunk(call, scratch);
-                          });
+                              backward_chunk(call, scratch, ahead);
+                          }, std::clamp<int64_t>(static_cast<int64_t>(turn.size()) / (16 * c.threads), 4, 64));
                       }};
             const int threads = c.neighbors ? 1 : static_cast<int>(c.threads);
             if (!loop.run(reinterpret_cast<Parallel>(c.team), threads)) return false;
