@@ -371,3 +371,45 @@ def test_rain_and_blur_leave_their_share_of_pictures_alone(settings, nothing):
     assert torch.equal(degrade_photos(clean, seeded(3), settings)[0], degraded)
     untouched, target = degrade_photos(clean, seeded(3), settings.model_copy(update=nothing))
     assert torch.equal(untouched, target)
+
+
+NO_BLUR = {"shake": 0.0, "straight": 0.0, "still": 1.0} | dict.fromkeys(
+    ("framed_share", "varying_share", "foreground_share", "defocused_share", "sharp_share"), 0.0
+)
+
+
+def blur_of(read=(0.0, 0.0), **changes):
+    settings = BlurConfig(kind="blur", margin=8, length=12, exposure=(1.0, 1.0), **{**NO_BLUR, "read": read, **changes})
+    degraded, target = degrade_photos(scene(64, 64).repeat(8, 1, 1, 1), seeded(3), settings)
+    return (degraded - target).square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"shake": 1.0}, {"straight": 1.0}, {"foreground_share": 1.0, "shake": 0.3}, {"defocused_share": 1.0}]
+)
+def test_each_share_of_a_recipe_blurs(changes):
+    """Nothing moves and all is in focus but for what the recipe names; what is left are photons and 8 bits."""
+    nothing = blur_of()
+    assert nothing < 0.008
+    assert blur_of(**changes) > 3 * nothing
+
+
+def test_the_blur_of_a_recipe_has_its_noise():
+    """Without a curve between light and stored values, the noise of black is that of the picture."""
+    assert blur_of(read=(0.05, 0.05), linear_share=1.0) == pytest.approx(0.05, rel=0.15)
+
+
+def test_the_curves_of_a_recipe_are_shared_out(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "kithkin.data.degrade.add_blur", lambda clean, generator, kinds: seen.append(kinds) or (clean, clean)
+    )
+    for share in (0.3, 1.0):
+        degrade_photos(scene(64, 64), seeded(), BlurConfig(kind="blur", linear_share=share, margin=8))
+    assert seen[0].curves == pytest.approx((0.5, 0.2, 0.3))
+    assert seen[1].curves == (0, 0, 1)
+
+
+def test_a_blur_without_any_motion_is_refused():
+    with pytest.raises(ValueError, match="at least one motion needs a share"):
+        BlurConfig(kind="blur", shake=0, straight=0, still=0)

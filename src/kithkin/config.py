@@ -111,14 +111,36 @@ class BlurConfig(_Section):
 
     Attributes:
         length: of the path of a full exposure, in pixels.
+        exposure: range of the fraction of the path that is seen.
+        shake, straight, still: relative shares of a shaking hand, a straight motion and none.
+        framed_share, varying_share, foreground_share, defocused_share: of pictures that are averages of frames, whose
+            kernel changes over the picture, a part of which moves on a path of its own, that are out of focus.
+        linear_share: of pictures that are blurred as stored, without a curve between stored values and light.
+        read: range of the standard deviation of the noise of black, where white is 1.
         margin: pixels on every side of a crop that are blurred into it.
         sharp_share: of pictures that stay sharp, so that the network learns to leave those alone.
     """
 
     kind: Literal["blur"]
     length: Annotated[float, Field(gt=0, le=60)] = 60.0
+    exposure: Shares = (0.01, 1.0)
+    shake: Share = 0.6
+    straight: Share = 0.3
+    still: Share = 0.1
+    framed_share: Share = 0.15
+    varying_share: Share = 0.5
+    foreground_share: Share = 0.25
+    defocused_share: Share = 0.2
+    linear_share: Share = 0.3
+    read: Shares = (0.0, 0.002)
     margin: Annotated[int, Field(ge=6, le=128)] = 32
     sharp_share: Share = 0.1
+
+    @model_validator(mode="after")
+    def _something_happens(self) -> "BlurConfig":
+        if not self.shake + self.straight + self.still > 0:
+            raise ValueError("shake, straight and still are all 0; at least one motion needs a share")
+        return self
 
 
 # What can be done to photographs beside plain noise. Each kind has its function in kithkin.data.degrade.DEGRADATIONS.

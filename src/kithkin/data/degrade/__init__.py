@@ -118,7 +118,20 @@ def _camera(clean: Tensor, generator: torch.Generator, settings: CameraConfig) -
 
 def _blur(clean: Tensor, generator: torch.Generator, settings: BlurConfig) -> tuple[Tensor, Tensor]:
     count = len(clean)
-    blurred, target = add_blur(clean, generator, BlurSettings(length=settings.length, margin=settings.margin))
+    curved = 1 - settings.linear_share
+    kinds = BlurSettings(
+        margin=settings.margin,
+        motions=(settings.shake, settings.straight, settings.still),
+        length=settings.length,
+        exposure=settings.exposure,
+        framed=settings.framed_share,
+        varying=settings.varying_share,
+        foreground=settings.foreground_share,
+        defocused=settings.defocused_share,
+        curves=(curved * 5 / 7, curved * 2 / 7, settings.linear_share),
+        read=settings.read,
+    )
+    blurred, target = add_blur(clean, generator, kinds)
     sharp = torch.rand(count, 1, 1, 1, generator=generator, device=clean.device) < settings.sharp_share
     return torch.where(sharp, target, blurred), target
 
