@@ -23,6 +23,8 @@ from kithkin.cli.restore import EPILOG, restore
 from kithkin.images import read_picture
 from kithkin.model import KiT, KiTConfig
 from kithkin.restoration import OVERLAP
+from kithkin.restore_files import RestoreOptions, restore_picture
+from kithkin.zoo import load_model
 
 app = typer.Typer()
 app.command("restore", epilog=EPILOG)(restore)
@@ -365,6 +367,7 @@ def test_compare_shows_before_and_after(run):
         (["a.png", "--overlap", "500"], "an overlap of 500 needs tiles of at least 1000"),
         (["a.png", "--strength", "2"], "strength must be"),
         (["a.png", "--strength", "nan"], "strength must be"),
+        (["a.png", "--ensemble", "3"], "ensemble must be one of 1, 2, 4, 8 passes, got 3"),
         (["a.png", "--quality", "0"], "quality must be"),
         (["a.png", "--backend", "magic"], "there is no 'magic'; there are "),
         (["a.png", "a.bmp", "--format", "png"], "would both give"),
@@ -452,6 +455,15 @@ def test_names_that_are_not_text_do_not_stop_the_command(run):
     assert json.loads(run(name, "--overwrite", "--json").stdout)["input"] == name
 
 
+def test_an_ensemble_is_the_mean_of_its_passes(run, weights):
+    picture = read_picture(save("a.png", (40, 56)))
+    assert run("a.png", "-o", "one.png").exit_code == run("a.png", "-o", "four.png", "--ensemble", "4").exit_code == 0
+    one, four = (read_picture(name).pixels for name in ("one.png", "four.png"))
+    want = restore_picture(load_model(weights), picture, RestoreOptions(ensemble=4)).pixels
+    np.testing.assert_allclose(four, want, atol=0.51 / 255)
+    assert abs(one - want).max() > 10 / 255
+
+
 def test_help_tells_every_option_and_three_examples():
     result = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, ["--help"])
     assert result.exit_code == 0
@@ -461,6 +473,7 @@ def test_help_tells_every_option_and_three_examples():
         "tile",
         "overlap",
         "strength",
+        "ensemble",
         "sigma",
         "device",
         "backend",

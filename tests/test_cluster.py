@@ -315,7 +315,9 @@ def test_workers_that_can_not_start_end_the_run_with_their_reason(cluster, model
 @pytest.fixture
 def worker(model):
     def make(**changes):
-        options = RestoreOptions(**{k: changes.pop(k) for k in ("tile", "strength", "overwrite") if k in changes})
+        options = RestoreOptions(
+            **{k: changes.pop(k) for k in ("tile", "strength", "ensemble", "overwrite") if k in changes}
+        )
         return Worker(model, Orders(options, "cpu", 1, **changes))
 
     return make
@@ -330,7 +332,7 @@ def test_pictures_of_equal_size_are_restored_together_but_for_rounding(worker, t
     sources = [save(tmp_path / f"in/{i}.png", size, seed=i, channels=c) for i, (size, c) in enumerate(shapes)]
     for name, batch in (("alone", 1), ("together", 2)):
         pairs = [(source, tmp_path / name / source.name) for source in sources]
-        for options in ({"strength": 0.5}, {"overwrite": True, "tile": 64, "strength": 0.5}):
+        for options in ({"strength": 0.5}, {"overwrite": True, "tile": 64, "strength": 0.5, "ensemble": 2}):
             results = worker(batch=batch, **options).restore(rows(*pairs))
             assert sorted(result.number for result in results) == list(range(7))
             assert {result.status for result in results} == {"written"}

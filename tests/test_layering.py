@@ -19,7 +19,7 @@ LAYERS = (
     "ablation : sheets : report",
     "training : evaluation",
     "methods",
-    "restoration : containers : restore_files : cluster : tasks : neighbors : export : integrations",
+    "restoration : containers : restore_files : cluster : tasks : neighbors : export : integrations : ensemble",
     "checkpoint : zoo : config : data : growth",
     "model",
     "layers",

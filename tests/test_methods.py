@@ -97,6 +97,23 @@ def test_a_checkpoint_is_restored_as_restore_does(tmp_path):
     assert open_method("denoise").name == "denoise-tiny"
 
 
+def test_a_models_passes_stand_behind_its_name(tmp_path):
+    model = KiT(KiTConfig(width=8, depth=1, n_hashes=1)).eval()
+    torch.nn.init.normal_(model.head.conv3.weight, std=0.05, generator=torch.Generator().manual_seed(0))
+    for name in ("mine.safetensors", "mine+4"):
+        save_model(model, tmp_path / name)
+    noisy = benchmark_noise(clean(40, 48), 50)
+    one, four = (open_method(f"{tmp_path / 'mine.safetensors'}{passes}") for passes in ("", "+4"))
+    assert four.name == "mine.safetensors+4"
+    assert four.identity != one.identity
+    want = restore(model, noisy, tile="off", ensemble=4)
+    np.testing.assert_allclose(run_method(four, noisy), want, atol=1e-6)
+    assert np.abs(run_method(one, noisy) - want).max() > 1e-4
+    assert open_method(tmp_path / "mine+4").name == "mine+4"  # a file of that name is itself
+    with pytest.raises(InputError, match=r"denoise\+3"):
+        open_method("denoise+3")
+
+
 @pytest.mark.parametrize(("spec", "gain"), [("bm3d", 7), ("nlm", 4)])
 def test_classical_filters_gain_decibels_and_leave_the_random_state(spec, gain):
     pytest.importorskip({"bm3d": "bm3d", "nlm": "skimage"}[spec])

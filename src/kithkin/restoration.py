@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kithkin.containers import Restorable, check_values, open_image
+from kithkin.ensemble import check_ensemble, run_ensemble
 from kithkin.errors import InputError, KithkinError
 from kithkin.model import KiT
 
@@ -33,6 +34,7 @@ def restore(
     tile: str | int = "auto",
     overlap: int = OVERLAP,
     strength: float = 1.0,
+    ensemble: int = 1,
     progress: Callable[[float], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Restorable:
@@ -56,6 +58,8 @@ def restore(
             twice the overlap), or ``"off"`` for one pass whatever the size.
         overlap: pixels that neighbouring tiles share at least; rounded up to the model's stride.
         strength: 0 returns the input, 1 the restored picture, anything between a mixture.
+        ensemble: passes over turned and mirrored copies, whose mean is taken: 1, 2, 4 or 8. Better, and as many times
+            slower (``kithkin.ensemble``).
         progress: called with the finished fraction in [0, 1] after each tile; it falls when a picture is started again.
             What it raises (but for MemoryError and RuntimeError) ends the work there.
         note: called with a sentence for the user when the memory made the tiles smaller; None makes it a warning.
@@ -68,15 +72,15 @@ def restore(
     """
     check_tiling(tile, overlap)
     check_strength(strength)
+    check_ensemble(ensemble)
+    way = _Way(tile, overlap, ensemble)
     if isinstance(image, str | os.PathLike):
-        return _restore_path(model, image, _Tiling(tile, overlap), strength, progress, note)  # type: ignore[return-value]
+        return _restore_path(model, image, way, strength, progress, note)  # type: ignore[return-value]
     planes, rebuild = open_image(image)
     check_values(planes)
     if strength == 0:
         return rebuild(planes.clamp(0, 1))
-    result = _restored(model, planes, _Tiling(tile, overlap), progress or (lambda fraction: None), note or _warn).to(
-        planes.dtype
-    )
+    result = _restored(model, planes, way, progress or (lambda fraction: None), note or _warn).to(planes.dtype)
     if strength != 1:
         torch.lerp(planes, result, strength, out=result)
     return rebuild(result.clamp_(0, 1))
@@ -85,7 +89,7 @@ def restore(
 def _restore_path(
     model: KiT,
     path: str | os.PathLike[str],
-    tiling: "_Tiling",
+    way: "_Way",
     strength: float,
     progress: Callable[[float], None] | None,
     note: Callable[[str], None] | None,
@@ -96,7 +100,7 @@ def _restore_path(
     if os.path.isdir(path):
         raise InputError(f"restore: {os.fspath(path)} is a folder; `kithkin restore` and restore_files take folders")
     target = beside(path)
-    options = RestoreOptions(tile=tiling.tile, overlap=tiling.overlap, strength=strength)
+    options = RestoreOptions(tile=way.tile, overlap=way.overlap, strength=strength, ensemble=way.ensemble)
     for sentence in restore_file(model, path, target, options=options, progress=progress):
         (note or _warn)(sentence)
     return str(target) if isinstance(path, str) else target
@@ -136,9 +140,10 @@ def _warn(sentence: str) -> None:
     warnings.warn(sentence, stacklevel=2)
 
 
-class _Tiling(NamedTuple):
+class _Way(NamedTuple):
     tile: str | int
     overlap: int
+    ensemble: int
 
     def side(self, size: tuple[int, int], device: torch.device) -> int:
         """The largest side of a tile of an (H, W) picture."""
@@ -148,7 +153,7 @@ class _Tiling(NamedTuple):
 
 
 def _restored(
-    model: KiT, planes: Tensor, tiling: _Tiling, progress: Callable[[float], None], note: Callable[[str], None]
+    model: KiT, planes: Tensor, way: _Way, progress: Callable[[float], None], note: Callable[[str], None]
 ) -> Tensor:
     """Return what the model makes of (B, C, H, W), float32 on the CPU, not clamped."""
     result = torch.empty(planes.shape, dtype=torch.float32)
@@ -159,7 +164,7 @@ def _restored(
             def advance(part: float, done: int = i) -> None:
                 progress((done + part) / count)
 
-            _restore_one(model, planes[i], result[i], tiling, advance, note)
+            _restore_one(model, planes[i], result[i], way, advance, note)
     if not all(torch.isfinite(v) for v in result.aminmax()):
         raise KithkinError("restore: the model gives NaN or infinite values; its weights are damaged, take others")
     return result
@@ -180,24 +185,24 @@ def _restore_one(
     model: KiT,
     image: Tensor,
     out: Tensor,
-    tiling: _Tiling,
+    way: _Way,
     progress: Callable[[float], None],
     note: Callable[[str], None],
 ) -> None:
     """Restore (C, H, W) into `out`; where the memory does not suffice, again with tiles of half the side."""
     height, width = image.shape[1:]
     device = _home(model)[0]
-    side = min(tiling.side((height, width), device), max(height, width))
+    side = min(way.side((height, width), device), max(height, width))
     while True:
         try:
-            return _fill(model, image, out, (side, tiling.overlap), progress)
+            return _fill(model, image, out, way._replace(tile=side), progress)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
         # Only here, after the except clause, are the tensors of the failed pass released.
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        if tiling.tile == "off":
+        if way.tile == "off":
             raise KithkinError(
                 f"restore: not enough memory on {device} for {width} x {height} at once; use tile='auto'"
             )
@@ -211,13 +216,14 @@ def _restore_one(
         side = smaller
 
 
-def _fill(model: KiT, image: Tensor, out: Tensor, tiles: tuple[int, int], progress: Callable[[float], None]) -> None:
-    """Restore (C, H, W) into `out`, band by band of tiles of at most `tiles` = (side, overlap) pixels."""
-    side, overlap = tiles
+def _fill(model: KiT, image: Tensor, out: Tensor, way: _Way, progress: Callable[[float], None]) -> None:
+    """Restore (C, H, W) into `out`, band by band of tiles of at most `way.tile` pixels, a number here."""
+    overlap, ensemble = way.overlap, way.ensemble
     height, width = image.shape[1:]
+    side = way.side((height, width), torch.device("cpu"))
     progress(0.0)
     if height <= side and width <= side:
-        out.copy_(_pass(model, image))
+        out.copy_(_pass(model, image, ensemble))
         return progress(1.0)
     rows = cuts(height, side, overlap, model.config.stride)
     columns = cuts(width, side, overlap, model.config.stride)
@@ -226,7 +232,8 @@ def _fill(model: KiT, image: Tensor, out: Tensor, tiles: tuple[int, int], progre
         bottom = min(top + rows.size, height)
         for j, left in enumerate(columns.starts):
             crop = image[:, top:bottom, left : left + columns.size]
-            piece = _pass(model, _extended(crop, rows.size, columns.size))[:, : crop.shape[1], : crop.shape[2]]
+            whole = _pass(model, _extended(crop, rows.size, columns.size), ensemble)
+            piece = whole[:, : crop.shape[1], : crop.shape[2]]
             _blend(band[:, : bottom - top], piece, left, columns.end(j - 1), dim=2)
             progress((i + (j + 1) / len(columns.starts)) / len(rows.starts))
         _blend(out, band[:, : bottom - top], top, rows.end(i - 1), dim=1)
@@ -292,12 +299,12 @@ def _extended(crop: Tensor, height: int, width: int) -> Tensor:
     return F.pad(crop[None], (0, right, 0, below), mode=mode)[0]
 
 
-def _pass(model: KiT, crop: Tensor) -> Tensor:
+def _pass(model: KiT, crop: Tensor, ensemble: int = 1) -> Tensor:
     """Return what the model makes of one (C, h, w), float32 on the CPU; gray goes in thrice and comes out as a mean."""
     device, dtype = _home(model)
     batch = crop.expand(3, -1, -1)[None].to(device, dtype).contiguous()
     with torch.inference_mode():
-        result = model(batch)[0].float()
+        result = run_ensemble(model, batch, ensemble)[0]
         return (result.mean(0, keepdim=True) if len(crop) == 1 else result).cpu()
 
 

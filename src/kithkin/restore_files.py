@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kithkin.ensemble import check_ensemble
 from kithkin.errors import ImageError, InputError, KithkinError
 from kithkin.images import SUFFIXES, Picture, find_pictures, losses, read_picture, write_picture
 from kithkin.images._picture import os_reason, shown
@@ -25,7 +26,7 @@ class RestoreOptions:
     """How files are restored and written.
 
     Attributes:
-        tile, overlap, strength: as in ``kithkin.restoration.restore``.
+        tile, overlap, strength, ensemble: as in ``kithkin.restoration.restore``.
         quality: of JPEG files, 1 to 100.
         overwrite: replace results that exist already.
 
@@ -36,12 +37,14 @@ class RestoreOptions:
     tile: str | int = "auto"
     overlap: int = OVERLAP
     strength: float = 1.0
+    ensemble: int = 1
     quality: int = 95
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         check_tiling(self.tile, self.overlap)
         check_strength(self.strength)
+        check_ensemble(self.ensemble)
         if isinstance(self.quality, bool) or not isinstance(self.quality, int) or not 1 <= self.quality <= 100:
             raise InputError(f"restore: quality must be a whole number from 1 to 100, got {self.quality!r}")
 
@@ -286,6 +289,7 @@ def restore_picture(
         tile=options.tile,
         overlap=options.overlap,
         strength=options.strength,
+        ensemble=options.ensemble,
         progress=progress,
         note=note,
     )

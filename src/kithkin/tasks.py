@@ -16,6 +16,7 @@ def denoise(
     image: Restorable,
     *,
     strength: float = 1.0,
+    ensemble: int = 1,
     tile: str | int = "auto",
     device: str | None = None,
     progress: Callable[[float], None] | None = None,
@@ -28,26 +29,27 @@ def denoise(
         image: a path, a PIL image, a numpy array or a torch tensor, as in ``kithkin.restoration.restore``; the
             same comes back.
         strength: 0 returns the input, 1 the restored picture, anything between a mixture.
-        tile: as in ``kithkin.restoration.restore``.
+        ensemble, tile: as in ``kithkin.restoration.restore``.
         device: where the network runs, such as ``"cpu"``; None takes the GPU where there is one.
         progress: called with the finished fraction in [0, 1].
 
     Raises:
         InputError, ImageError, KithkinError: as ``kithkin.restoration.restore``.
     """
-    return _run("denoise", device, image, strength=strength, tile=tile, progress=progress)
+    return _run("denoise", device, image, strength=strength, ensemble=ensemble, tile=tile, progress=progress)
 
 
 def derain(
     image: Restorable,
     *,
     strength: float = 1.0,
+    ensemble: int = 1,
     tile: str | int = "auto",
     device: str | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Restorable:
     """Remove rain from a picture, with the model ``derain``; all else is as in ``denoise``."""
-    return _run("derain", device, image, strength=strength, tile=tile, progress=progress)
+    return _run("derain", device, image, strength=strength, ensemble=ensemble, tile=tile, progress=progress)
 
 
 def _run(task: str, device: str | None, image: Restorable, **options: Any) -> Restorable:

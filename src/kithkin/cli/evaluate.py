@@ -25,8 +25,8 @@ def evaluate(
         "--method",
         "--model",
         "-m",
-        help="A name from `kithkin models`, a checkpoint, bm3d, nlm, input, an .onnx or TorchScript file; may be "
-        "repeated. If none: the model of the set's task, where --dataset or --table tells it, else denoise.",
+        help="A name from `kithkin models` or a checkpoint (+2, +4 or +8 behind it: the mean of so many passes), bm3d, "
+        "nlm, input, an .onnx or TorchScript file; may be repeated. If none: the model of the set's task, where --dataset or --table tells it, else denoise.",
     ),
     protocol: str = typer.Option(
         None,

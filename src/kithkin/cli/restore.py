@@ -66,6 +66,12 @@ Tile = Annotated[
 ]
 Overlap = Annotated[int, typer.Option(metavar="PIXELS", help="What neighbouring tiles share, to blend them.")]
 Strength = Annotated[float, typer.Option(metavar="0..1", help="1 is fully restored, 0 the input, 0.5 half of both.")]
+Ensemble = Annotated[
+    int,
+    typer.Option(
+        metavar="1|2|4|8", help="Passes over turned and mirrored copies, averaged: better, and that much slower."
+    ),
+]
 Sigma = Annotated[
     float | None,
     typer.Option(metavar="0..255", help="Not needed: the models find the noise level themselves.", show_default=False),
@@ -131,6 +137,7 @@ def restore(
     tile: Tile = "auto",
     overlap: Overlap = 32,
     strength: Strength = 1.0,
+    ensemble: Ensemble = 1,
     sigma: Sigma = None,
     device: Device = None,
     backend: Backend = None,
@@ -156,7 +163,12 @@ def restore(
 
         _check(paths, out, {"sigma": sigma, "cluster": cluster, "compare": compare}, (workers, manifest, batch))
         options = RestoreOptions(
-            tile=_side(tile), overlap=overlap, strength=strength, quality=quality, overwrite=overwrite
+            tile=_side(tile),
+            overlap=overlap,
+            strength=strength,
+            ensemble=ensemble,
+            quality=quality,
+            overwrite=overwrite,
         )
         if cluster is not None:
             from kithkin.cli._cluster import restore_with

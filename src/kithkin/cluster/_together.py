@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from kithkin.containers import check_values, open_image
+from kithkin.ensemble import run_ensemble
 from kithkin.errors import KithkinError
 from kithkin.images import Picture
 from kithkin.model import KiT
@@ -18,8 +19,10 @@ def room_for(height: int, width: int, most: int, tile: str | int = "auto") -> in
     return max(1, min(most, side**2 // (height * width))) if max(height, width) <= side else 1
 
 
-def restore_together(model: KiT, pictures: Sequence[Picture], *, strength: float = 1.0) -> list[Picture]:
-    """Restore pictures of one size, all gray or all in colour, in one pass of the network.
+def restore_together(
+    model: KiT, pictures: Sequence[Picture], *, strength: float = 1.0, ensemble: int = 1
+) -> list[Picture]:
+    """Restore pictures of one size, all gray or all in colour, in one pass of the network (or ``ensemble`` passes).
 
     The values are those of ``kithkin.restoration.restore`` but for float rounding: matrix products of other
     sizes add in another order. So a few samples of small pictures may differ by one level.
@@ -33,7 +36,7 @@ def restore_together(model: KiT, pictures: Sequence[Picture], *, strength: float
     check_values(planes)
     device, dtype = _home(model)
     with _evaluating(model), torch.inference_mode():
-        result = model(planes.expand(-1, 3, -1, -1).to(device, dtype).contiguous()).float()
+        result = run_ensemble(model, planes.expand(-1, 3, -1, -1).to(device, dtype).contiguous(), ensemble)
         result = (result.mean(1, keepdim=True) if planes.shape[1] == 1 else result).cpu()
     if not all(torch.isfinite(v) for v in result.aminmax()):
         raise KithkinError("restore: the model gives NaN or infinite values; its weights are damaged, take others")

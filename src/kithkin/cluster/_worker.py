@@ -177,7 +177,9 @@ class Worker:
         if len(together) > 1:
             with contextlib.suppress(Exception):  # One by one, each has its own error or what memory there is.
                 pictures = [opened.picture for opened in together]
-                return [*restore_together(self._model, pictures, strength=self._orders.options.strength)]
+                options = self._orders.options
+                strength, ensemble = options.strength, options.ensemble
+                return [*restore_together(self._model, pictures, strength=strength, ensemble=ensemble)]
         return [_guarded(opened.result, opened.source, partial(self._alone, opened)) for opened in together]
 
     def _alone(self, opened: _Open) -> Picture:

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from kithkin.ensemble import PASSES
 from kithkin.errors import InputError, KithkinError
 from kithkin.export import open_exported
 from kithkin.methods.classical import Classical, bm3d_filter, nlm_filter, once, sigma_estimator
@@ -57,7 +58,8 @@ def open_method(
     """Open what a spec names.
 
     Args:
-        spec: a name or task from ``kithkin models``, or a checkpoint's path;
+        spec: a name or task from ``kithkin models``, or a checkpoint's path; behind it may stand ``+2``, ``+4`` or
+            ``+8``, the passes over turned and mirrored copies whose mean is taken (``kithkin.ensemble``);
             ``"input"``, which changes nothing;
             ``"bm3d"``, colour BM3D (Dabov et al. 2007) with the normal profile of the package bm3d;
             ``"nlm"``, non-local means (Buades et al. 2005) by scikit-image;
@@ -94,13 +96,22 @@ def open_method(
     if suffix in SCRIPTED:
         largest = largest_tile(tile, device, multiple)
         return Exported(path.name, open_scripted(path, device), (None, None), largest, multiple, digest(path))
+    text, ensemble = _passes(text)
     card = find_model(text)
     if card is None and not Path(text).is_file():
         raise InputError(
             f"open_method: {text!r} is no method: expected {', '.join(CLASSICAL)}, a name from `kithkin models`, or "
             f"the path of a checkpoint, an .onnx or TorchScript file ({', '.join(SCRIPTED)}); check the spelling"
         )
-    return ModelMethod(load_model(text, device=device), card.name if card else Path(text).name, tile)
+    name = (card.name if card else Path(text).name) + (f"+{ensemble}" if ensemble > 1 else "")
+    return ModelMethod(load_model(text, device=device), name, tile, ensemble)
+
+
+def _passes(spec: str) -> tuple[str, int]:
+    """A model's spec without its passes, and how many they are."""
+    model, plus, passes = spec.rpartition("+")
+    known = plus and not Path(spec).is_file() and passes in map(str, PASSES)
+    return (model, int(passes)) if known else (spec, 1)
 
 
 def run_method(
@@ -155,20 +166,21 @@ class ModelMethod:
     Attributes:
         model: the network.
         name: what tables print.
-        tile: as in ``kithkin.restoration.restore``.
+        tile, ensemble: as in ``kithkin.restoration.restore``.
     """
 
     model: KiT
     name: str = "model"
     tile: str | int = "off"
+    ensemble: int = 1
     needs_sigma: bool = False
 
     @property
     def identity(self) -> str:
-        weights = hashlib.sha256(json.dumps([self.model.config.to_dict(), self.tile]).encode())
+        weights = hashlib.sha256(json.dumps([self.model.config.to_dict(), self.tile, self.ensemble]).encode())
         for values in self.model.state_dict().values():
             weights.update(values.detach().cpu().contiguous().view(torch.uint8).numpy())
         return weights.hexdigest()[:12]
 
     def __call__(self, image: np.ndarray, *, sigma: float | None = None) -> np.ndarray:
-        return restore(self.model, image, tile=self.tile)
+        return restore(self.model, image, tile=self.tile, ensemble=self.ensemble)

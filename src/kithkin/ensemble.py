@@ -1,0 +1,32 @@
+"""Geometric self-ensemble (Timofte, Rothe, Van Gool 2016): a picture goes through the network turned and mirrored as
+well, and the mean of what comes out, turned back, has fewer errors than one pass."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from kithkin.errors import InputError
+
+PASSES = (1, 2, 4, 8)
+_MIRRORED: tuple[tuple[int, ...], ...] = ((), (2, 3), (2,), (3,))
+"""Axes that each pass turns round: as it is, upside down, and in a mirror; four more passes transpose before."""
+
+
+def check_ensemble(ensemble: int) -> None:
+    """Raise InputError for a number of passes that there is no set of views for."""
+    if isinstance(ensemble, bool) or ensemble not in PASSES:
+        raise InputError(f"restore: ensemble must be one of {', '.join(map(str, PASSES))} passes, got {ensemble!r}")
+
+
+def run_ensemble(model: Callable[[Tensor], Tensor], batch: Tensor, ensemble: int) -> Tensor:
+    """The mean of ``ensemble`` passes over (B, 3, H, W): as it is, then turned by 180°, then mirrored, then all that
+    transposed. Returns (B, 3, H, W) float32; one pass is the model's output itself."""
+    total = torch.zeros(())
+    for index in range(ensemble):
+        axes = _MIRRORED[index % 4]
+        view = batch.transpose(2, 3) if index >= 4 else batch
+        result = model(view.flip(axes).contiguous()).float().flip(axes)
+        result = result.transpose(2, 3) if index >= 4 else result
+        total = result if index == 0 else total.add_(result)
+    return total if ensemble == 1 else total.div_(ensemble)
