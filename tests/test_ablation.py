@@ -110,6 +110,17 @@ def test_an_interrupted_ablation_begins_no_further_run(photos, tmp_path, monkeyp
     assert len(begun) == 3
 
 
+def test_the_summary_says_what_was_varied(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("kithkin.ablation.train", lambda *arguments, **options: None)
+    fixed = {"schedule.steps": 3, "schedule.batch_size": 2}
+    said = vary_recipe(recipe(photos, **fixed), {"model.k": [2]}, tmp_path, minutes=0).summary
+    assert said.startswith("Training runs of 3 steps of 2 crops of ")
+    said = vary_recipe(
+        recipe(photos, **fixed), {"schedule.steps": [3, 9], "data.crop": [32]}, tmp_path, minutes=0
+    ).summary
+    assert said.startswith("Training runs of 3 or 9 steps of 2 crops of 32², ")
+
+
 def test_wrong_requests_are_refused(photos, tmp_path, model):
     with pytest.raises(InputError, match="did you mean"):
         vary_recipe(recipe(photos), {"model.n_hash": [1]}, tmp_path / "a")

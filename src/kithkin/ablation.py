@@ -198,10 +198,16 @@ def vary_recipe(
                 break  # it was told to stop, by Ctrl-C or SIGTERM
         if (folder / f"{config.name}.safetensors").is_file():
             cells.append(Cell(setting, {f"{name} PSNR": value for name, value in _last_validation(log).items()}))
+
+    def said(key: str, value: Any) -> str:
+        return " or ".join(map(str, variations.get(key, [value])))
+
+    schedule = recipe.schedule
+    length = f"{said('schedule.steps', schedule.steps)} steps" if schedule.steps else f"{schedule.epochs} epochs"
     summary = (
-        f"Training runs{f' from {init}' if init else ''} of {recipe.schedule.steps or recipe.schedule.epochs} "
-        f"{'steps' if recipe.schedule.steps else 'epochs'} of {recipe.schedule.batch_size} crops of "
-        f"{recipe.data.crop}², compared on {name_of(recipe.validation.folder)}; PSNR of protocol rgb."
+        f"Training runs{f' from {init}' if init else ''} of {length} of "
+        f"{said('schedule.batch_size', schedule.batch_size)} crops of {said('data.crop', recipe.data.crop)}², compared "
+        f"on {name_of(recipe.validation.folder)}; PSNR of protocol rgb."
     )
     return Ablation(tuple(variations), tuple(cells), summary)
 
