@@ -26,7 +26,8 @@ def evaluate(
         "--model",
         "-m",
         help="A name from `kithkin models` or a checkpoint (+2, +4 or +8 behind it: the mean of so many passes), bm3d, "
-        "nlm, input, an .onnx or TorchScript file; may be repeated. If none: the model of the set's task, where --dataset or --table tells it, else denoise.",
+        "nlm, input, an .onnx or TorchScript file; may be repeated. If none: the model of the set's task, where "
+        "--dataset or --table tells it, else denoise.",
     ),
     protocol: str = typer.Option(
         None,
