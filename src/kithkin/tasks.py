@@ -21,9 +21,9 @@ def denoise(
     device: str | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Restorable:
-    """Remove noise from a picture, with the model ``denoise`` of ``kithkin.zoo.list_models``.
+    """Remove noise from a picture, with the model ``denoise-real`` of ``kithkin.zoo.list_models``.
 
-    The weights are read at the first call and kept.
+    It knows the noise of cameras and phones, and Gaussian noise. The weights are read at the first call and kept.
 
     Args:
         image: a path, a PIL image, a numpy array or a torch tensor, as in ``kithkin.restoration.restore``; the
@@ -36,7 +36,7 @@ def denoise(
     Raises:
         InputError, ImageError, KithkinError: as ``kithkin.restoration.restore``.
     """
-    return _run("denoise", device, image, strength=strength, ensemble=ensemble, tile=tile, progress=progress)
+    return _run("denoise-real", device, image, strength=strength, ensemble=ensemble, tile=tile, progress=progress)
 
 
 def derain(

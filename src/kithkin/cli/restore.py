@@ -133,7 +133,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a fi
 def restore(
     paths: Paths,
     out: Out = None,
-    model: Model = "denoise",
+    model: Model = "denoise-real",
     tile: Tile = "auto",
     overlap: Overlap = 32,
     strength: Strength = 1.0,
