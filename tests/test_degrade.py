@@ -384,9 +384,7 @@ def blur_of(read=(0.0, 0.0), **changes):
     return (degraded - target).square().mean().sqrt().item()
 
 
-@pytest.mark.parametrize(
-    "changes", [{"shake": 1.0}, {"straight": 1.0}, {"foreground_share": 1.0, "shake": 0.3}, {"defocused_share": 1.0}]
-)
+@pytest.mark.parametrize("changes", [{"shake": 1.0}, {"straight": 1.0}, {"defocused_share": 1.0}])
 def test_each_share_of_a_recipe_blurs(changes):
     """Nothing moves and all is in focus but for what the recipe names; what is left are photons and 8 bits."""
     nothing = blur_of()
@@ -399,14 +397,22 @@ def test_the_blur_of_a_recipe_has_its_noise():
     assert blur_of(read=(0.05, 0.05), linear_share=1.0) == pytest.approx(0.05, rel=0.15)
 
 
-def test_the_curves_of_a_recipe_are_shared_out(monkeypatch):
+def test_every_number_of_a_recipe_arrives(monkeypatch):
     seen = []
     monkeypatch.setattr(
         "kithkin.data.degrade.add_blur", lambda clean, generator, kinds: seen.append(kinds) or (clean, clean)
     )
-    for share in (0.3, 1.0):
-        degrade_photos(scene(64, 64), seeded(), BlurConfig(kind="blur", linear_share=share, margin=8))
-    assert seen[0].curves == pytest.approx((0.5, 0.2, 0.3))
+    shares = {"framed_share": 0.1, "varying_share": 0.2, "foreground_share": 0.3, "defocused_share": 0.4}
+    motions = {"shake": 0.5, "straight": 0.6, "still": 0.7}
+    ranges = {"exposure": (0.25, 0.75), "read": (0.01, 0.02)}
+    settings = BlurConfig(kind="blur", margin=8, length=12, **shares, **motions, **ranges)
+    for changed in (settings, settings.model_copy(update={"linear_share": 1.0})):
+        degrade_photos(scene(64, 64), seeded(), changed)
+    kinds = seen[0]
+    assert (kinds.framed, kinds.varying, kinds.foreground, kinds.defocused) == (0.1, 0.2, 0.3, 0.4)
+    assert (kinds.motions, kinds.margin, kinds.length) == ((0.5, 0.6, 0.7), 8, 12)
+    assert (kinds.exposure, kinds.read) == ((0.25, 0.75), (0.01, 0.02))
+    assert kinds.curves == pytest.approx((0.5, 0.2, 0.3))
     assert seen[1].curves == (0, 0, 1)
 
 

@@ -3,7 +3,6 @@ well, and the mean of what comes out, turned back, has fewer errors than one pas
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from kithkin.errors import InputError
@@ -22,11 +21,14 @@ def check_ensemble(ensemble: int) -> None:
 def run_ensemble(model: Callable[[Tensor], Tensor], batch: Tensor, ensemble: int) -> Tensor:
     """The mean of ``ensemble`` passes over (B, 3, H, W): as it is, then turned by 180°, then mirrored, then all that
     transposed. Returns (B, 3, H, W) float32; one pass is the model's output itself."""
-    total = torch.zeros(())
-    for index in range(ensemble):
-        axes = _MIRRORED[index % 4]
-        view = batch.transpose(2, 3) if index >= 4 else batch
+
+    def seen(index: int) -> Tensor:
+        axes, transposed = _MIRRORED[index % 4], index >= 4
+        view = batch.transpose(2, 3) if transposed else batch
         result = model(view.flip(axes).contiguous()).float().flip(axes)
-        result = result.transpose(2, 3) if index >= 4 else result
-        total = result if index == 0 else total.add_(result)
-    return total if ensemble == 1 else total.div_(ensemble)
+        return result.transpose(2, 3) if transposed else result
+
+    total = seen(0)
+    for index in range(1, ensemble):
+        total = total + seen(index)
+    return total / ensemble
