@@ -117,6 +117,22 @@ def test_fsdp_draws_the_first_losses_of_ddp_bit_for_bit(runs):
     assert losses_of(runs["two"])[0] == losses_of(runs["sharded"])[0]
 
 
+def test_muon_steps_alike_whatever_the_processes_share(photos, tmp_path):
+    """Five steps: what a process orthogonalises is the whole weight, not its part of it."""
+    values = values_of(photos, optimizer__kind="muon", schedule__steps=5, validation__every=5)
+    alone(values, tmp_path / "one")
+    together(2, values, [tmp_path / "two", tmp_path / "nothing"])
+    sharded = values_of(
+        photos, optimizer__kind="muon", schedule__steps=5, validation__every=5, distributed__kind="fsdp"
+    )
+    together(2, sharded, tmp_path / "sharded")
+    start = tensors_of(tmp_path / "one", ["exp_avg"])
+    assert len(start) > 20
+    for other in ("two", "sharded"):
+        assert tensors_of(tmp_path / other).keys() == tensors_of(tmp_path / "one").keys()
+        assert distance(tmp_path / "one", tmp_path / other) < 1e-4
+
+
 def test_no_crop_is_seen_twice_and_none_is_left_out(runs, photos, tmp_path):
     whole = runs["whole"][1][0]["crops"]
     assert len(set(whole)) == len(whole) == 50 * 4

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import kithkin.training.loop as loop
-from kithkin.checkpoint import read_model, read_tensors, weights_of
+from kithkin.checkpoint import read_model, read_tensors, weights_of, write_tensors
 from kithkin.config import parse_config
 from kithkin.data import DEGRADATIONS, Degradation, degrade_crops, open_folders, sample_batch
 from kithkin.errors import CheckpointError, InputError
@@ -166,6 +166,7 @@ def test_a_tiny_network_learns_to_denoise(tmp_path, monkeypatch):
         ({}, [4, 8]),
         ({"optimizer.ema_decay": 0.0}, [4]),
         ({"precision": "bfloat16", "model.share_query_key": True}, [8]),
+        ({"optimizer.kind": "muon"}, [4, 8]),
     ],
     ids=str,
 )
@@ -609,11 +610,38 @@ def test_rotations_are_redrawn_at_each_step_and_fixed_when_watched(tmp_path, pho
 
 def test_offsets_and_norms_do_not_decay(photos):
     state = TrainState.create(run_config(photos), Ranks())
-    decayed, plain = state.optimizer.param_groups
+    decayed, plain = state.optimizers[0].param_groups
     assert (decayed["weight_decay"], plain["weight_decay"]) == (1e-2, 0.0)
     assert {p.ndim for p in plain["params"]} == {1}
     assert min(p.ndim for p in decayed["params"]) == 2
     assert len(decayed["params"]) + len(plain["params"]) == len(list(state.model.parameters()))
+
+
+def test_muon_takes_the_weights_between_features_and_adamw_the_others(photos):
+    state = TrainState.create(run_config(photos, {"optimizer.kind": "muon", "optimizer.update_rms": 0.3}), Ranks())
+    muon, adamw = state.optimizers
+    names = {id(p): name for name, p in state.model.named_parameters()}
+    hidden = [names[id(p)] for group in muon.param_groups for p in group["params"]]
+    others = [names[id(p)] for group in adamw.param_groups for p in group["params"]]
+    assert sorted(hidden + others) == sorted(names.values())
+    assert {"stem.conv2.weight", "encoder.0.0.attention.query_proj.weight", "down.0.conv.weight"} <= set(hidden)
+    assert all(name.endswith(".weight") and "depthwise" not in name and "norm" not in name for name in hidden)
+    assert {"stem.conv1.weight", "head.conv3.weight", "encoder.0.0.ffn.depthwise.weight"} <= set(others)
+    (group,) = muon.param_groups
+    assert (group["momentum"], group["weight_decay"], group["update_rms"]) == (0.95, 1e-2, 0.3)
+
+
+def test_a_checkpoint_without_the_state_of_adamw_for_a_weight_is_damaged(tmp_path, photos):
+    """Of a weight that Muon takes it has none; of the others it needs both moments."""
+    config = run_config(photos, {"optimizer.kind": "muon", "schedule.steps": 2})
+    train(config, tmp_path)
+    (folder,) = checkpoints(tmp_path)
+    moments, header = read_tensors(folder / "exp_avg_sq.safetensors")
+    assert "stem.conv2.weight" not in moments
+    del moments["stem.conv1.weight"]
+    write_tensors(moments, folder / "exp_avg_sq.safetensors", header)
+    with pytest.raises(CheckpointError, match=r"no optimiser state for stem\.conv1\.weight"):
+        train(config, tmp_path, resume=True)
 
 
 def test_the_gradient_is_clipped(tmp_path, photos, monkeypatch):

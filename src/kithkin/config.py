@@ -243,16 +243,21 @@ class ScheduleConfig(_Section):
 
 
 class OptimizerConfig(_Section):
-    """AdamW.
+    """AdamW, the paper's, or Muon for the weights between features and AdamW for the others (decision D18).
 
     Attributes:
-        betas, weight_decay: of AdamW.
+        kind: ``"adamw"`` or ``"muon"``.
+        betas, weight_decay: of AdamW; the decay is Muon's as well.
+        momentum, update_rms: of Muon, see ``kithkin.training.muon.Muon``.
         grad_clip: largest norm of the gradient; 0 does not clip.
         ema_decay: decay a step of the averaged weights that are validated and exported; 0 keeps no average.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     betas: tuple[Beta, Beta]
     weight_decay: Annotated[float, Field(ge=0)]
+    momentum: Beta = 0.95
+    update_rms: Annotated[float, Field(gt=0, le=10)] = 0.5
     grad_clip: Annotated[float, Field(ge=0)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
 

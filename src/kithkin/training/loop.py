@@ -62,7 +62,7 @@ def train(
     device: str = "cpu",
     report: Report | None = None,
 ) -> Path | None:
-    """Train a network: AdamW on Eq. 11, linear warm-up and cosine, checkpoints, validation, a log, a plot.
+    """Train a network: AdamW or Muon on Eq. 11, linear warm-up and cosine, checkpoints, validation, a log, a plot.
 
     A resumed run equals an uninterrupted one bit for bit on one machine: batches, noise and hash rotations are
     functions of the seed and the step. Under torchrun the processes share every batch, and any number of them goes
@@ -199,12 +199,13 @@ class _Run:
         """One step of the optimiser on the parts of this process's share of a batch, all of one size."""
         schedule, optimizer = self.config.schedule, self.config.optimizer
         lr = learning_rate(state.step, steps=self.steps, warmup=self.warmup, lr=schedule.lr, final_lr=schedule.final_lr)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
+        for optimiser in state.optimizers:
+            for group in optimiser.param_groups:
+                group["lr"] = lr
         rotations = torch.Generator(self.ranks.device).manual_seed(self.config.seed * 1_000_003 + state.step + 1)
         state.model.train()
         state.model.redraw_rotations(rotations)
-        state.optimizer.zero_grad()
+        state.model.zero_grad()
         losses = []
         for i, part in enumerate(parts, start=1):
             with self.ranks.summing(self.network, last=i == len(parts)):
@@ -213,7 +214,8 @@ class _Run:
             losses.append(loss.detach())
         if optimizer.grad_clip:
             torch.nn.utils.clip_grad_norm_(state.model.parameters(), optimizer.grad_clip)
-        state.optimizer.step()
+        for optimiser in state.optimizers:
+            optimiser.step()
         state.step += 1
         state.update_average(optimizer.ema_decay)
         state.losses.append(torch.stack(losses).sum())

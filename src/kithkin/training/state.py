@@ -24,13 +24,14 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from kithkin.checkpoint import model_header, read_tensors, weights_of, write_tensors
-from kithkin.config import RunConfig
+from kithkin.config import OptimizerConfig, RunConfig
 from kithkin.errors import CheckpointError, InputError
 from kithkin.growth import grow
 from kithkin.model import KiT
 from kithkin.training.distributed import Ranks
+from kithkin.training.muon import Muon, hidden_weights
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq")  # Muon keeps the first alone
 
 # Which patches meet, and how many: no parameter depends on these, so weights carry over. Sizes may grow.
 _GROUPING = ("k", "n_hashes", "n_buckets", "hash_input", "hash_features", "n_pairs", "rotation_seed")
@@ -44,7 +45,7 @@ class TrainState:
     Attributes:
         model: what is trained.
         average: its exponential moving average; the model itself where none is kept.
-        optimizer: AdamW.
+        optimizers: AdamW, or Muon and AdamW, each with its parameters.
         ranks: this process and the others.
         step: steps done.
         seconds: spent on them.
@@ -53,7 +54,7 @@ class TrainState:
 
     model: KiT
     average: KiT
-    optimizer: torch.optim.AdamW
+    optimizers: tuple[torch.optim.Optimizer, ...]
     ranks: Ranks
     step: int = 0
     seconds: float = 0.0
@@ -68,14 +69,7 @@ class TrainState:
         average = copy.deepcopy(model).eval() if config.optimizer.ema_decay else model
         for network in {id(model): model, id(average): average}.values():
             ranks.shard(network)
-        decayed = [p for p in model.parameters() if p.ndim > 1]
-        plain = [p for p in model.parameters() if p.ndim <= 1]
-        groups = [
-            {"params": decayed, "weight_decay": config.optimizer.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.optimizer.betas, fused=True)
-        return cls(model, average, optimizer, ranks)
+        return cls(model, average, _optimizers(model, config.optimizer), ranks)
 
     def start_from(self, model: KiT) -> None:
         """Take over the weights of a network that differs in its grouping at most, or is smaller
@@ -114,8 +108,10 @@ class TrainState:
         tensors: dict[str, Any] = {"model": get_model_state_dict(self.model, options=whole)}
         if self.average is not self.model:
             tensors["average"] = get_model_state_dict(self.average, options=whole)
-        moments: Any = get_optimizer_state_dict(self.model, self.optimizer, options=whole).get("state", {})
-        return tensors | {moment: {name: moments[name][moment] for name in moments} for moment in MOMENTS}
+        kept: Any = get_optimizer_state_dict(self.model, self.optimizers, options=whole).get("state", {})
+        return tensors | {
+            moment: {name: state[moment] for name, state in kept.items() if moment in state} for moment in MOMENTS
+        }
 
     def _write(self, folder: Path, tensors: dict[str, dict[str, Tensor]], run: dict[str, Any]) -> None:
         final = folder / f"step-{self.step:08d}"
@@ -145,19 +141,39 @@ class TrainState:
             set_model_state_dict(self.average, read["average"], options=handed_out)
         # The groups and their settings stay those of the run as it is now.
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        optimizer: dict[str, Any] = get_optimizer_state_dict(self.model, self.optimizer, options=whole)
-        set_optimizer_state_dict(self.model, self.optimizer, optimizer | read["optimizer"], options=handed_out)
+        optimizer: dict[str, Any] = get_optimizer_state_dict(self.model, self.optimizers, options=whole)
+        set_optimizer_state_dict(self.model, self.optimizers, optimizer | read["optimizer"], options=handed_out)
 
     def _read(self, folder: Path) -> dict[str, dict[str, Any]]:
         networks = ("model",) if self.average is self.model else ("model", "average")
         found = {name: weights_of(read_tensors(folder / f"{name}.safetensors")[0]) for name in (*networks, *MOMENTS)}
         state = {}
-        for name, _ in self.model.named_parameters():
-            if name not in found[MOMENTS[0]]:
+        orthogonalised = {
+            id(p) for o in self.optimizers if isinstance(o, Muon) for g in o.param_groups for p in g["params"]
+        }
+        for name, parameter in self.model.named_parameters():
+            kept = MOMENTS[:1] if id(parameter) in orthogonalised else MOMENTS
+            if any(name not in found[moment] for moment in kept):
                 raise CheckpointError(f"{folder} has no optimiser state for {name}")
-            moments = {moment: found[moment][name] for moment in MOMENTS}
+            moments = {moment: found[moment][name] for moment in kept}
             state[name] = {"step": torch.tensor(float(self.step)), **moments}
         return found | {"optimizer": {"state": state}}
+
+
+def _optimizers(model: KiT, config: OptimizerConfig) -> tuple[torch.optim.Optimizer, ...]:
+    """Those of a run; the learning rate is set step by step. Only weights decay, no offsets or scales."""
+    hidden = hidden_weights(model) if config.kind == "muon" else []
+    taken = {id(p) for p in hidden}
+    others = [p for p in model.parameters() if id(p) not in taken]
+    groups = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
+    if not hidden:
+        return (adamw,)
+    rates = {"momentum": config.momentum, "weight_decay": config.weight_decay, "update_rms": config.update_rms}
+    return Muon(hidden, lr=0.0, **rates), adamw
 
 
 def read_run(folder: Path) -> dict[str, Any]:
