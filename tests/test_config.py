@@ -48,6 +48,7 @@ def test_a_recipe_leaves_nothing_to_a_default(name):
     for section in SECTIONS[1:]:
         known = set(RunConfig.model_fields[section].annotation.model_fields)
         optional = {"sigma", "folder", "sigmas", "degradation", "degraded_share", "pairs", "pairs_share"}
+        optional |= {"momentum", "update_rms"} if given["optimizer"]["kind"] == "adamw" else set()
         assert known - set(given[section]) <= optional, section
     degradation = load_config(name).data.degradation
     if degradation is not None:
@@ -186,6 +187,8 @@ def test_every_mistake_is_listed():
         ("optimizer.betas", [0.9, 1.0]),
         ("optimizer.betas", [-0.1, 0.9]),
         ("optimizer.weight_decay", -1),
+        ("optimizer.kind", "sgd"),
+        ("optimizer.update_rms", 0),
         ("optimizer.grad_clip", -1),
         ("optimizer.ema_decay", 1),
         ("optimizer.ema_decay", -0.1),
@@ -203,6 +206,14 @@ def test_every_mistake_is_listed():
 def test_a_value_out_of_range_is_refused_by_name(key, value):
     with pytest.raises(InputError, match=key.rpartition(".")[2]):
         load_config("sidd", {key: value})
+
+
+@pytest.mark.parametrize("key", ["momentum", "update_rms"])
+def test_what_only_muon_has_is_refused_beside_adamw(key):
+    given = {"optimizer.kind": "muon", f"optimizer.{key}": 0.3}
+    assert getattr(load_config("sidd", given).optimizer, key) == 0.3
+    with pytest.raises(InputError, match="kind"):
+        load_config("sidd", {f"optimizer.{key}": 0.3})
 
 
 @pytest.mark.parametrize("key", ["name", "seed", "task", "precision", *SECTIONS])

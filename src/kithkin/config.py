@@ -248,7 +248,7 @@ class OptimizerConfig(_Section):
     Attributes:
         kind: ``"adamw"`` or ``"muon"``.
         betas, weight_decay: of AdamW; the decay is Muon's as well.
-        momentum, update_rms: of Muon, see ``kithkin.training.muon.Muon``.
+        momentum, update_rms: of Muon, see ``kithkin.training.muon.Muon``; None takes its defaults.
         grad_clip: largest norm of the gradient; 0 does not clip.
         ema_decay: decay a step of the averaged weights that are validated and exported; 0 keeps no average.
     """
@@ -256,10 +256,16 @@ class OptimizerConfig(_Section):
     kind: Literal["adamw", "muon"] = "adamw"
     betas: tuple[Beta, Beta]
     weight_decay: Annotated[float, Field(ge=0)]
-    momentum: Beta = 0.95
-    update_rms: Annotated[float, Field(gt=0, le=10)] = 0.5
+    momentum: Beta | None = None
+    update_rms: Annotated[float, Field(gt=0, le=10)] | None = None
     grad_clip: Annotated[float, Field(ge=0)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _of_muon(self) -> "OptimizerConfig":
+        if self.kind != "muon" and (self.momentum is not None or self.update_rms is not None):
+            raise ValueError('momentum and update_rms are Muon\'s; set kind = "muon", or leave them out')
+        return self
 
 
 class LossConfig(_Section):

@@ -67,7 +67,7 @@ class Muon(torch.optim.Optimizer):
         *,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
-        update_rms: float = 0.2,
+        update_rms: float = 0.5,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "update_rms": update_rms}
         super().__init__(params, defaults)

@@ -172,8 +172,9 @@ def _optimizers(model: KiT, config: OptimizerConfig) -> tuple[torch.optim.Optimi
     adamw = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
     if not hidden:
         return (adamw,)
-    rates = {"momentum": config.momentum, "weight_decay": config.weight_decay, "update_rms": config.update_rms}
-    return Muon(hidden, lr=0.0, **rates), adamw
+    given = {"momentum": config.momentum, "update_rms": config.update_rms}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return Muon(hidden, lr=0.0, weight_decay=config.weight_decay, **chosen), adamw
 
 
 def read_run(folder: Path) -> dict[str, Any]:
