@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from kithkin.config import BlurConfig, CameraConfig, CorrelatedConfig, RainConfig
 from kithkin.data import degrade_photos, margin
 from kithkin.data.degrade import (
     Cameras,
@@ -26,6 +25,7 @@ from kithkin.data.degrade import (
     smooth,
     unprocess,
 )
+from kithkin.degradation_config import BlurConfig, CameraConfig, CorrelatedConfig, RainConfig
 from kithkin.errors import InputError
 
 

@@ -20,7 +20,7 @@ LAYERS = (
     "training : evaluation",
     "methods",
     "restoration : containers : restore_files : cluster : tasks : neighbors : export : integrations : ensemble",
-    "checkpoint : zoo : config : data : growth",
+    "checkpoint : zoo : config : degradation_config : data : growth",
     "model",
     "layers",
     "ops : losses : metrics : images",

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kithkin.config import BlurConfig, CameraConfig, CorrelatedConfig, RainConfig
 from kithkin.data.degrade.blur import BlurSettings, add_blur
 from kithkin.data.degrade.camera import (
     Cameras,
@@ -27,6 +26,7 @@ from kithkin.data.degrade.camera import (
 from kithkin.data.degrade.jpeg import jpeg
 from kithkin.data.degrade.noise import benchmark_noise, correlated_noise, draw, gaussian_noise, smooth
 from kithkin.data.degrade.rain import LOOKS, RainSettings, add_rain
+from kithkin.degradation_config import BlurConfig, CameraConfig, CorrelatedConfig, RainConfig
 from kithkin.errors import InputError
 
 __all__ = [

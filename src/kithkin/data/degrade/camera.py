@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kithkin.config import CameraConfig
 from kithkin.data.degrade.jpeg import jpeg
 from kithkin.data.degrade.noise import correlated_noise, draw, smooth
+from kithkin.degradation_config import CameraConfig
 
 # XYZ -> camera RGB of the four cameras of the Darmstadt Noise Dataset, as tabulated by Brooks et al.
 XYZ_TO_CAMERA = (

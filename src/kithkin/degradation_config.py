@@ -1,0 +1,130 @@
+"""What can be done to photographs while training: the part of a recipe that says how they are degraded."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+Sigma = Annotated[float, Field(ge=0, le=255)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Grain = Annotated[float, Field(ge=0, le=2)]
+Quality = Annotated[float, Field(ge=1, le=100)]
+
+
+def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"runs from low to high, got {list(bounds)}")
+    return bounds
+
+
+Sigmas = Annotated[tuple[Sigma, Sigma], AfterValidator(_rising)]
+Shares = Annotated[tuple[Share, Share], AfterValidator(_rising)]
+Grains = Annotated[tuple[Grain, Grain], AfterValidator(_rising)]
+Qualities = Annotated[tuple[Quality, Quality], AfterValidator(_rising)]
+
+
+class Section(BaseModel):
+    """A table of a recipe: unknown keys are refused, values stay as they were read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CorrelatedConfig(Section):
+    """Gaussian noise that is alike in neighbouring pixels and channels.
+
+    Attributes:
+        sigma: range of the noise level on the 0-255 scale.
+        grain: range of the standard deviation of the kernel that white noise went through, in pixels.
+        chroma: range of the share of the variance that every channel has for itself; 0 is gray noise.
+    """
+
+    kind: Literal["correlated"]
+    sigma: Sigmas = (0.0, 50.0)
+    grain: Grains = (0.0, 1.2)
+    chroma: Shares = (0.0, 1.0)
+
+
+class CameraConfig(Section):
+    """Noise of a camera's sensor, developed, denoised a little and compressed.
+
+    Attributes:
+        phone_share: of pictures with the sensor noise of phones (SIDD); the others have that of cameras (DND).
+        noise_left: range of the share of its amplitude that the camera's noise reduction leaves.
+        luma_grain, chroma_grain: ranges of the kernels by which the camera smooths noise, in pixels; the first is also
+            that of correlated noise.
+        correlated_share: of pictures with correlated noise instead of a sensor's.
+        correlated_sigma: range of its level on the 0-255 scale.
+        jpeg_share: of pictures that are compressed; all are rounded to 8 bits.
+        jpeg_quality: range, on libjpeg's scale.
+    """
+
+    kind: Literal["camera"]
+    phone_share: Share = 0.3
+    noise_left: Shares = (0.05, 0.7)
+    luma_grain: Grains = (0.0, 0.8)
+    chroma_grain: Grains = (0.0, 1.6)
+    correlated_share: Share = 0.2
+    correlated_sigma: Sigmas = (2.0, 20.0)
+    jpeg_share: Share = 0.9
+    jpeg_quality: Qualities = (75.0, 100.0)
+
+
+class RainConfig(Section):
+    """Rain of three looks, see ``kithkin.data.degrade.rain.LOOKS``.
+
+    Attributes:
+        light, medium, heavy: relative shares of the looks.
+        dry_share: of pictures that get no rain, so that the network learns to leave those alone.
+    """
+
+    kind: Literal["rain"]
+    light: Share = 0.5
+    medium: Share = 0.25
+    heavy: Share = 0.25
+    dry_share: Share = 0.1
+
+    @model_validator(mode="after")
+    def _it_rains(self) -> "RainConfig":
+        if not self.light + self.medium + self.heavy > 0:
+            raise ValueError("light, medium and heavy are all 0; at least one look needs a share")
+        return self
+
+
+class BlurConfig(Section):
+    """Camera shake, straight motion, moving parts and defocus, see ``kithkin.data.degrade.blur.BlurSettings``.
+
+    Attributes:
+        length: of the path of a full exposure, in pixels.
+        exposure: range of the fraction of the path that is seen.
+        shake, straight, still: relative shares of a shaking hand, a straight motion and none.
+        framed_share, varying_share, foreground_share, defocused_share: of pictures that are averages of frames, whose
+            kernel changes over the picture, a part of which moves on a path of its own, that are out of focus.
+        linear_share: of pictures that are blurred as stored, without a curve between stored values and light.
+        read: range of the standard deviation of the noise of black, where white is 1.
+        margin: pixels on every side of a crop that are blurred into it.
+        sharp_share: of pictures that stay sharp, so that the network learns to leave those alone.
+    """
+
+    kind: Literal["blur"]
+    length: Annotated[float, Field(gt=0, le=60)] = 60.0
+    exposure: Shares = (0.01, 1.0)
+    shake: Share = 0.6
+    straight: Share = 0.3
+    still: Share = 0.1
+    framed_share: Share = 0.15
+    varying_share: Share = 0.5
+    foreground_share: Share = 0.25
+    defocused_share: Share = 0.2
+    linear_share: Share = 0.3
+    read: Shares = (0.0, 0.002)
+    margin: Annotated[int, Field(ge=6, le=128)] = 32
+    sharp_share: Share = 0.1
+
+    @model_validator(mode="after")
+    def _something_happens(self) -> "BlurConfig":
+        if not self.shake + self.straight + self.still > 0:
+            raise ValueError("shake, straight and still are all 0; at least one motion needs a share")
+        return self
+
+
+# What can be done to photographs beside plain noise. Each kind has its function in kithkin.data.degrade.DEGRADATIONS.
+DegradationConfig = Annotated[CorrelatedConfig | CameraConfig | RainConfig | BlurConfig, Field(discriminator="kind")]
