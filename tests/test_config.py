@@ -208,14 +208,6 @@ def test_a_value_out_of_range_is_refused_by_name(key, value):
         load_config("sidd", {key: value})
 
 
-@pytest.mark.parametrize("key", ["momentum", "update_rms"])
-def test_what_only_muon_has_is_refused_beside_adamw(key):
-    given = {"optimizer.kind": "muon", f"optimizer.{key}": 0.3}
-    assert getattr(load_config("sidd", given).optimizer, key) == 0.3
-    with pytest.raises(InputError, match="kind"):
-        load_config("sidd", {f"optimizer.{key}": 0.3})
-
-
 @pytest.mark.parametrize("key", ["name", "seed", "task", "precision", *SECTIONS])
 def test_a_missing_part_is_refused_by_name(key):
     given = values()

@@ -128,6 +128,7 @@ class OptimizerConfig(Section):
         kind: ``"adamw"`` or ``"muon"``.
         betas, weight_decay: of AdamW; the decay is Muon's as well.
         momentum, update_rms: of Muon, see ``kithkin.training.muon.Muon``; None takes its defaults.
+            AdamW has no use for them.
         grad_clip: largest norm of the gradient; 0 does not clip.
         ema_decay: decay a step of the averaged weights that are validated and exported; 0 keeps no average.
     """
@@ -139,12 +140,6 @@ class OptimizerConfig(Section):
     update_rms: Annotated[float, Field(gt=0, le=10)] | None = None
     grad_clip: Annotated[float, Field(ge=0)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
-
-    @model_validator(mode="after")
-    def _of_muon(self) -> "OptimizerConfig":
-        if self.kind != "muon" and (self.momentum is not None or self.update_rms is not None):
-            raise ValueError('momentum and update_rms are Muon\'s; set kind = "muon", or leave them out')
-        return self
 
 
 class LossConfig(Section):

@@ -16,7 +16,7 @@ from kithkin.ops.grouping import FEATURES
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"width": 24, "ffn_ratio": 3.0},
-    "small": {"width": 32, "ffn_ratio": 4.0},
+    "small": {"width": 32, "depth": 1, "ffn_ratio": 2.0, "stem_stride": 1, "n_hashes": 1},
     "base": {"width": 96, "ffn_ratio": 3.0},
 }
 
