@@ -102,32 +102,37 @@ struct Round {
 // this one is worked off: at once, they would be more than a core has in flight, and it would wait for them.
 class Ahead {
   public:
-    template <typename T>
-    void begin(const Round<T>& call, int64_t steps) {
-        rows_.clear();
-        next_ = 0, steps_ = std::max<int64_t>(1, steps), pixels_ = call.shape.pixels;
+    void clear() { patches_.clear(), each_ = 0; }
+    // A patch of `pixels`, `pitch` bytes apart, `bytes` of each.
+    void add(const void* patch, int64_t pixels, int64_t pitch, int64_t bytes) {
+        const char* start = static_cast<const char*>(patch);
+        if (pitch == bytes) patches_.push_back({start, 0, 1, pixels * bytes});
+        else patches_.push_back({start, pitch, pixels, bytes});
     }
-    // A patch whose pixels are `pitch` bytes apart, `bytes` of each.
-    void add(const void* patch, int64_t pitch, int64_t bytes) {
-        rows_.push_back({static_cast<const char*>(patch), pitch, bytes});
-        each_ = (static_cast<int64_t>(rows_.size()) * pixels_ + steps_ - 1) / steps_;
+    // From now on: all that was added, in so many steps.
+    void begin(int64_t steps) {
+        next_ = patches_.data(), end_ = next_ + patches_.size(), at_ = 0, pixel_ = 0;
+        int64_t lines = 0;
+        for (const Patch& patch : patches_) lines += patch.pixels * ((patch.bytes + 63) / 64);
+        each_ = (lines + steps - 1) / steps;
     }
     void ask() {
-        const int64_t all = static_cast<int64_t>(rows_.size()) * pixels_;
-        for (const int64_t end = std::min(all, next_ + each_); next_ < end; ++next_) {
-            const Row& row = rows_[next_ / pixels_];
-            const char* pixel = row.patch + next_ % pixels_ * row.pitch;
-            for (int64_t at = 0; at < row.bytes; at += 64) __builtin_prefetch(pixel + at, 0, 2);
+        for (int64_t left = each_; left > 0 && next_ != end_; --left) {
+            __builtin_prefetch(next_->start + pixel_ * next_->pitch + at_, 0, 2);
+            if ((at_ += 64) < next_->bytes) continue;
+            at_ = 0;
+            if (++pixel_ == next_->pixels) pixel_ = 0, ++next_;
         }
     }
 
   private:
-    struct Row {
-        const char* patch;
-        int64_t pitch, bytes;
+    struct Patch {
+        const char* start;
+        int64_t pitch, pixels, bytes;
     };
-    std::vector<Row> rows_;
-    int64_t next_ = 0, each_ = 0, steps_ = 1, pixels_ = 1;
+    std::vector<Patch> patches_;
+    const Patch *next_ = nullptr, *end_ = nullptr;
+    int64_t at_ = 0, pixel_ = 0, each_ = 0;
 };
 
 // A patch of one head as floats: where it lies, or a copy.
@@ -253,6 +258,7 @@ inline Vec softmax_top(const float* x, int64_t n, int64_t lanes) {
     constexpr int64_t CHAINS = P && P % 4 == 0 ? 4 : 1;
     Vec tops[CHAINS];
     for (int64_t p = 0; p < CHAINS; ++p) tops[p] = load(x + p * lanes);
+#pragma GCC unroll 16
     for (int64_t p = CHAINS; p < n; ++p) tops[p % CHAINS] = larger(tops[p % CHAINS], load(x + p * lanes));
     for (int64_t p = 1; p < CHAINS; ++p) tops[0] = larger(tops[0], tops[p]);
     return tops[0];
@@ -267,6 +273,7 @@ inline void attend_lane(float* x, const float* weight, int64_t pixels, int64_t l
     Vec e[P ? P : 1];
     const Vec top = softmax_top<P>(x, n, lanes);
     Vec total[2] = {};
+#pragma GCC unroll 16
     for (int64_t p = 0; p < n; ++p) {
         const Vec found = Dot::exp2_nonpositive(load(at(p)) - top);
         total[p % 2] += found;
@@ -276,8 +283,10 @@ inline void attend_lane(float* x, const float* weight, int64_t pixels, int64_t l
     const Vec factor = load(weight) / (total[0] + total[1]);
     const auto result = [&](int64_t p) { return (P ? e[P ? p : 0] : load(at(p))) * factor; };
     if constexpr (std::is_same_v<Dot, Floats>) {
+#pragma GCC unroll 16
         for (int64_t p = 0; p < n; ++p) store(out + p * lanes, result(p));
     } else {
+#pragma GCC unroll 8
         for (int64_t p = 0; p < n; p += 2) store(out + p / 2 * lanes, pairs_of(result(p), result(p + 1)));
     }
 }
@@ -393,6 +402,7 @@ inline void differentiate_lane(float* x, float* g, const float* weight, float* p
     Vec e[P ? P : 1];
     const Vec top = softmax_top<P>(x, n, lanes);
     Vec total[2] = {}, products[2] = {};
+#pragma GCC unroll 16
     for (int64_t p = 0; p < n; ++p) {
         const Vec found = exp2_nonpositive(load(x + p * lanes) - top);
         total[p % 2] += found;
@@ -403,6 +413,7 @@ inline void differentiate_lane(float* x, float* g, const float* weight, float* p
     const Vec scale = 1.0f / (total[0] + total[1]), mean = (products[0] + products[1]) * scale;
     store(pair, mean);
     const Vec factor = load(weight) * scale;
+#pragma GCC unroll 16
     for (int64_t p = 0; p < n; ++p) {
         const Vec weighted = (P ? e[P ? p : 0] : load(x + p * lanes)) * factor;
         store(x + p * lanes, weighted);

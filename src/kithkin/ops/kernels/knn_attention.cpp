@@ -65,13 +65,14 @@ struct Chunks {
 template <typename T>
 void look_ahead(const Chunks& chunks, const Round<T>& call, int64_t round, int64_t chunk, Ahead& ahead) {
     const Shape& s = call.shape;
-    ahead.begin(call, 2 * s.kc * s.heads * ((s.kq + s.per_block - 1) / s.per_block));
+    ahead.clear();
     if (chunk + 1 >= chunks.count()) return;
     chunks.each_query(round, chunk + 1, [&](int64_t patch) {
         for (const T* base : {call.query, call.key, call.value})
-            ahead.add(base + patch * s.pixels * call.pitch, call.pitch * sizeof(T), s.channels * sizeof(T));
-        if (!call.first) ahead.add(call.out + patch * s.patch(), s.channels * 4, s.channels * 4);
+            ahead.add(base + patch * s.pixels * call.pitch, s.pixels, call.pitch * sizeof(T), s.channels * sizeof(T));
+        if (!call.first) ahead.add(call.out + patch * s.patch(), s.pixels, s.channels * 4, s.channels * 4);
     });
+    ahead.begin(2 * s.kc * s.heads * ((s.kq + s.per_block - 1) / s.per_block));
 }
 
 // The same for the backward pass, where the chunks before and after have been left out: all that the chunk meets is new.
@@ -79,11 +80,12 @@ template <typename T>
 void look_ahead(const Chunks& chunks, const Round<T>& call, int64_t round, const int64_t* chunk, const int64_t* end,
                 Scratch& w, Ahead& ahead) {
     const Shape& s = call.shape;
-    ahead.begin(call, 6 * s.kc * s.heads);
+    ahead.clear();
     if (chunk + 1 == end) return;
     chunks.find(round, chunk[1], w);
     const auto add = [&](const auto* base, int64_t patch, int64_t pitch) {
-        if (patch >= 0) ahead.add(base + patch * s.pixels * pitch, pitch * sizeof *base, s.channels * sizeof *base);
+        if (patch < 0) return;
+        ahead.add(base + patch * s.pixels * pitch, s.pixels, pitch * sizeof *base, s.channels * sizeof *base);
     };
     for (int64_t i = 0; i < s.kq; ++i) {
         add(call.query, w.queries[i], call.pitch);
@@ -94,6 +96,7 @@ void look_ahead(const Chunks& chunks, const Round<T>& call, int64_t round, const
         for (const T* base : {call.key, call.value}) add(base, w.candidates[j], call.pitch);
         for (const float* base : {call.d_key, call.d_value}) add(base, w.candidates[j], s.channels);
     }
+    ahead.begin(6 * s.kc * s.heads);
 }
 
 template <typename T>

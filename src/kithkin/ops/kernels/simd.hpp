@@ -53,19 +53,32 @@ inline Vec larger(Vec a, Vec b) {
 #endif
 }
 
-// 2^n for x = n + r with -1/2 <= r <= 1/2, as a power to add to the exponent of 2^r. Below -126 x is next to nothing.
-inline Vec split(Vec x, Int& power) {
-    const Vec magic = Vec{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+// x = n + r with n whole and -1/2 <= r <= 1/2: r, and what `raised` takes for n. Without AVX-512 nothing is below -126.
+inline Vec split(Vec x, Vec& n) {
+#if KITHKIN_LANES == 16
+    n = (Vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return x - n;
+#else
+    const Vec magic = Vec{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which the last bits then are
     x = larger(x, Vec{} - 126.0f);
-    const Vec shifted = x + magic;
-    power = (Int)shifted << 23;
-    return x - (shifted - magic);
+    n = x + magic;
+    return x - (n - magic);
+#endif
+}
+
+// y * 2^n for the n of `split`; y is near 1.
+inline Vec raised(Vec y, Vec n) {
+#if KITHKIN_LANES == 16
+    return (Vec)_mm512_scalef_ps((__m512)y, (__m512)n);
+#else
+    return (Vec)((Int)y + ((Int)n << 23));
+#endif
 }
 
 // 2^x for x <= 0, within about 2 units in the last place.
 inline Vec exp2_nonpositive(Vec x) {
-    Int power;
-    const Vec r = split(x, power);
+    Vec n;
+    const Vec r = split(x, n);
     Vec p = Vec{} + 1.5403530e-4f;
     p = p * r + 1.3333558e-3f;
     p = p * r + 9.6181291e-3f;
@@ -73,7 +86,7 @@ inline Vec exp2_nonpositive(Vec x) {
     p = p * r + 2.4022651e-1f;
     p = p * r + 6.9314718e-1f;
     p = p * r + 1.0f;
-    return (Vec)((Int)p + power);
+    return raised(p, n);
 }
 
 // How one element of the left factor meets a vector of the right one: both are floats, or both are pairs of bfloat16 along
@@ -86,13 +99,13 @@ struct Floats {
 struct Pairs {
     // Within 1e-4 of itself: what it is for is rounded to 8 bits.
     static Vec exp2_nonpositive(Vec x) {
-        Int power;
-        const Vec r = split(x, power);
+        Vec n;
+        const Vec r = split(x, n);
         Vec p = Vec{} + 5.5088680e-2f;
         p = p * r + 2.4260405e-1f;
         p = p * r + 6.9327624e-1f;
         p = p * r + 9.9992894e-1f;
-        return (Vec)((Int)p + power);
+        return raised(p, n);
     }
     static Vec multiply_add(float left, Vec right, Vec sum) {
         return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(left), (__m512bh)right);
@@ -122,7 +135,8 @@ struct Into {
 
 // R rows and V vectors of lanes of a product; the accumulators stay in registers.
 template <typename Dot, int R, int V>
-inline void product_block(Parts a, int64_t offset, const float* b, int64_t lanes, int64_t depth, float* out, Into into) {
+inline void product_block(const Parts& a, int64_t offset, const float* b, int64_t lanes, int64_t depth, float* out,
+                          const Into& into) {
     Vec sums[R * V];
 #pragma GCC unroll 32
     for (int i = 0; i < R * V; ++i) sums[i] = Vec{};
@@ -149,7 +163,8 @@ inline void product_block(Parts a, int64_t offset, const float* b, int64_t lanes
 
 // As many rows at a time as the registers hold accumulators for.
 template <typename Dot, int V>
-inline void product_lanes(Parts a, int64_t rows, const float* b, int64_t lanes, int64_t depth, float* out, Into into) {
+inline void product_lanes(const Parts& a, int64_t rows, const float* b, int64_t lanes, int64_t depth, float* out,
+                          const Into& into) {
     constexpr int MOST = W == 16 ? 12 : 6, FEWER = W == 16 ? 8 : 4;
     for (int64_t r = 0; r < rows;) {
         const int64_t left = rows - r;
@@ -166,7 +181,7 @@ inline void product_lanes(Parts a, int64_t rows, const float* b, int64_t lanes, 
 
 // (rows, lanes) = a (rows, depth of each part) times b (depth of all parts, lanes); lanes is a multiple of W.
 template <typename Dot>
-inline void product(Parts a, int64_t rows, const float* b, int64_t lanes, int64_t depth, Into into) {
+inline void product(const Parts& a, int64_t rows, const float* b, int64_t lanes, int64_t depth, const Into& into) {
     int64_t l = 0;
     for (; l + 2 * W <= lanes; l += 2 * W) product_lanes<Dot, 2>(a, rows, b + l, lanes, depth, into.out + l, into);
     if (l < lanes) product_lanes<Dot, 1>(a, rows, b + l, lanes, depth, into.out + l, into);
