@@ -116,7 +116,7 @@ def test_gradients_of_gradients_are_refused_but_by_the_reference():
 def _rank(rank, port, folder):
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(minutes=10))
     module, _ = block()
     wrapped = nn.parallel.DistributedDataParallel(module)
     x = torch.randn(2, 24, 28, 16, generator=torch.Generator().manual_seed(1))[rank : rank + 1]
