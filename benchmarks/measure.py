@@ -18,9 +18,10 @@ RESULTS = Path(__file__).parent / "results"
 def machine() -> dict[str, Any]:
     """The CPU, the versions and the threads that a number belongs to."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     return {
-        "cpu": model,
+        "cpu": fields.get("model name", platform.processor()),
+        "family and model": [fields.get("cpu family"), fields.get("model")],  # a virtual machine's name says little
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,

@@ -21,7 +21,7 @@ from kithkin.training import train
 from kithkin.training.state import TrainState, checkpoints
 
 SOURCE = Path(kithkin.__file__).parent.parent
-PATIENCE = 300  # seconds; a machine may be busy with other things
+PATIENCE = 900  # seconds; a machine may be busy with other things
 
 
 def values_of(photos, **changes):
