@@ -150,7 +150,7 @@ inline const float* floats(const bfloat16* patch, const Shape& s, int64_t pitch,
 #ifdef __AVX512BF16__
 // The pairs of two pixels, channel by channel: (P / 2, depth).
 inline void pair_pixels(const bfloat16* patch, const Shape& s, int64_t pitch, float* out) {
-    auto* to = reinterpret_cast<uint32_t*>(out);
+    auto* to = reinterpret_cast<Bits*>(out);
     for (int64_t p = 0; p < s.pixels; p += 2, to += s.depth) {
         const bfloat16 *low = patch + p * pitch, *high = low + pitch;
         for (int64_t c = 0; c < s.depth; ++c) to[c] = low[c].bits | static_cast<uint32_t>(high[c].bits) << 16;

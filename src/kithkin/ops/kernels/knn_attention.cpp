@@ -96,7 +96,7 @@ void look_ahead(const Chunks& chunks, const Round<T>& call, int64_t round, const
         for (const T* base : {call.key, call.value}) add(base, w.candidates[j], call.pitch);
         for (const float* base : {call.d_key, call.d_value}) add(base, w.candidates[j], s.channels);
     }
-    ahead.begin(6 * s.kc * s.heads);
+    ahead.begin(5 * s.kc * s.heads);  // the products of a candidate
 }
 
 template <typename T>
@@ -165,15 +165,19 @@ bool backward(const KithkinCall& c) {
 
 extern "C" {
 
-// 0, or 1 where the memory did not suffice.
+// 0, or 1 where the work fails or memory runs out.
 int kithkin_forward(const KithkinCall* c) {
-    if (!c->bfloat16) return !forward<Floats, float>(*c);
+    if (!c->bfloat16) return guarded([=] { return forward<Floats, float>(*c); });
 #ifdef __AVX512BF16__
-    if (c->pixels % 2 == 0 && c->pitch % 2 == 0 && c->channels / c->heads % 2 == 0) return !forward<Pairs, bfloat16>(*c);
+    if (c->pixels % 2 == 0 && c->pitch % 2 == 0 && c->channels / c->heads % 2 == 0) {
+        return guarded([=] { return forward<Pairs, bfloat16>(*c); });
+    }
 #endif
-    return !forward<Floats, bfloat16>(*c);
+    return guarded([=] { return forward<Floats, bfloat16>(*c); });
 }
-int kithkin_backward(const KithkinCall* c) { return !(c->bfloat16 ? backward<bfloat16>(*c) : backward<float>(*c)); }
+int kithkin_backward(const KithkinCall* c) {
+    return guarded([=] { return c->bfloat16 ? backward<bfloat16>(*c) : backward<float>(*c); });
+}
 
 // What this processor and its system can run: a place in the list of instruction sets in build.py.
 int kithkin_level() {

@@ -22,6 +22,7 @@ constexpr int64_t W = KITHKIN_LANES;  // floats of a vector
 typedef float Vec __attribute__((vector_size(4 * KITHKIN_LANES), aligned(4), may_alias));
 typedef uint32_t Int __attribute__((vector_size(4 * KITHKIN_LANES), aligned(4), may_alias));
 typedef float Quad __attribute__((vector_size(16), aligned(4), may_alias));
+typedef uint32_t Bits __attribute__((may_alias));
 
 constexpr float LOG2_E = 1.44269504f;
 
@@ -60,7 +61,7 @@ inline Vec split(Vec x, Vec& n) {
     return x - n;
 #else
     const Vec magic = Vec{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which the last bits then are
-    x = larger(x, Vec{} - 126.0f);
+    x = larger(Vec{} - 126.0f, x);  // in this order NaN stays NaN
     n = x + magic;
     return x - (n - magic);
 #endif
