@@ -61,6 +61,14 @@ def test_a_step_is_that_of_torch_within_its_bfloat16():
     assert (moved - theirs_moved).norm() < 0.02 * theirs_moved.norm()
 
 
+def test_in_bfloat16_a_step_differs_by_its_rounding_alone():
+    weight, gradient = matrices(48, 32), [matrices(48, 32, seed=1)]
+    exact, rounded = (
+        stepped(weight, gradient, lr=0.02, dtype=dtype) - weight for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert 0 < (exact - rounded).norm() < 0.05 * exact.norm()
+
+
 def test_the_first_step_by_hand():
     """Orthogonal gradients are their own direction, up to the iteration's factor on a flat spectrum."""
     gradient = torch.eye(16)

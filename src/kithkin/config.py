@@ -170,7 +170,7 @@ class RunConfig(Section):
         name: of the model that comes out.
         task: what it is for: denoise, deblur or derain.
         seed: every random choice of the run follows from it and the step.
-        precision: ``"bfloat16"`` runs the network under autocast.
+        precision: ``"bfloat16"`` runs the network under autocast, and Muon's iteration in it.
         model: the keyword arguments of ``kithkin.model.KiTConfig``.
     """
 

@@ -56,6 +56,8 @@ class Muon(torch.optim.Optimizer):
         weight_decay: as AdamW's.
         update_rms: root mean square of the numbers of a step, in units of ``lr`` (roughly; the iteration is not exact).
             0.2 is that of AdamW (Liu et al. 2025, "Muon is scalable for LLM training").
+        dtype: in which steps are orthogonalised. In bfloat16 it takes half as long where matrix products do, and the
+            result, rough in any case, differs by a few hundredths.
 
     A parameter that FSDP shards is orthogonalised whole, by every process.
     """
@@ -68,7 +70,9 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         update_rms: float = 0.5,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        self.dtype = dtype
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "update_rms": update_rms}
         super().__init__(params, defaults)
 
@@ -97,7 +101,8 @@ class Muon(torch.optim.Optimizer):
     def _move(self, updates: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
         matrices = torch.stack([_whole(update).flatten(1) for _, update in updates])
         scale = group["lr"] * group["update_rms"] * math.sqrt(max(matrices.shape[1:]))
-        for (parameter, update), step in zip(updates, orthogonalised(matrices), strict=True):
+        steps = orthogonalised(matrices.to(self.dtype)).to(matrices.dtype)
+        for (parameter, update), step in zip(updates, steps, strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.sub_(_like(step.unflatten(1, update.shape[1:]), update), alpha=scale)
 

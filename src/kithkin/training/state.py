@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from kithkin.checkpoint import model_header, read_tensors, weights_of, write_tensors
-from kithkin.config import OptimizerConfig, RunConfig
+from kithkin.config import RunConfig
 from kithkin.errors import CheckpointError, InputError
 from kithkin.growth import grow
 from kithkin.model import KiT
@@ -69,7 +69,7 @@ class TrainState:
         average = copy.deepcopy(model).eval() if config.optimizer.ema_decay else model
         for network in {id(model): model, id(average): average}.values():
             ranks.shard(network)
-        return cls(model, average, _optimizers(model, config.optimizer), ranks)
+        return cls(model, average, _optimizers(model, config), ranks)
 
     def start_from(self, model: KiT) -> None:
         """Take over the weights of a network that differs in its grouping at most, or is smaller
@@ -160,8 +160,9 @@ class TrainState:
         return found | {"optimizer": {"state": state}}
 
 
-def _optimizers(model: KiT, config: OptimizerConfig) -> tuple[torch.optim.Optimizer, ...]:
+def _optimizers(model: KiT, run: RunConfig) -> tuple[torch.optim.Optimizer, ...]:
     """Those of a run; the learning rate is set step by step. Only weights decay, no offsets or scales."""
+    config = run.optimizer
     hidden = hidden_weights(model) if config.kind == "muon" else []
     taken = {id(p) for p in hidden}
     others = [p for p in model.parameters() if id(p) not in taken]
@@ -174,7 +175,8 @@ def _optimizers(model: KiT, config: OptimizerConfig) -> tuple[torch.optim.Optimi
         return (adamw,)
     given = {"momentum": config.momentum, "update_rms": config.update_rms}
     chosen = {name: value for name, value in given.items() if value is not None}
-    return Muon(hidden, lr=0.0, weight_decay=config.weight_decay, **chosen), adamw
+    dtype = getattr(torch, run.precision)
+    return Muon(hidden, lr=0.0, weight_decay=config.weight_decay, dtype=dtype, **chosen), adamw
 
 
 def read_run(folder: Path) -> dict[str, Any]:
