@@ -164,6 +164,19 @@ def memory() -> dict[str, dict[str, float]]:
     return {n: {w: in_a_new_process(__file__, n, w) for w in ("forward", "forward+backward")} for n in names}
 
 
+def plain(channels: tuple[int, ...] = (32, 64)) -> list[dict[str, Any]]:
+    """Seconds at a 128×128 map in this process as it is: where it was not asked to keep freed memory, a method that
+    needs much of it gets it anew, page by page, at every call."""
+    names = [name for name in ("native", "blocked", "reference") if name in methods()]
+    rows = []
+    for c in channels:
+        least = least_of_rounds({(n, w): run for n in names for w, run in passes(*ours(128, c, n)).items()})
+        rows += [
+            {"method": n, "channels": c, "seconds": {w: t for (m, w), t in least.items() if m == n}} for n in names
+        ]
+    return rows
+
+
 def plot(rows: list[dict[str, Any]], sides: list[dict[str, Any]]) -> None:
     from matplotlib.figure import Figure
 
@@ -194,11 +207,14 @@ def main() -> None:
     plot(rows, sides)
     problem = {"patch_size": PATCH, "k": K, "n_hashes": HASHES}
     result = {"problem": problem, "differences_from_reference": differences, "slopes_128_to_1024": slopes}
-    keep("operator_cpu", {**result, "by_channels": rows, "by_side": sides, "extra_megabytes_at_512": memory()})
+    result |= {"by_channels": rows, "plain_process": in_a_new_process(__file__, "plain"), "by_side": sides}
+    keep("operator_cpu", {**result, "extra_megabytes_at_512": memory()})
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
+    if sys.argv[1:] == ["plain"]:
+        print(json.dumps(plain()))
+    elif len(sys.argv) == 3:
         print(json.dumps(peak_extra_megabytes(passes(*methods()[sys.argv[1]](512, 32))[sys.argv[2]])))
     else:
         main()
