@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from kithkin.errors import BackendError, InputError
 from kithkin.layers import Downsample, FeedForward, KNNLocalAttention, KNNTransformerBlock, Upsample
-from kithkin.ops import group_patches, partition, reference, unpartition
+from kithkin.ops import group_patches, layer_norm, partition, reference, unpartition
 
 import oracle
 
@@ -396,3 +396,26 @@ def test_upsampling_lays_a_pixel_s_values_out_as_a_2_by_2_square():
             expected = linear_by_hand(x[1, row, column].numpy(), layer.expand).reshape(2, 2, 2)
             found = out[1, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].detach().numpy()
             np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+# LayerNorm
+
+
+@pytest.mark.parametrize("channels", [3, 24, 32])
+def test_layer_norm_under_autocast_is_the_exact_one_but_for_the_rounding_of_what_goes_in_and_out(channels):
+    weight, bias = normal(channels), normal(channels, seed=1)
+    x, sent = normal(4, 5, channels, seed=2).bfloat16(), normal(4, 5, channels, seed=3).bfloat16()
+    found, exact = (
+        [t.detach().clone().to(dtype).requires_grad_() for t in (x, weight, bias)]
+        for dtype in (torch.float32, torch.float64)
+    )
+    found[0] = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer_norm(*found)
+    truth = F.layer_norm(exact[0], (channels,), *exact[1:], 1e-5)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, truth.to(torch.bfloat16)) or (out - truth).abs().max() <= 2**-8 * truth.abs().max()
+    out.backward(sent)
+    truth.backward(sent.double())
+    for a, b, bound in zip(found, exact, (2**-8, 1e-5, 1e-5), strict=True):
+        assert (a.grad.double() - b.grad).abs().max() <= bound * b.grad.abs().max().clamp(min=1e-3)

@@ -13,6 +13,7 @@ from kithkin.ops import (
     gelu_depthwise_gelu,
     group_patches,
     knn_local_attention,
+    layer_norm,
     partition,
     pointwise,
     unpartition,
@@ -28,6 +29,13 @@ class Pointwise(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return pointwise(x, self.weight, self.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a pixel. (…, C) -> (…, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.weight, self.bias, self.eps)
 
 
 class KNNLocalAttention(nn.Module):
@@ -196,9 +204,9 @@ class KNNTransformerBlock(nn.Module):
 
     def __init__(self, channels: int, *, ffn_ratio: float = 2.0, **attention: object) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(channels)
+        self.attention_norm = LayerNorm(channels)
         self.attention = KNNLocalAttention(channels, **attention)  # type: ignore[arg-type]
-        self.ffn_norm = nn.LayerNorm(channels)
+        self.ffn_norm = LayerNorm(channels)
         self.ffn = FeedForward(channels, ffn_ratio)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from kithkin.ops.grouping import (
     lsh_hash,
     sort_by_hash,
 )
+from kithkin.ops.norm import layer_norm
 from kithkin.ops.pairs import best_neighbors
 from kithkin.ops.patches import partition, unpartition
 from kithkin.ops.pointwise import pointwise
@@ -36,6 +37,7 @@ __all__ = [
     "global_attention",
     "group_patches",
     "knn_local_attention",
+    "layer_norm",
     "local_attention",
     "lsh_hash",
     "pairwise_attention",

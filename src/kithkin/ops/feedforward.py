@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from kithkin.errors import InputError
 from kithkin.ops import native
 from kithkin.ops.depthwise import gelu_depthwise_gelu
+from kithkin.ops.norm import layer_norm
 from kithkin.ops.pointwise import pointwise
 
 
@@ -50,7 +50,7 @@ def feed_forward(x: Tensor, parameters: Sequence[Tensor], epsilon: float = 1e-5)
         out: Tensor = _forward(x, *parameters, epsilon)[0]
         return out
     norm_weight, norm_bias, widen, widen_bias, stencils, stencil_bias, narrow, narrow_bias = parameters
-    hidden = pointwise(F.layer_norm(x, (channels,), norm_weight, norm_bias, epsilon), widen, widen_bias)
+    hidden = pointwise(layer_norm(x, norm_weight, norm_bias, epsilon), widen, widen_bias)
     return pointwise(gelu_depthwise_gelu(hidden, stencils, stencil_bias), narrow, narrow_bias) + x
 
 
