@@ -4,7 +4,7 @@
 // candidate then runs down P rows and needs no sum across lanes, and the inner product of two patches (Eq. 10) is the
 // trace of their P x P block of logits. A block of logits stays in the first-level cache; no other logits exist.
 // Logits are kept in units of log 2, so that the exponentials are powers of two. Sums are float32; with `Pairs` the factors
-// of the forward pass's products stay bfloat16, else everything is computed in float32.
+// of the products are bfloat16, else everything is computed in float32.
 
 #pragma once
 
@@ -46,9 +46,9 @@ struct Scratch {
     float* share;                    // (per_block): what the rounds before keep of their weight
     float *query, *grad;             // (lanes, padded)
     float *d_key, *d_value;          // (P, padded)
-    float *key, *value;              // (kc, P, depth): candidates of another type than float; value, too, pairs of pixels
+    float *key, *value;              // (kc, P, depth): candidates of another type than float, or as pairs of pixels
     float* single;                   // (P, depth): a patch of another type than float
-    float* attention;                // (keys / 2, lanes): the softmaxes as pairs
+    float* attention;                // (keys / 2, lanes): the softmaxes as pairs, of pixels or (keys, lanes / 2) of lanes
     const float **keys, **values;    // (kc): where each candidate's numbers of this head lie
     int64_t *queries, *candidates;   // (kq), (kc): rows of patches, -1 where a place is empty
     int64_t key_pitch, value_pitch;  // from pixel (or pair of pixels) to the next
@@ -148,17 +148,19 @@ inline const float* floats(const bfloat16* patch, const Shape& s, int64_t pitch,
 }
 
 #ifdef __AVX512BF16__
-// The pairs of two pixels, channel by channel: (P / 2, depth).
-inline void pair_pixels(const bfloat16* patch, const Shape& s, int64_t pitch, float* out) {
+// The pairs of two pixels, channel by channel: (P / 2, depth), `row` apart.
+inline void pair_pixels(const bfloat16* patch, const Shape& s, int64_t pitch, float* out, int64_t row) {
     auto* to = reinterpret_cast<Bits*>(out);
-    for (int64_t p = 0; p < s.pixels; p += 2, to += s.depth) {
+    for (int64_t p = 0; p < s.pixels; p += 2, to += row) {
         const bfloat16 *low = patch + p * pitch, *high = low + pitch;
         for (int64_t c = 0; c < s.depth; ++c) to[c] = low[c].bits | static_cast<uint32_t>(high[c].bits) << 16;
     }
 }
 #endif
 
-template <typename Dot, typename T>
+// What `keys_times` multiplies lies in `keys`, what `times_keys` does in `values`; the backward pass multiplies both ways, and
+// has the keys' pairs of pixels in `key`.
+template <typename Dot, bool BACKWARD = false, typename T>
 void find_candidates(const Round<T>& call, int64_t head, Scratch& w) {
     const Shape& s = call.shape;
     const int64_t size = s.pixels * s.depth;
@@ -170,9 +172,14 @@ void find_candidates(const Round<T>& call, int64_t head, Scratch& w) {
             w.values[j] = floats(call.value + from, s, call.pitch, w.value + j * size, w.value_pitch);
         } else {
             w.keys[j] = reinterpret_cast<const float*>(call.key + from);  // pairs of channels as they lie
-            w.values[j] = w.value + j * size / 2;
-            pair_pixels(call.value + from, s, call.pitch, w.value + j * size / 2);
-            w.key_pitch = call.pitch / 2, w.value_pitch = s.depth;
+            w.key_pitch = call.pitch / 2;
+            if constexpr (BACKWARD) {
+                w.values[j] = reinterpret_cast<const float*>(call.value + from), w.value_pitch = call.pitch / 2;
+                pair_pixels(call.key + from, s, call.pitch, w.key + j * size / 2, s.depth);
+            } else {
+                w.values[j] = w.value + j * size / 2, w.value_pitch = s.depth;
+                pair_pixels(call.value + from, s, call.pitch, w.value + j * size / 2, s.depth);
+            }
         }
     }
 }
@@ -370,16 +377,18 @@ void forward_chunk(const Round<T>& call, Scratch& w, Ahead& ahead) {
 
 // The queries of a chunk and the gradients of their outputs; empty places become zero, for they still hold what an earlier
 // chunk left there.
-template <typename T>
+template <typename Dot, typename T>
 void take_queries(const Round<T>& call, int64_t head, Scratch& w) {
     const Shape& s = call.shape;
+    constexpr int64_t each = numbers<Dot>;
     for (int64_t i = 0; i < s.kq; ++i) {
-        float *query = w.query + i * s.pixels * s.padded, *grad = w.grad + i * s.pixels * s.padded;
+        const int64_t first = i * s.pixels / each * s.padded;
+        float *query = w.query + first, *grad = w.grad + first;
         float *query_t = w.query_t + i * s.pixels, *grad_t = w.grad_t + i * s.pixels;
         if (w.queries[i] < 0) {
-            std::memset(query, 0, s.pixels * s.padded * 4);
-            std::memset(grad, 0, s.pixels * s.padded * 4);
-            for (int64_t c = 0; c < s.depth; ++c) {
+            std::memset(query, 0, s.pixels / each * s.padded * 4);
+            std::memset(grad, 0, s.pixels / each * s.padded * 4);
+            for (int64_t c = 0; c < s.depth / each; ++c) {
                 std::memset(query_t + c * s.lanes, 0, s.pixels * 4);
                 std::memset(grad_t + c * s.lanes, 0, s.pixels * 4);
             }
@@ -387,24 +396,35 @@ void take_queries(const Round<T>& call, int64_t head, Scratch& w) {
         }
         const T* from_query = call.query + w.queries[i] * s.pixels * call.pitch + head * s.depth;
         const T* from_grad = call.grad + w.queries[i] * s.patch() + head * s.depth;
-        take_rows(from_query, s, call.pitch, query);
-        take_rows(from_grad, s, s.channels, grad);
-        take_columns(from_query, s, call.pitch, s.scale() * LOG2_E, w, query_t);
-        take_columns(from_grad, s, s.channels, 1.0f, w, grad_t);
+        if constexpr (std::is_same_v<Dot, Floats>) {
+            take_rows(from_query, s, call.pitch, query);
+            take_rows(from_grad, s, s.channels, grad);
+            take_columns(from_query, s, call.pitch, s.scale() * LOG2_E, w, query_t);
+            take_columns(from_grad, s, s.channels, 1.0f, w, grad_t);
+        } else {
+            pair_pixels(from_query, s, call.pitch, query, s.padded);
+            pair_pixels(from_grad, s, s.channels, grad, s.padded);
+            const auto columns = [&](const T* x, int64_t pitch, float* out) {
+                transposed(reinterpret_cast<const float*>(x), pitch / 2, s.pixels, s.depth / 2, out, s.lanes, Move{});
+            };
+            columns(from_query, call.pitch, query_t);
+            columns(from_grad, s.channels, grad_t);
+        }
     }
 }
 
-// From logits and G = grad * value^T, with A the softmaxes: logits becomes w A, inner the gradient of the logits but for its
-// diagonal, w A (G - rowsum(A G)), pair the row sums.
-template <int P>
-inline void differentiate_lane(float* x, float* g, const float* weight, float* pair, int64_t pixels, int64_t lanes) {
+// From logits and G = grad * value^T, with A the softmaxes: w A goes to `attention`, where the logits are or, as pairs of
+// lanes, elsewhere; inner becomes the gradient of the logits but for its diagonal, w A (G - rowsum(A G)), pair the row sums.
+template <typename Dot, int P>
+inline void differentiate_lane(float* x, float* g, const float* weight, float* pair, float* attention, int64_t pixels,
+                               int64_t lanes) {
     const int64_t n = P ? P : pixels;
     Vec e[P ? P : 1];
     const Vec top = softmax_top<P>(x, n, lanes);
     Vec total[2] = {}, products[2] = {};
 #pragma GCC unroll 16
     for (int64_t p = 0; p < n; ++p) {
-        const Vec found = exp2_nonpositive(load(x + p * lanes) - top);
+        const Vec found = Dot::exp2_nonpositive(load(x + p * lanes) - top);
         total[p % 2] += found;
         products[p % 2] += found * load(g + p * lanes);
         if constexpr (P > 0) e[p] = found;
@@ -416,17 +436,33 @@ inline void differentiate_lane(float* x, float* g, const float* weight, float* p
 #pragma GCC unroll 16
     for (int64_t p = 0; p < n; ++p) {
         const Vec weighted = (P ? e[P ? p : 0] : load(x + p * lanes)) * factor;
-        store(x + p * lanes, weighted);
+        Dot::put(attention + p * lanes / numbers<Dot>, weighted);
         store(g + p * lanes, weighted * (load(g + p * lanes) - mean));
     }
 }
 
-inline void differentiate_softmax(Scratch& w, const Shape& s) {
+template <typename Dot>
+void differentiate_softmax(Scratch& w, const Shape& s) {
     for (int64_t l = 0; l < s.lanes; l += W) {
-        if (s.pixels == 16) differentiate_lane<16>(w.logits + l, w.inner + l, w.weight + l, w.pair + l, 16, s.lanes);
-        else differentiate_lane<0>(w.logits + l, w.inner + l, w.weight + l, w.pair + l, s.pixels, s.lanes);
+        float *x = w.logits + l, *g = w.inner + l, *pair = w.pair + l;
+        float* attention = numbers<Dot> == 1 ? x : w.attention + l / 2;
+        if (s.pixels == 16) differentiate_lane<Dot, 16>(x, g, w.weight + l, pair, attention, 16, s.lanes);
+        else differentiate_lane<Dot, 0>(x, g, w.weight + l, pair, attention, s.pixels, s.lanes);
     }
 }
+
+#ifdef __AVX512BF16__
+// (P, lanes) numbers as pairs of pixels, (P / 2, lanes), and of lanes, (P, lanes / 2).
+inline void pair_both_ways(const float* x, const Shape& s, float* of_pixels, float* of_lanes) {
+    for (int64_t p = 0; p < s.pixels; p += 2)
+        for (int64_t l = 0; l < s.lanes; l += W) {
+            const Vec low = load(x + p * s.lanes + l), high = load(x + (p + 1) * s.lanes + l);
+            store(of_pixels + p / 2 * s.lanes + l, pairs_of(low, high));
+            Pairs::put(of_lanes + (p * s.lanes + l) / 2, low);
+            Pairs::put(of_lanes + ((p + 1) * s.lanes + l) / 2, high);
+        }
+}
+#endif
 
 // The sum over a candidate's pixels and the same pixel of each query patch: of rows of lanes, the traces of blocks.
 inline void sum_of_each_query(const float* x, int64_t step, const Shape& s, float* found) {
@@ -466,22 +502,34 @@ void differentiate_weights(const Round<T>& call, int64_t head, Scratch& w) {
 }
 
 // One candidate's share in the gradients of the chunk's queries, and the queries' in its own.
-template <typename T>
+template <typename Dot, typename T>
 void backward_candidate(const Round<T>& call, int64_t j, int64_t head, Scratch& w, Ahead& ahead) {
     const Shape& s = call.shape;
+    constexpr int64_t each = numbers<Dot>;
     const auto multiply = [&](const float* a, int64_t row, int64_t column, int64_t rows, const float* b, int64_t lanes,
                               int64_t depth, Into into) {
         ahead.ask();
-        product<Floats>(Parts{&a, 1, row, column}, rows, b, lanes, depth, into);
+        product<Dot>(Parts{&a, 1, row, column}, rows, b, lanes, depth / each, into);
     };
-    multiply(w.keys[j], w.key_pitch, 1, s.pixels, w.query_t, s.lanes, s.depth, Into{w.logits});
+    const float scale = each == 1 ? 1 : s.scale() * LOG2_E;  // else the queries are scaled
+    multiply(w.keys[j], w.key_pitch, 1, s.pixels, w.query_t, s.lanes, s.depth, Into{w.logits, scale});
     multiply(w.values[j], w.value_pitch, 1, s.pixels, w.grad_t, s.lanes, s.depth, Into{w.inner});
     weigh_pairs_again(call, head, w);
-    differentiate_softmax(w, s);
+    differentiate_softmax<Dot>(w, s);
     differentiate_weights(call, head, w);
-    multiply(w.keys[j], 1, w.key_pitch, s.depth, w.inner, s.lanes, s.pixels, Into{w.result_t, 1, true});
-    multiply(w.inner, s.lanes, 1, s.pixels, w.query, s.padded, s.lanes, Into{w.d_key, s.scale()});
-    multiply(w.logits, s.lanes, 1, s.pixels, w.grad, s.padded, s.lanes, Into{w.d_value});
+    const float *attention = w.logits, *slopes = w.inner, *slopes_t = w.inner, *key_t = w.keys[j];
+    int64_t key_column = w.key_pitch;
+#ifdef __AVX512BF16__
+    if constexpr (each == 2) {
+        float *of_pixels = w.logits, *of_lanes = of_pixels + s.pixels * s.lanes / 2;  // the logits are not needed any more
+        pair_both_ways(w.inner, s, of_pixels, of_lanes);
+        attention = w.attention, slopes = of_pixels, slopes_t = of_lanes;
+        key_t = w.key + j * s.pixels * s.depth / 2, key_column = s.depth;
+    }
+#endif
+    multiply(key_t, 1, key_column, s.depth, slopes, s.lanes, s.pixels, Into{w.result_t, 1, true});
+    multiply(slopes_t, s.lanes / each, 1, s.pixels, w.query, s.padded, s.lanes, Into{w.d_key, s.scale()});
+    multiply(attention, s.lanes / each, 1, s.pixels, w.grad, s.padded, s.lanes, Into{w.d_value});
     const int64_t to = w.candidates[j] * s.patch() + head * s.depth;
     for (int64_t p = 0; p < s.pixels; ++p) {
         add(call.d_key + to + p * s.channels, w.d_key + p * s.padded, s.depth);
@@ -490,15 +538,15 @@ void backward_candidate(const Round<T>& call, int64_t j, int64_t head, Scratch& 
 }
 
 // Writes to the gradients of the chunk's queries and of its candidates: chunks that share a candidate must not meet.
-template <typename T>
+template <typename Dot, typename T>
 void backward_chunk(const Round<T>& call, Scratch& w, Ahead& ahead) {
     const Shape& s = call.shape;
     for (int64_t head = 0; head < s.heads; ++head) {
-        find_candidates<Floats>(call, head, w);
-        take_queries(call, head, w);
+        find_candidates<Dot, true>(call, head, w);
+        take_queries<Dot>(call, head, w);
         std::memset(w.result_t, 0, s.depth * s.lanes * 4);
         for (int64_t j = 0; j < s.kc; ++j)
-            if (w.candidates[j] >= 0) backward_candidate(call, j, head, w, ahead);
+            if (w.candidates[j] >= 0) backward_candidate<Dot>(call, j, head, w, ahead);
         for (int64_t i = 0; i < s.kq; ++i) {
             if (w.queries[i] < 0) continue;
             float* out = call.d_query + w.queries[i] * s.patch() + head * s.depth;

@@ -133,7 +133,7 @@ bool forward(const KithkinCall& c) {
 // A chunk shares candidates with the chunks beside it, so even and odd chunks take turns; in a circular row of odd length
 // the last comes alone. Lists of neighbours may share any, so one thread works them off. The order of additions, and so
 // the result, does not depend on the threads.
-template <typename T>
+template <typename Dot, typename T>
 bool backward(const KithkinCall& c) {
     const Chunks chunks(c);
     std::vector<int64_t> turns[3];
@@ -151,7 +151,7 @@ bool backward(const KithkinCall& c) {
                           self.take([&](int64_t i) {
                               look_ahead(chunks, call, j, &turn[i], turn.data() + turn.size(), scratch, ahead);
                               chunks.find(j, turn[i], scratch);
-                              backward_chunk(call, scratch, ahead);
+                              backward_chunk<Dot>(call, scratch, ahead);
                           }, std::clamp<int64_t>(static_cast<int64_t>(turn.size()) / (16 * c.threads), 4, 64));
                       }};
             const int threads = c.neighbors ? 1 : static_cast<int>(c.threads);
@@ -161,6 +161,8 @@ bool backward(const KithkinCall& c) {
     return true;
 }
 
+bool pairs_fit(const KithkinCall& c) { return c.pixels % 2 == 0 && c.pitch % 2 == 0 && c.channels / c.heads % 2 == 0; }
+
 }  // namespace
 
 extern "C" {
@@ -169,14 +171,16 @@ extern "C" {
 int kithkin_forward(const KithkinCall* c) {
     if (!c->bfloat16) return guarded([=] { return forward<Floats, float>(*c); });
 #ifdef __AVX512BF16__
-    if (c->pixels % 2 == 0 && c->pitch % 2 == 0 && c->channels / c->heads % 2 == 0) {
-        return guarded([=] { return forward<Pairs, bfloat16>(*c); });
-    }
+    if (pairs_fit(*c)) return guarded([=] { return forward<Pairs, bfloat16>(*c); });
 #endif
     return guarded([=] { return forward<Floats, bfloat16>(*c); });
 }
 int kithkin_backward(const KithkinCall* c) {
-    return guarded([=] { return c->bfloat16 ? backward<bfloat16>(*c) : backward<float>(*c); });
+    if (!c->bfloat16) return guarded([=] { return backward<Floats, float>(*c); });
+#ifdef __AVX512BF16__
+    if (pairs_fit(*c)) return guarded([=] { return backward<Pairs, bfloat16>(*c); });
+#endif
+    return guarded([=] { return backward<Floats, bfloat16>(*c); });
 }
 
 // What this processor and its system can run: a place in the list of instruction sets in build.py.

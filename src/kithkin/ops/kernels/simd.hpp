@@ -95,6 +95,7 @@ inline Vec exp2_nonpositive(Vec x) {
 struct Floats {
     static Vec exp2_nonpositive(Vec x) { return kithkin::exp2_nonpositive(x); }
     static Vec multiply_add(float left, Vec right, Vec sum) { return sum + left * right; }
+    static void put(float* to, Vec x) { store(to, x); }
 };
 #ifdef __AVX512BF16__
 struct Pairs {
@@ -111,6 +112,8 @@ struct Pairs {
     static Vec multiply_add(float left, Vec right, Vec sum) {
         return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(left), (__m512bh)right);
     }
+    // A vector as pairs of neighbours, rounded to nearest even.
+    static void put(float* to, Vec x) { _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)x)); }
 };
 // The pairs (low, high) of two rows of lanes, rounded to nearest even.
 inline Vec pairs_of(Vec low, Vec high) {
@@ -120,6 +123,10 @@ inline Vec pairs_of(Vec low, Vec high) {
     return (Vec)_mm512_permutexvar_epi16(_mm512_load_si512(places), both);
 }
 #endif
+
+// Elements of a factor that meet at a time.
+template <typename Dot>
+constexpr int64_t numbers = std::is_same_v<Dot, Floats> ? 1 : 2;
 
 // The left factor of a product: element (r, d) of part i lies at parts[i][r * row + d * column].
 struct Parts {
