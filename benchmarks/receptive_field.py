@@ -1,14 +1,17 @@
-"""How far an output pixel sees, in `denoise` and in the same network without neighbours.
+"""How far an output pixel sees, in a model and in the same network without neighbours.
 
-    python benchmarks/receptive_field.py FOLDER
+    python benchmarks/receptive_field.py FOLDER [--model NAME]
 
 The gradient of one output pixel (the mean of its channels) with respect to every input pixel, its absolute value summed
-over the channels, as a mean over photographs with noise of sigma 25 and over positions near their middles. The radius
+over the channels, as a mean over photographs with noise of sigma 25 (for a model that deblurs: shaken, each by a path
+of its own of 60 pixels, with noise of sigma 2.55) and over positions near their middles. The radius
 that holds a share of it tells where the output comes from; the picture shows the mean, on a logarithmic scale, with the
 pixel in the middle. The groups are integers and carry no gradient: what a pixel changes in them is not counted.
 """
 
+import argparse
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,16 +20,26 @@ import torch
 from torch import Tensor
 
 from kithkin.data import benchmark_noise
+from kithkin.data.degrade.blur import BlurSettings, draw_paths
+from kithkin.data.degrade.kernels import render_paths
 from kithkin.images import find_pictures, read_picture
 from kithkin.model import KiT
-from kithkin.zoo import load_model
+from kithkin.zoo import find_model, load_model
 
+import deblur_kodak
 from measure import keep
 
 SIGMA, SIDE, POSITIONS, SHARES = 25.0, 512, 2, (0.5, 0.9, 0.99, 0.999)
 REACH = SIDE // 2 - 32
 """Pixels that the mean goes to in every direction; positions lie within 32 pixels of the middle."""
-PLOT = Path(__file__).parent.parent / "docs" / "receptive-field.jpg"
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def shaken(count: int) -> Iterator[np.ndarray]:
+    """Kernels of a shaking hand."""
+    settings = BlurSettings(motions=(1.0, 0.0, 0.0), framed=0.0, exposure=(0.7, 1.0))
+    paths = draw_paths(count, torch.Generator().manual_seed(0), settings)
+    return (kernel.double().numpy() for kernel in render_paths(paths, 64))
 
 
 def without_neighbors(model: KiT) -> KiT:
@@ -54,7 +67,7 @@ def radii(mass: Tensor) -> dict[str, float]:
     return {f"{share:.1%}": distance[order][(inside < share).sum()].item() for share in SHARES}
 
 
-def draw(maps: dict[str, Tensor]) -> None:
+def draw(maps: dict[str, Tensor], plot: Path) -> None:
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
@@ -68,27 +81,44 @@ def draw(maps: dict[str, Tensor]) -> None:
         axes.set_xlabel("pixels from the output pixel", fontsize=8)
         axes.tick_params(labelsize=8)
     figure.colorbar(mappable, ax=figure.axes, label="mean |gradient|")
-    figure.savefig(PLOT, dpi=100, pil_kwargs={"quality": 88})
+    figure.savefig(plot, dpi=100, pil_kwargs={"quality": 88})
 
 
-def main(folder: Path) -> None:
-    model = load_model("denoise")
-    networks = {"with neighbours (k = 4)": model, "local attention alone (k = 1)": without_neighbors(model)}
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="clean photographs of at least 512 pixels a side")
+    parser.add_argument("--model", default="denoise", help="a shipped model")
+    chosen = parser.parse_args()
+    model, card = load_model(chosen.model), find_model(chosen.model)
+    deblurs = card is not None and card.task == "deblur"
+    networks = {
+        f"with neighbours (k = {model.config.k})": model,
+        "local attention alone (k = 1)": without_neighbors(model),
+    }
     sums = {name: torch.zeros(2 * REACH + 1, 2 * REACH + 1, dtype=torch.float64) for name in networks}
     places = np.random.RandomState(0)
-    pictures = find_pictures(folder)
-    for path in pictures:
+    pictures = find_pictures(chosen.folder)
+    for path, kernel in zip(pictures, shaken(len(pictures)), strict=True):
         clean = read_picture(path).pixels
         top, left = ((side - SIDE) // 2 for side in clean.shape[:2])
-        noisy = benchmark_noise(clean[top : top + SIDE, left : left + SIDE], SIGMA)
+        clean = clean[top : top + SIDE, left : left + SIDE]
+        degraded = deblur_kodak.blur(clean, kernel) if deblurs else benchmark_noise(clean, SIGMA)
         for _ in range(POSITIONS):
             y, x = SIDE // 2 + places.randint(-32, 32, 2)
             for name, network in networks.items():
-                sums[name] += gradient(network, noisy, (y, x)) / (POSITIONS * len(pictures))
+                sums[name] += gradient(network, degraded, (y, x)) / (POSITIONS * len(pictures))
         print(path.name, file=sys.stderr)
-    draw(sums)
+    ending = "-deblur" if deblurs else ""
+    draw(sums, DOCS / f"receptive-field{ending}.jpg")
     found = {name: {**radii(mass), "sum": mass.sum().item()} for name, mass in sums.items()}
-    keep("receptive_field", {"sigma": SIGMA, "side": SIDE, "pictures": len(pictures), "radius": found})
+    what = {
+        "model": chosen.model,
+        "sigma": deblur_kodak.SIGMA if deblurs else SIGMA,
+        "side": SIDE,
+        "pictures": len(pictures),
+        "radius": found,
+    }
+    keep(f"receptive_field{ending.replace('-', '_')}", what)
     print("| radius that holds | " + " | ".join(f"{share:.1%}" for share in SHARES) + " |")
     print("|" + " --- |" * (len(SHARES) + 1))
     for name, mass in sums.items():
@@ -96,6 +126,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    main(Path(sys.argv[1]))
+    main()
