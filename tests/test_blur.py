@@ -331,11 +331,20 @@ def test_curves_are_inverse(curve):
 
 
 def test_clipped_highlights_are_brighter_than_white():
-    """A white line 4 wide, 8 pixels of blur across: half of white without, all of it with twice the light."""
+    """A white line 4 wide, 8 pixels of blur across: half of white without, all of it with twice the light. What is
+    blurred as stored was clipped before."""
     clean = torch.zeros(1, 3, 100, 100)
     clean[..., 48:52] = 1
-    for highlights, expected in ((0, 0.5), (0.5, 0.75), (1, 1.0)):
-        settings = replace(PLAIN, motions=(0, 1, 0), length=8, exposure=(1, 1), highlights=(highlights, highlights))
+    gamma, stored = (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
+    for curves, highlights, expected in (
+        (gamma, 0, 0.5 ** (1 / 2.2)),
+        (gamma, 0.5, 0.75 ** (1 / 2.2)),
+        (gamma, 1, 1.0),
+        (stored, 0, 0.5),
+        (stored, 1, 0.5),
+    ):
+        both = (highlights, highlights)
+        settings = replace(PLAIN, motions=(0, 1, 0), length=8, exposure=(1, 1), highlights=both, curves=curves)
         seed = next(s for s in range(500) if is_across(s, settings))
         degraded, target = add_blur(clean, generator(seed), settings)
         assert degraded[..., 17:19].mean().item() == pytest.approx(expected, abs=0.03)

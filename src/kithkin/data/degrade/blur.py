@@ -58,7 +58,7 @@ class BlurSettings:
         defocused: share of pictures with a background out of focus.
         disc: radius of the disc of a lens out of focus, in pixels.
         curves: shares of the sRGB curve, a gamma of 2.2 and none, by which light is told from stored values.
-        highlights: by what fraction clipped highlights are made brighter before the blur.
+        highlights: by what fraction clipped highlights are made brighter before the blur, where there is a curve.
         shot: variance of the photon noise of white, linear, where white is 1.
         read: standard deviation of the noise of black.
         quantised: whether the picture is rounded to 8 bits.
@@ -167,15 +167,18 @@ def draw_blur(count: int, generator: torch.Generator, settings: BlurSettings) ->
     draws = iter(uniform(10, count, generator))
     disc = between(*settings.disc, next(draws)) * (next(draws) < settings.defocused)
     zoom, roll = 2 * next(draws) - 1, 2 * next(draws) - 1
+    varying, foreground = next(draws) < settings.varying, next(draws) < settings.foreground
+    curve = choose(settings.curves, next(draws))
     return Blur(
         path=paths[:count],
         front=paths[count:],
         turn=torch.stack([zoom * settings.zoom, torch.deg2rad(roll * settings.roll)], dim=1),
-        varying=next(draws) < settings.varying,
-        foreground=next(draws) < settings.foreground,
+        varying=varying,
+        foreground=foreground,
         disc=disc,
-        curve=choose(settings.curves, next(draws)),
-        highlights=between(*settings.highlights, next(draws)),
+        curve=curve,
+        # What is blurred as stored was clipped before.
+        highlights=between(*settings.highlights, next(draws)) * (curve < 2),
         shot=between(*settings.shot, next(draws)),
         read=between(*settings.read, next(draws)),
     )
