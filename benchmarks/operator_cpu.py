@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from kithkin.cli._memory import keep_freed_memory
 from kithkin.ops import PatchGroups, available_backends, group_patches, knn_local_attention, partition
 
-from measure import in_a_new_process, keep, least_seconds, peak_extra_megabytes
+from measure import in_a_new_process, keep, least_seconds, peak_extra_megabytes, save_plot
 
 PATCH, K, HASHES = 4, 4, 4
 TOLERANCE = 1e-4
@@ -194,7 +194,7 @@ def plot(rows: list[dict[str, Any]], sides: list[dict[str, Any]]) -> None:
     right.plot(*zip(*rates, strict=True), color="gray", linestyle=":", label="sgemm, 1024²")
     right.set(xlabel="channels", ylabel="GFLOP/s, forward, 128×128", ylim=(0, None))
     right.legend(fontsize=7)
-    figure.savefig(PLOT, dpi=90)
+    save_plot(figure, PLOT)
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from kithkin.evaluation import load_table
 from kithkin.zoo import list_models
 
+from measure import save_plot
+
 ROOT = Path(__file__).parent.parent
 SIGMAS = (15, 25, 50)
 
@@ -71,8 +73,8 @@ def quality(dataset: str) -> Figure:
 
 def main() -> None:
     found: dict[str, Any] = json.loads((ROOT / "benchmarks/results/network_cpu.json").read_text(encoding="utf-8"))
-    network(found["pictures"]).savefig(ROOT / "docs/network-cpu.png", dpi=90)
-    quality("CBSD68").savefig(ROOT / "docs/quality-cbsd68.png", dpi=90)
+    save_plot(network(found["pictures"]), ROOT / "docs/network-cpu.png")
+    save_plot(quality("CBSD68"), ROOT / "docs/quality-cbsd68.png")
 
 
 if __name__ == "__main__":
