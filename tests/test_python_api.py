@@ -97,7 +97,7 @@ def test_paths_that_are_no_pictures(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["text.png"]
 
 
-@pytest.mark.parametrize(("task", "model"), [("denoise", "denoise-real"), ("derain", "derain")])
+@pytest.mark.parametrize(("task", "model"), [("denoise", "denoise-real"), ("derain", "derain"), ("deblur", "deblur")])
 def test_a_task_is_restoring_with_its_model(task, model):
     image = RNG.integers(0, 256, (24, 33, 3), dtype=np.uint8)
     function = getattr(kithkin, task)

@@ -16,6 +16,7 @@ _HOME = {
     "KithkinError": "errors",
     "PatchGroups": "ops",
     "available_backends": "ops",
+    "deblur": "tasks",
     "denoise": "tasks",
     "derain": "tasks",
     "draw_neighbors": "neighbors",
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
         unpartition as unpartition,
     )
     from kithkin.restoration import restore as restore
-    from kithkin.tasks import denoise as denoise, derain as derain
+    from kithkin.tasks import deblur as deblur, denoise as denoise, derain as derain
     from kithkin.training import train as train
     from kithkin.zoo import list_models as list_models, load_model as load_model
 

@@ -101,7 +101,7 @@ class BlurConfig(Section):
         linear_share: of pictures that are blurred as stored, without a curve between stored values and light.
         read: range of the standard deviation of the noise of black, where white is 1.
         margin: pixels on every side of a crop that are blurred into it.
-        sharp_share: of pictures that stay sharp, so that the network learns to leave those alone.
+        sharp_share: of pictures that are given as they are, sharp and without noise; ``still`` ones have it.
     """
 
     kind: Literal["blur"]

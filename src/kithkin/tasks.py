@@ -52,6 +52,19 @@ def derain(
     return _run("derain", device, image, strength=strength, ensemble=ensemble, tile=tile, progress=progress)
 
 
+def deblur(
+    image: Restorable,
+    *,
+    strength: float = 1.0,
+    ensemble: int = 1,
+    tile: str | int = "auto",
+    device: str | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Restorable:
+    """Remove a part of the blur of a camera that moved, with the model ``deblur``; all else is as in ``denoise``."""
+    return _run("deblur", device, image, strength=strength, ensemble=ensemble, tile=tile, progress=progress)
+
+
 def _run(task: str, device: str | None, image: Restorable, **options: Any) -> Restorable:
     return restore(_network(task, device or ("cuda" if torch.cuda.is_available() else "cpu")), image, **options)
 

@@ -21,7 +21,7 @@ from kithkin.errors import KithkinError
 
 app = typer.Typer(
     name="kithkin",
-    help="Restore photographs with KiT, the k-NN Image Transformer: remove noise and rain, train, compare.",
+    help="Restore photographs with KiT, the k-NN Image Transformer: remove noise, rain and blur, train, compare.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
