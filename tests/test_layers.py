@@ -414,7 +414,7 @@ def test_layer_norm_under_autocast_is_the_exact_one_but_for_the_rounding_of_what
         out = layer_norm(*found)
     truth = F.layer_norm(exact[0], (channels,), *exact[1:], 1e-5)
     assert out.dtype == torch.bfloat16
-    assert torch.equal(out, truth.to(torch.bfloat16)) or (out - truth).abs().max() <= 2**-8 * truth.abs().max()
+    assert (out - truth).abs().max() <= 2**-8 * truth.abs().max()
     out.backward(sent)
     truth.backward(sent.double())
     for a, b, bound in zip(found, exact, (2**-8, 1e-5, 1e-5), strict=True):
