@@ -37,7 +37,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 def shaken(count: int) -> Iterator[np.ndarray]:
     """Kernels of a shaking hand."""
-    settings = BlurSettings(motions=(1.0, 0.0, 0.0), framed=0.0, exposure=(0.7, 1.0))
+    settings = BlurSettings(motions=(1.0, 0.0, 0.0, 0.0), framed=0.0, exposure=(0.7, 1.0))
     paths = draw_paths(count, torch.Generator().manual_seed(0), settings)
     return (kernel.double().numpy() for kernel in render_paths(paths, 64))
 

@@ -35,8 +35,8 @@ def rain(photograph: Image.Image, size: tuple[int, int]) -> Iterator[list[Tensor
 def blur(photograph: Image.Image, size: tuple[int, int]) -> Iterator[list[Tensor]]:
     """A row of even blur with its kernels, and one of all else."""
     still = BlurSettings(varying=0, foreground=0, defocused=0, framed=0, exposure=(0.4, 0.8))
-    hand, straight, nothing = (
-        replace(still, motions=motions) for motions in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    hand, straight, nothing, spline = (
+        replace(still, motions=tuple(float(i == kind) for i in range(4)), span=(16, 24)) for kind in range(4)
     )
     clean = tensor(photograph, tuple(side + 2 * still.margin for side in size))
 
@@ -49,7 +49,7 @@ def blur(photograph: Image.Image, size: tuple[int, int]) -> Iterator[list[Tensor
             picture[..., -side:, -side:] = F.interpolate(shown / shown.max(), scale_factor=2)
         return picture
 
-    yield [cut(clean, still.margin), degraded(hand, 1, True), degraded(straight, 5, True), degraded(hand, 4, True)]
+    yield [cut(clean, still.margin), degraded(hand, 1, True), degraded(straight, 5, True), degraded(spline, 4, True)]
     turning = replace(hand, varying=1, roll=8)
     yield [
         degraded(turning, 2),

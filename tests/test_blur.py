@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.interpolate
 import scipy.ndimage
 import scipy.signal
 import scipy.stats
@@ -33,6 +34,7 @@ from kithkin.data.degrade.kernels import (
     shake_paths,
     shrunk,
     spectrum,
+    spline_paths,
 )
 from kithkin.errors import InputError
 
@@ -67,7 +69,9 @@ def numbers(count, **changes):
 # Kernels
 
 
-@pytest.mark.parametrize("motions", [(1, 0, 0), (0, 1, 0), (0, 0, 1)], ids=["shake", "straight", "none"])
+@pytest.mark.parametrize(
+    "motions", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)], ids=["shake", "straight", "none", "spline"]
+)
 @pytest.mark.parametrize("framed", [0, 1])
 def test_kernels_sum_to_one_about_their_middle(motions, framed):
     kernels = kernels_of(replace(PLAIN, motions=motions, framed=framed))
@@ -79,7 +83,7 @@ def test_kernels_sum_to_one_about_their_middle(motions, framed):
 
 
 def test_a_still_camera_has_a_kernel_of_one_pixel():
-    kernels = kernels_of(replace(PLAIN, motions=(0, 0, 1)), 1)
+    kernels = kernels_of(replace(PLAIN, motions=(0, 0, 1, 0)), 1)
     assert kernels[0, MARGIN, MARGIN] == 1
 
 
@@ -131,6 +135,24 @@ def test_a_calm_hand_moves_straight_in_any_direction():
     ends = torch.view_as_complex(path)[:, -1]
     torch.testing.assert_close(ends.abs(), torch.full((400,), 60.0), atol=1e-3, rtol=0)
     assert ends.mean().abs() < 9  # three standard errors
+
+
+def test_a_spline_goes_through_its_points_in_equal_times_and_bends_as_catmull_and_rom():
+    path = spline_paths(torch.tensor([30.0]), generator())[0].double()
+    points = 30 * torch.rand(6, 2, generator=generator()).double()
+    at = np.linspace(0, 5, STEPS)
+    # Cubic pieces with these slopes at the points; at both ends the curve leaves straight.
+    slopes = torch.stack([points[1] - points[0], *(points[2:] - points[:-2]) / 2, points[5] - points[4]]).numpy()
+    expected = scipy.interpolate.CubicHermiteSpline(np.arange(6), points.numpy(), slopes)(at)
+    np.testing.assert_allclose(path.numpy(), expected, atol=1e-4)
+
+
+def test_splines_linger_where_recorded_hands_do_and_are_seen_whole():
+    settings = replace(PLAIN, motions=(0, 0, 0, 1), framed=0, span=(20, 20), exposure=(0.01, 0.01))
+    speed = draw_paths(200, generator(), settings).diff(dim=1).norm(dim=2)
+    # Two points of a square lie 0.52 sides apart in the mean; six of them make a way of five such pieces, and a bit.
+    assert 5 * 0.52 * 20 < speed.sum(1).mean() < 5 * 0.52 * 20 * 1.3
+    assert (speed.quantile(0.1, dim=1) / speed.mean(1)).median() < 0.5
 
 
 def walks_of_the_source(anxiety, count, rng, length=60.0, steps=2000):
@@ -344,7 +366,7 @@ def test_clipped_highlights_are_brighter_than_white():
         (stored, 1, 0.5),
     ):
         both = (highlights, highlights)
-        settings = replace(PLAIN, motions=(0, 1, 0), length=8, exposure=(1, 1), highlights=both, curves=curves)
+        settings = replace(PLAIN, motions=(0, 1, 0, 0), length=8, exposure=(1, 1), highlights=both, curves=curves)
         seed = next(s for s in range(500) if is_across(s, settings))
         degraded, target = add_blur(clean, generator(seed), settings)
         assert degraded[..., 17:19].mean().item() == pytest.approx(expected, abs=0.03)
@@ -423,7 +445,9 @@ def test_other_tensors_are_refused(clean):
         {"exposure": (0, 2)},
         {"frames": (0, 3)},
         {"disc": (3, 1)},
-        {"motions": (0, 0, 0)},
+        {"motions": (0, 0, 0, 0)},
+        {"motions": (1, 0, 0)},
+        {"span": (4, 3)},
         {"curves": (-1, 1, 1)},
     ],
     ids=lambda values: next(iter(values)),

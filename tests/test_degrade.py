@@ -403,15 +403,15 @@ def test_every_number_of_a_recipe_arrives(monkeypatch):
         "kithkin.data.degrade.add_blur", lambda clean, generator, kinds: seen.append(kinds) or (clean, clean)
     )
     shares = {"framed_share": 0.1, "varying_share": 0.2, "foreground_share": 0.3, "defocused_share": 0.4}
-    motions = {"shake": 0.5, "straight": 0.6, "still": 0.7}
-    ranges = {"exposure": (0.25, 0.75), "read": (0.01, 0.02)}
+    motions = {"shake": 0.5, "straight": 0.6, "still": 0.7, "spline": 0.8}
+    ranges = {"exposure": (0.25, 0.75), "span": (4, 9), "read": (0.01, 0.02)}
     settings = BlurConfig(kind="blur", margin=8, length=12, **shares, **motions, **ranges)
     for changed in (settings, settings.model_copy(update={"linear_share": 1.0})):
         degrade_photos(scene(64, 64), seeded(), changed)
     kinds = seen[0]
     assert (kinds.framed, kinds.varying, kinds.foreground, kinds.defocused) == (0.1, 0.2, 0.3, 0.4)
-    assert (kinds.motions, kinds.margin, kinds.length) == ((0.5, 0.6, 0.7), 8, 12)
-    assert (kinds.exposure, kinds.read) == ((0.25, 0.75), (0.01, 0.02))
+    assert (kinds.motions, kinds.margin, kinds.length) == ((0.5, 0.6, 0.7, 0.8), 8, 12)
+    assert (kinds.exposure, kinds.span, kinds.read) == ((0.25, 0.75), (4, 9), (0.01, 0.02))
     assert kinds.curves == pytest.approx((0.5, 0.2, 0.3))
     assert seen[1].curves == (0, 0, 1)
 

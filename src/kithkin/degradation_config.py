@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 Sigma = Annotated[float, Field(ge=0, le=255)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Grain = Annotated[float, Field(ge=0, le=2)]
+Span = Annotated[float, Field(ge=0, le=60)]
 Quality = Annotated[float, Field(ge=1, le=100)]
 
 
@@ -19,6 +20,7 @@ def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
 Sigmas = Annotated[tuple[Sigma, Sigma], AfterValidator(_rising)]
 Shares = Annotated[tuple[Share, Share], AfterValidator(_rising)]
 Grains = Annotated[tuple[Grain, Grain], AfterValidator(_rising)]
+Spans = Annotated[tuple[Span, Span], AfterValidator(_rising)]
 Qualities = Annotated[tuple[Quality, Quality], AfterValidator(_rising)]
 
 
@@ -93,9 +95,11 @@ class BlurConfig(Section):
     """Camera shake, straight motion, moving parts and defocus, see ``kithkin.data.degrade.blur.BlurSettings``.
 
     Attributes:
-        length: of the path of a full exposure, in pixels.
-        exposure: range of the fraction of the path that is seen.
-        shake, straight, still: relative shares of a shaking hand, a straight motion and none.
+        length: of the path of a full exposure, in pixels; not of splines.
+        exposure: range of the fraction of the path that is seen; splines are seen whole.
+        shake, spline, straight, still: relative shares of a shaking hand, a spline through random points, a straight
+            motion and none.
+        span: range of the side of the square in which the points of a spline lie, in pixels.
         framed_share, varying_share, foreground_share, defocused_share: of pictures that are averages of frames, whose
             kernel changes over the picture, a part of which moves on a path of its own, that are out of focus.
         linear_share: of pictures that are blurred as stored, without a curve between stored values and light.
@@ -108,6 +112,8 @@ class BlurConfig(Section):
     length: Annotated[float, Field(gt=0, le=60)] = 60.0
     exposure: Shares = (0.01, 1.0)
     shake: Share = 0.6
+    spline: Share = 0.0
+    span: Spans = (3.0, 24.0)
     straight: Share = 0.3
     still: Share = 0.1
     framed_share: Share = 0.15
@@ -121,8 +127,8 @@ class BlurConfig(Section):
 
     @model_validator(mode="after")
     def _something_happens(self) -> "BlurConfig":
-        if not self.shake + self.straight + self.still > 0:
-            raise ValueError("shake, straight and still are all 0; at least one motion needs a share")
+        if not self.shake + self.spline + self.straight + self.still > 0:
+            raise ValueError("shake, spline, straight and still are all 0; at least one motion needs a share")
         return self
 
 

@@ -121,8 +121,9 @@ def _blur(clean: Tensor, generator: torch.Generator, settings: BlurConfig) -> tu
     curved = 1 - settings.linear_share
     kinds = BlurSettings(
         margin=settings.margin,
-        motions=(settings.shake, settings.straight, settings.still),
+        motions=(settings.shake, settings.straight, settings.still, settings.spline),
         length=settings.length,
+        span=settings.span,
         exposure=settings.exposure,
         framed=settings.framed_share,
         varying=settings.varying_share,

@@ -26,6 +26,7 @@ from kithkin.data.degrade.kernels import (
     shake_paths,
     shrunk,
     spectrum,
+    spline_paths,
 )
 from kithkin.errors import InputError
 
@@ -45,10 +46,11 @@ class BlurSettings:
 
     Attributes:
         margin: pixels on every side of the clean pictures that are blurred into the rest, and cut off.
-        motions: shares of a shaking hand, a straight motion and none.
+        motions: shares of a shaking hand, a straight motion, none and a spline through random points.
         anxiety: how restless the hand is.
-        length: of the path of a full exposure, in pixels.
-        exposure: fraction of the path that is seen.
+        length: of the path of a full exposure, in pixels; not of splines.
+        span: side of the square in which the points of a spline lie, in pixels.
+        exposure: fraction of the path that is seen; splines are seen whole.
         framed: share of pictures that are averages of frames, not of all that lies between.
         frames: number of such frames.
         varying: share of pictures whose kernel changes over the picture.
@@ -65,9 +67,10 @@ class BlurSettings:
     """
 
     margin: int = 32
-    motions: tuple[float, float, float] = (0.6, 0.3, 0.1)
+    motions: tuple[float, float, float, float] = (0.6, 0.3, 0.1, 0.0)
     anxiety: Range = (0.003, 0.01)
     length: float = 60.0
+    span: Range = (3.0, 24.0)
     exposure: Range = (0.01, 1.0)
     framed: float = 0.15
     frames: tuple[int, int] = (9, 21)
@@ -88,11 +91,11 @@ class BlurSettings:
             raise InputError(
                 f"BlurSettings: margin exceeds the largest disc by 3 pixels, got {self.margin}, {self.disc}"
             )
-        for name in ("motions", "curves"):
+        for name, count in (("motions", 4), ("curves", 3)):
             value = getattr(self, name)
-            if min(value) < 0 or sum(value) <= 0:
-                raise InputError(f"BlurSettings: {name} are shares from 0, not all of them 0; got {value}")
-        for name in ("anxiety", "exposure", "frames", "disc", "highlights", "shot", "read"):
+            if len(value) != count or min(value) < 0 or sum(value) <= 0:
+                raise InputError(f"BlurSettings: {name} are {count} shares from 0, not all of them 0; got {value}")
+        for name in ("anxiety", "span", "exposure", "frames", "disc", "highlights", "shot", "read"):
             low, high = getattr(self, name)
             if not 0 <= low <= high or (name == "exposure" and high > 1) or (name == "frames" and low < 1):
                 raise InputError(
@@ -192,8 +195,13 @@ def draw_paths(count: int, generator: torch.Generator, settings: BlurSettings) -
     shaken = shake_paths(between(*settings.anxiety, anxiety), settings.length, generator)
     straight = linear_paths(torch.full_like(turn, settings.length), turn)
     motion = choose(settings.motions, kind).view(-1, 1, 1)
-    paths = torch.where(motion == 0, shaken, straight) * (motion < 2)
-    return exposed(paths, between(*settings.exposure, exposure), seen)
+    paths = torch.where(motion == 0, shaken, straight) * (motion != 2)
+    exposure = between(*settings.exposure, exposure)
+    if settings.motions[3]:
+        splines = spline_paths(between(*settings.span, uniform(1, count, generator)[0]), generator)
+        paths = torch.where(motion == 3, splines, paths)
+        exposure = torch.where(motion.flatten() == 3, 1.0, exposure)
+    return exposed(paths, exposure, seen)
 
 
 def blurred(light: Tensor, blur: Blur, margin: int, mask: Tensor) -> Tensor:

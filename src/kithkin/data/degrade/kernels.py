@@ -3,7 +3,8 @@
 A kernel is not negative, sums to one and has its centroid at its middle pixel, so a blurred picture stays where it was.
 
 Sources: Boracchi and Foi, "Modeling the performance of image restoration from motion blur", 2012, for random paths,
-with the parameters of DeblurGAN (Kupyn et al. 2018).
+with the parameters of DeblurGAN (Kupyn et al. 2018); Chakrabarti, "A neural approach to blind motion deblurring",
+2016, for splines.
 """
 
 import math
@@ -19,6 +20,8 @@ from kithkin.errors import InputError
 STEPS = 250
 """Of a path. DeblurGAN takes 2,000; what happens in a step is scaled so that a path of fewer steps looks the same."""
 _STEPS_OF_THE_SOURCE = 2000
+_POINTS = 6
+"""That a spline goes through."""
 _PULL, _JOLT, _TREMOR = 0.7, 0.2, 10.0
 """Largest pull back to the start, rate of jolts and trembling of a hand: each path draws its own share of these."""
 
@@ -76,6 +79,29 @@ def linear_paths(length: Tensor, turn: Tensor) -> Tensor:
     times = torch.linspace(0, 1, STEPS, device=length.device)
     direction = torch.stack([torch.sin(2 * math.pi * turn), torch.cos(2 * math.pi * turn)], dim=-1)
     return (length.view(-1, 1) * times).unsqueeze(-1) * direction.unsqueeze(1)
+
+
+def spline_paths(span: Tensor, generator: torch.Generator) -> Tensor:
+    """Curves through six random points, with the same time from each to the next: they linger where they turn, as
+    recorded hands do, while ``shake_paths`` never slow down.
+
+    Args:
+        span: (N,) side of the square in which the points lie, in pixels.
+        generator: draws the points.
+
+    Returns:
+        (N, STEPS, 2), as ``shake_paths``.
+    """
+    inner = uniform(len(span) * _POINTS, 2, generator).view(-1, _POINTS, 2)
+    before, after = 2 * inner[:, :1] - inner[:, 1:2], 2 * inner[:, -1:] - inner[:, -2:-1]
+    points = torch.cat([before, inner, after], dim=1)
+    time = torch.linspace(0, _POINTS - 1, STEPS, device=span.device)
+    first = time.floor().clamp(max=_POINTS - 2).long()
+    t = (time - first).view(-1, 1)
+    a, b, c, d = (points[:, first + i] for i in range(4))
+    # Catmull and Rom's splines: at each point in the direction from the one before to the one after.
+    curve = b + 0.5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * b - a - 3 * c + d)))
+    return span.view(-1, 1, 1) * curve
 
 
 def exposed(paths: Tensor, exposure: Tensor, frames: Tensor) -> Tensor:
