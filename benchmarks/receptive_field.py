@@ -4,7 +4,7 @@
 
 The gradient of one output pixel (the mean of its channels) with respect to every input pixel, its absolute value summed
 over the channels, as a mean over photographs with noise of sigma 25 (for a model that deblurs: shaken, each by a path
-of its own of 60 pixels, with noise of sigma 2.55) and over positions near their middles. The radius
+of its own of 42 to 60 pixels, with noise of sigma 2.55) and over positions near their middles. The radius
 that holds a share of it tells where the output comes from; the picture shows the mean, on a logarithmic scale, with the
 pixel in the middle. The groups are integers and carry no gradient: what a pixel changes in them is not counted.
 """

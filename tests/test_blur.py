@@ -56,13 +56,14 @@ def pictures(count=2, height=48, width=40):
 
 def kernels_of(settings, count=40):
     reach = settings.margin - 2.0
-    return render_paths(shrunk(draw_paths(count, generator(), settings), reach), settings.margin).double()
+    return render_paths(shrunk(draw_blur(count, generator(), settings).path, reach), settings.margin).double()
 
 
 def numbers(count, **changes):
     """A blur that does nothing, but for the changes."""
     still, none = torch.zeros(count, STEPS, 2), torch.zeros(count)
-    blur = Blur(still, still, torch.zeros(count, 2), none > 0, none > 0, none, none.long() + 2, none, none, none)
+    flags, curve, whole = none > 0, none.long() + 2, none + math.inf
+    blur = Blur(still, still, torch.zeros(count, 2), flags, flags, whole, none, curve, none, none, none)
     return blur._replace(**changes)
 
 
@@ -305,6 +306,27 @@ def test_blur_is_linear_in_light():
     torch.testing.assert_close(both, 0.3 * one + 0.7 * two)
 
 
+def test_light_stays_in_the_margin_whatever_moves():
+    """Paths of 200 pixels, and a disc: a wide white frame, as far outside as the margin, can't reach the middle."""
+    path = 200 * torch.linspace(0, 1, STEPS).square().view(1, -1, 1) * torch.tensor([0.6, 0.8])
+    path = path - path.mean(1, keepdim=True)
+    clean = torch.zeros(1, 3, 400, 400)
+    clean[..., :8, :] = clean[..., -8:, :] = clean[..., :8] = clean[..., -8:] = 1
+    mask = torch.zeros(1, 1, 400, 400)
+    mask[..., 150:, :] = 1
+    disc = torch.tensor([3.0])
+    for flags in ({}, {"varying": torch.tensor([True])}, {"foreground": torch.tensor([True])}):
+        blur = numbers(1, path=path, front=path, disc=disc, turn=torch.tensor([[0.01, 0.02]]), **flags)
+        result = blurred(clean, blur, MARGIN, mask)
+        assert result[..., 8:-8, 8:-8].abs().max() < 1e-5
+    point = torch.zeros(1, 3, 400, 400)
+    point[..., 200, 200] = 1
+    front = blurred(point, numbers(1, front=path, foreground=torch.tensor([True])), MARGIN, mask)[0, 0].double()
+    steps = torch.arange(len(front)).double() - (200 - MARGIN)
+    assert front.sum().item() == pytest.approx(1, abs=1e-4)
+    assert max(abs(front.sum(1 - axis) @ steps).item() for axis in (0, 1)) < 0.01
+
+
 def test_a_moving_part_covers_the_background():
     clean = pictures(1).double()
     back, front = (shrunk(p, 20.0) for p in draw_paths(2, generator(), PLAIN).unsqueeze(1))
@@ -404,6 +426,41 @@ def test_no_exposure_no_blur(curves):
     torch.testing.assert_close(degraded, target, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("curves", [(1, 0, 0), (0, 1, 0)])
+def test_brighter_highlights_keep_the_colours_of_what_is_not_blurred(curves):
+    """Of orange only the red is clipped."""
+    clean = torch.tensor([1.0, 0.5, 0.2]).view(1, 3, 1, 1).expand(1, 3, 100, 100)
+    still = replace(PLAIN, motions=(0, 0, 1, 0), highlights=(1, 1), curves=curves)
+    degraded, target = add_blur(clean, generator(), still)
+    torch.testing.assert_close(degraded, target, atol=1e-5, rtol=0)
+
+
+def test_numbers_are_drawn_from_their_ranges_and_apart_from_each_other():
+    settings = BlurSettings(varying=0.5, foreground=0.4, defocused=0.3, framed=0.2, roll=2.0, zoom=0.01)
+    blur = draw_blur(4000, generator(), settings)
+    grows, turns = blur.turn.unbind(1)
+    for drawn, most in ((grows, 0.01), (turns, math.radians(2))):
+        assert drawn.abs().max().item() == pytest.approx(most, rel=0.01)
+        assert abs(drawn.mean()) < 0.05 * most
+    assert abs(torch.corrcoef(blur.turn.T)[0, 1]) < 0.06  # four standard errors
+    flags = torch.stack([blur.varying, blur.foreground, blur.disc > 0, blur.frames.isfinite()]).float()
+    torch.testing.assert_close(flags.mean(1), torch.tensor([0.5, 0.4, 0.3, 0.2]), atol=0.035, rtol=0)
+    assert (torch.corrcoef(flags) - torch.eye(4)).abs().max() < 0.06
+    framed = blur.frames[blur.frames.isfinite()]
+    assert (framed.min(), framed.max()) == settings.frames
+
+
+def test_all_of_a_picture_is_seen_in_the_same_frames():
+    """The background, a moving part, and what turns at the corners."""
+    settings = replace(PLAIN, motions=(1, 0, 0, 0), varying=1, foreground=1, framed=1)
+    blur = draw_blur(20, generator(), settings)
+    nodes = node_paths(blur, (128, 128), torch.full((20,), 30.0))
+    for i, frames in enumerate(blur.frames.int().tolist()):
+        for path in (blur.path[i], blur.front[i], nodes[i, 0], nodes[i, 4]):
+            assert len(torch.unique(path.round(decimals=3), dim=0)) == frames
+    assert nodes.mean(2).abs().max() < 1e-3
+
+
 def test_blur_is_a_function_of_the_generator_alone():
     clean, state = pictures(), torch.get_rng_state()
     first, again, other = (add_blur(clean, generator(seed), BlurSettings())[0] for seed in (1, 1, 2))
@@ -495,9 +552,18 @@ def test_files_without_kernels_are_refused(tmp_path):
         load_kernels(tmp_path / "none.mat")
     (tmp_path / "text.mat").write_text("no kernels here, but enough text to look like a header" * 20)
     savemat(tmp_path / "other.mat", {"matrix": np.ones((3, 3))})
-    for name in ("text.mat", "other.mat"):
+    (tmp_path / "empty.mat").write_bytes(b"")
+    savemat(tmp_path / "packed.mat", {"kernels": np.ones((40, 40))}, do_compression=True)
+    packed = bytearray((tmp_path / "packed.mat").read_bytes())
+    packed[140:] = bytes(255 - byte for byte in packed[140:])
+    (tmp_path / "packed.mat").write_bytes(packed)
+    for name in ("text.mat", "other.mat", "empty.mat", "packed.mat"):
         with pytest.raises(InputError, match="is no MATLAB file with a list 'kernels'"):
             load_kernels(tmp_path / name)
-    in_mat5(tmp_path / "negative.mat", [-np.ones((3, 3))])
-    with pytest.raises(InputError, match="no kernel"):
-        load_kernels(tmp_path / "negative.mat")
+    for matrix in (-np.ones((3, 3)), np.zeros((3, 3)), np.ones((0, 3)), np.full((3, 3), np.nan)):
+        in_mat5(tmp_path / "matrix.mat", [matrix, np.ones((3, 3))])
+        with pytest.raises(InputError, match="no kernel"):
+            load_kernels(tmp_path / "matrix.mat")
+    savemat(tmp_path / "none.mat", {"kernels": np.empty((1, 0), object)})
+    with pytest.raises(InputError, match="is empty"):
+        load_kernels(tmp_path / "none.mat")

@@ -98,13 +98,14 @@ class BlurConfig(Section):
         length: of the path of a full exposure, in pixels; not of splines.
         exposure: range of the fraction of the path that is seen; splines are seen whole.
         shake, spline, straight, still: relative shares of a shaking hand, a spline through random points, a straight
-            motion and none.
+            motion and no path; whatever the path, the shares below hold.
         span: range of the side of the square in which the points of a spline lie, in pixels.
         framed_share, varying_share, foreground_share, defocused_share: of pictures that are averages of frames, whose
             kernel changes over the picture, a part of which moves on a path of its own, that are out of focus.
         linear_share: of pictures that are blurred as stored, without a curve between stored values and light.
         read: range of the standard deviation of the noise of black, where white is 1.
-        margin: pixels on every side of a crop that are blurred into it.
+        margin: pixels on every side of a crop that are blurred into it; paths that reach farther than this less 2 and
+            less the disc out of focus are made smaller.
         sharp_share: of pictures that are given as they are, sharp and without noise; ``still`` ones have it.
     """
 

@@ -105,7 +105,8 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu") 
     if card is None:
         path = Path(name_or_path)
         if not path.is_file():
-            known = ", ".join(list_models()) or "none"
+            cards = list_models()
+            known = ", ".join(sorted({c.task for c in cards.values() if c.default} | cards.keys())) or "none"
             raise CheckpointError(f"{name_or_path} is neither a model that ships ({known}) nor a file")
         return read_model(path).to(device)
     found = hashlib.sha256(card.path.read_bytes()).hexdigest() if card.path.is_file() else "missing"

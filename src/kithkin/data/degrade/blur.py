@@ -5,9 +5,9 @@ turning and growing a little, so that the kernel changes over the picture; a par
 or the lens be out of focus. Noise, clipping, the tone curve and 8 bits follow.
 
 Sources: the paths are those of `kithkin.data.degrade.kernels`; averaging frames follows GoPro (Nah et al., "Deep
-multi-scale convolutional neural network for dynamic scene deblurring", 2017), whose usual half averages them as they
-are stored, its other half with a gamma of 2.2; saturation and noise follow RSBlur (Rim et al., "Realistic blur
-synthesis for learning image deblurring", 2022).
+multi-scale convolutional neural network for dynamic scene deblurring", 2017), whose usual half averages 7 to 13 of them
+as they are stored, its other half with a gamma of 2.2 (its targets are the middle ones, ours lie at the mean place);
+saturation and noise follow RSBlur (Rim et al., "Realistic blur synthesis for learning image deblurring", 2022).
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from kithkin.data.degrade.kernels import (
     STEPS,
     disc_kernels,
     exposed,
+    instants,
     linear_paths,
     render_paths,
     shake_paths,
@@ -33,7 +34,7 @@ from kithkin.errors import InputError
 Range = tuple[float, float]
 
 _HIGHLIGHT = 0.98
-"""Encoded brightness from which a pixel counts as clipped."""
+"""Stored value from which a channel counts as clipped; the others of a pixel stay as they are."""
 _NODES = 3
 """Kernels along each side of a picture whose kernel varies. Two would blur its middle as far as its corners."""
 _CELLS = 3
@@ -45,14 +46,15 @@ class BlurSettings:
     """What blur a batch gets; each picture draws every number from its range.
 
     Attributes:
-        margin: pixels on every side of the clean pictures that are blurred into the rest, and cut off.
+        margin: pixels on every side of the clean pictures that are blurred into the rest, and cut off. Paths that reach
+            farther than this less 2 and less the disc are made smaller.
         motions: shares of a shaking hand, a straight motion, none and a spline through random points.
         anxiety: how restless the hand is.
         length: of the path of a full exposure, in pixels; not of splines.
         span: side of the square in which the points of a spline lie, in pixels.
         exposure: fraction of the path that is seen; splines are seen whole.
         framed: share of pictures that are averages of frames, not of all that lies between.
-        frames: number of such frames.
+        frames: smallest and largest number of such frames.
         varying: share of pictures whose kernel changes over the picture.
         roll: by how much these turn during the exposure, to either side, in degrees.
         zoom: by how much they grow or shrink, as a fraction.
@@ -126,8 +128,7 @@ def add_blur(clean: Tensor, generator: torch.Generator, settings: BlurSettings) 
     blur = draw_blur(len(clean), generator, settings)
     size = (clean.shape[2], clean.shape[3])
     light = to_light(clean if clean.dtype == torch.float64 else clean.float(), blur.curve)
-    clipped = clean.amax(1, keepdim=True) >= _HIGHLIGHT
-    light = light * torch.where(clipped, 1 + blur.highlights.view(-1, 1, 1, 1).to(light), 1.0)
+    light = light * torch.where(clean >= _HIGHLIGHT, 1 + blur.highlights.view(-1, 1, 1, 1).to(light), 1.0)
     mask = foreground_mask(blur, size, generator).to(light)
     moved = blurred(light, blur, margin, mask)
     noise = torch.randn(moved.shape, generator=generator, device=moved.device).to(moved)
@@ -147,6 +148,7 @@ class Blur(NamedTuple):
         front: (B, STEPS, 2), of the part that moves otherwise.
         turn: (B, 2) by how much the picture grows (a fraction) and turns (radians) during the exposure.
         varying, foreground: (B,) bool.
+        frames: (B,) number of instants that are seen; infinite for all that lies between.
         disc: (B,) radius out of focus, 0 in focus.
         curve: (B,) 0 for sRGB, 1 for gamma 2.2, 2 for none.
         highlights, shot, read: (B,), as in ``BlurSettings``.
@@ -157,6 +159,7 @@ class Blur(NamedTuple):
     turn: Tensor
     varying: Tensor
     foreground: Tensor
+    frames: Tensor
     disc: Tensor
     curve: Tensor
     highlights: Tensor
@@ -166,8 +169,10 @@ class Blur(NamedTuple):
 
 def draw_blur(count: int, generator: torch.Generator, settings: BlurSettings) -> Blur:
     """Draw the blur of ``count`` pictures; the tensors lie on the generator's device."""
-    paths = draw_paths(2 * count, generator, settings)
-    draws = iter(uniform(10, count, generator))
+    draws = iter(uniform(12, count, generator))
+    few, low, high = next(draws) < settings.framed, *settings.frames
+    frames = torch.where(few, between(low, high + 1, next(draws)).floor(), torch.inf)
+    paths = draw_paths(2 * count, generator, settings, frames.repeat(2))
     disc = between(*settings.disc, next(draws)) * (next(draws) < settings.defocused)
     zoom, roll = 2 * next(draws) - 1, 2 * next(draws) - 1
     varying, foreground = next(draws) < settings.varying, next(draws) < settings.foreground
@@ -178,6 +183,7 @@ def draw_blur(count: int, generator: torch.Generator, settings: BlurSettings) ->
         turn=torch.stack([zoom * settings.zoom, torch.deg2rad(roll * settings.roll)], dim=1),
         varying=varying,
         foreground=foreground,
+        frames=frames,
         disc=disc,
         curve=curve,
         # What is blurred as stored was clipped before.
@@ -187,11 +193,9 @@ def draw_blur(count: int, generator: torch.Generator, settings: BlurSettings) ->
     )
 
 
-def draw_paths(count: int, generator: torch.Generator, settings: BlurSettings) -> Tensor:
-    """(count, STEPS, 2) motions as an exposure sees them, of mean 0."""
-    kind, anxiety, turn, exposure, framed, frames = uniform(6, count, generator)
-    low, high = settings.frames
-    seen = torch.where(framed < settings.framed, between(low, high + 1, frames).floor(), torch.inf)
+def draw_paths(count: int, generator: torch.Generator, settings: BlurSettings, frames: Tensor | None = None) -> Tensor:
+    """(count, STEPS, 2) motions as an exposure sees them, of mean 0; ``frames`` as in ``exposed``, (count,)."""
+    kind, anxiety, turn, exposure = uniform(4, count, generator)
     shaken = shake_paths(between(*settings.anxiety, anxiety), settings.length, generator)
     straight = linear_paths(torch.full_like(turn, settings.length), turn)
     motion = choose(settings.motions, kind).view(-1, 1, 1)
@@ -201,7 +205,7 @@ def draw_paths(count: int, generator: torch.Generator, settings: BlurSettings) -
         splines = spline_paths(between(*settings.span, uniform(1, count, generator)[0]), generator)
         paths = torch.where(motion == 3, splines, paths)
         exposure = torch.where(motion.flatten() == 3, 1.0, exposure)
-    return exposed(paths, exposure, seen)
+    return exposed(paths, exposure, torch.full_like(turn, torch.inf) if frames is None else frames)
 
 
 def blurred(light: Tensor, blur: Blur, margin: int, mask: Tensor) -> Tensor:
@@ -293,8 +297,9 @@ def node_paths(blur: Blur, size: tuple[int, int], reach: Tensor) -> Tensor:
     zoom, roll = blur.turn.view(-1, 1, 2).unbind(-1)
     # By how far a place moves from the beginning to the end; small angles.
     way = torch.stack([zoom * nodes[:, 0] + roll * nodes[:, 1], zoom * nodes[:, 1] - roll * nodes[:, 0]], -1)
-    times = (torch.arange(STEPS, device=way.device) + 0.5) / STEPS - 0.5
-    return shrunk(blur.path.unsqueeze(1) + times.view(-1, 1) * way.unsqueeze(2), reach.view(-1, 1, 1, 1))
+    times = instants(blur.frames)
+    times = (times - times.mean(1, keepdim=True)).view(-1, 1, STEPS, 1)
+    return shrunk(blur.path.unsqueeze(1) + times * way.unsqueeze(2), reach.view(-1, 1, 1, 1))
 
 
 def foreground_mask(blur: Blur, size: tuple[int, int], generator: torch.Generator) -> Tensor:

@@ -8,6 +8,7 @@ with the parameters of DeblurGAN (Kupyn et al. 2018); Chakrabarti, "A neural app
 """
 
 import math
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,14 @@ def spline_paths(span: Tensor, generator: torch.Generator) -> Tensor:
     return span.view(-1, 1, 1) * curve
 
 
+def instants(frames: Tensor, steps: int = STEPS) -> Tensor:
+    """(N, steps) the times from 0 to 1, at equal distances, at which ``frames`` (N,) instants, each seen for the same
+    time, show their picture; infinite for all that lies between."""
+    times = (torch.arange(steps, device=frames.device) + 0.5) / steps
+    n = frames.clamp(max=steps).view(-1, 1)
+    return ((times * n).floor() + 0.5) / n
+
+
 def exposed(paths: Tensor, exposure: Tensor, frames: Tensor) -> Tensor:
     """What a shutter sees of a path, from its start, moved so that its mean lies at 0.
 
@@ -116,9 +125,7 @@ def exposed(paths: Tensor, exposure: Tensor, frames: Tensor) -> Tensor:
         (N, S, 2) places at equal times.
     """
     steps = paths.shape[1]
-    times = (torch.arange(steps, device=paths.device) + 0.5) / steps
-    n = frames.clamp(max=steps).view(-1, 1)
-    where = ((times * n).floor() + 0.5) / n * exposure.view(-1, 1) * (steps - 1)
+    where = instants(frames, steps) * exposure.view(-1, 1) * (steps - 1)
     before = where.floor().clamp(max=steps - 2)
     low, high = (torch.take_along_dim(paths, (before + i).long().unsqueeze(-1), dim=1) for i in (0, 1))
     seen = torch.lerp(low, high, (where - before).unsqueeze(-1))
@@ -195,18 +202,31 @@ def load_kernels(path: str | Path) -> list[np.ndarray]:
         matrices = _of_hdf5(path) if path.read_bytes()[:512].startswith(b"MATLAB 7.3") else _of_mat5(path)
     except ImportError as error:
         raise InputError(f'load_kernels: {path} needs {error.name}; pip install "kithkin[data]"') from error
-    except (KeyError, OSError, ValueError, TypeError) as error:
+    except (KeyError, OSError, ValueError, TypeError, zlib.error) as error:
         raise InputError(f"load_kernels: {path} is no MATLAB file with a list 'kernels' ({error})") from error
+    if not matrices:
+        raise InputError(f"load_kernels: the list 'kernels' of {path} is empty")
     for kernel in matrices:
-        if kernel.ndim != 2 or not np.isfinite(kernel).all() or kernel.min() < 0 or kernel.sum() <= 0:
+        if (
+            kernel.ndim != 2
+            or not kernel.size
+            or not np.isfinite(kernel).all()
+            or kernel.min() < 0
+            or kernel.sum() <= 0
+        ):
             raise InputError(f"load_kernels: {path} holds a matrix of {kernel.shape} that is no kernel")
     return [kernel / kernel.sum() for kernel in matrices]
 
 
 def _of_mat5(path: Path) -> list[np.ndarray]:
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
-    return [np.asarray(kernel, np.float64) for kernel in loadmat(path)["kernels"].ravel()]
+    try:
+        cells = loadmat(path)["kernels"]
+    except MatReadError as error:
+        raise ValueError(error) from error
+    return [np.asarray(kernel, np.float64) for kernel in cells.ravel()]
 
 
 def _of_hdf5(path: Path) -> list[np.ndarray]:
