@@ -2,7 +2,7 @@
 
     python benchmarks/serve.py [USERS]
 
-The server runs as a process of its own with the default model. Every user sends a crop of the example picture of its
+The server runs as a process of its own with the model `denoise`. Every user sends a crop of the example picture of its
 own at the same moment, and the answer is compared with the bytes that `restore_file` writes. Memory is the server's
 resident set at its highest, after one user and after all of them.
 """
@@ -36,7 +36,7 @@ SIDE = 384
 @contextmanager
 def server() -> Iterator[tuple[str, int]]:
     """The address and the process number of `kithkin serve`."""
-    command = [sys.executable, "-m", "kithkin", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "kithkin", "serve", "--model", "denoise", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -11,9 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from kithkin.cli import app
+from kithkin.data import list_cards
+from kithkin.evaluation import load_table
 from kithkin.images import Picture, write_picture
 
 from freeze_help import VERBS, frozen_file, help_words
+from layouts import write_blocks
 
 
 def run(*arguments):
@@ -150,6 +153,23 @@ def test_a_named_set_is_measured_by_its_protocol(tmp_path):
         assert found["protocol"]["name"] == expected
     (found,) = json.loads(call("eval", tmp_path / "Rain100L", "--dataset", "rain100l", "--json").stdout)["evaluations"]
     assert found["method"] == "derain-tiny"
+
+
+def test_sets_of_camera_noise_are_measured_with_the_model_for_it(tmp_path):
+    write_blocks(tmp_path / "sidd", (1, 2, 16, 16, 3))
+    arguments = ("eval", tmp_path / "sidd", "--dataset", "sidd-validation", "--json")
+    for more in ((), ("--submission", tmp_path / "Idenoised.mat")):
+        (found,) = json.loads(call(*arguments, *more).stdout)["evaluations"]
+        assert found["method"] == "denoise-real-small"
+    assert (tmp_path / "Idenoised.mat").exists()
+    tasks = {name: card.task for name, card in list_cards().items()}
+    assert {name for name, task in tasks.items() if task == "denoise-real"} == {
+        "sidd",
+        "sidd-validation",
+        "dnd",
+        "polyu",
+    }
+    assert (load_table("1").task, load_table("gaussian").task) == ("denoise-real", "denoise")
 
 
 def test_eval_fills_a_table_of_the_paper(tmp_path):

@@ -346,6 +346,19 @@ def test_json_lines_alone_on_stdout(run):
     assert result.exit_code == 1
 
 
+def test_a_comparison_that_exists_is_noticed_before_the_work(run):
+    save("a.png")
+    save("a-compare.png")
+    before = Path("a-compare.png").read_bytes()
+    result = run("a.png", "--compare")
+    assert result.exit_code == 1
+    assert "a-compare.png: exists already" in result.stderr
+    assert Path("a-compare.png").read_bytes() == before
+    assert not Path("a-restored.png").exists()
+    assert run("a.png", "--compare", "--overwrite").exit_code == 0
+    assert Path("a-restored.png").exists()
+
+
 def test_compare_shows_before_and_after(run):
     save("a.png")
     assert run("a.png", "--compare").exit_code == 0

@@ -163,7 +163,7 @@ def folders(tmp_path, monkeypatch):
         folder = tmp_path / name
         folder.mkdir(parents=True)
         for index in range(2):
-            pixels = np.random.default_rng((number, index)).random((160, 160, 3), np.float32)
+            pixels = np.random.default_rng((number, index)).random((192, 192, 3), np.float32)
             write_picture(Picture(pixels), folder / f"{index}.png")
     (tmp_path / "examples").mkdir()
     shutil.copy(ROOT / "examples/dog-noisy.png", tmp_path / "examples")

@@ -137,6 +137,30 @@ def test_palette_gives_its_colours(tmp_path, kind):
     expect(read_picture(tmp_path / "p"), colours[index])
 
 
+PRIMARIES = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "named"),
+    [
+        ([], None),
+        ([(b"sRGB", b"\0"), (b"gAMA", struct.pack(">I", 45455))], None),
+        ([(b"gAMA", struct.pack(">I", 45455)), (b"cHRM", struct.pack(">8I", *PRIMARIES))], None),
+        ([(b"cICP", bytes([1, 13, 0, 1]))], None),
+        ([(b"gAMA", struct.pack(">I", 100000))], "gAMA"),
+        ([(b"cHRM", struct.pack(">8I", *PRIMARIES[:2], 68000, 32000, 26500, 69000, 15000, 6000))], "cHRM"),
+        ([(b"cICP", bytes([9, 16, 0, 1])), (b"sRGB", b"\0")], "cICP"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_a_png_says_of_its_colours_and_is_not_kept_is_named(tmp_path, chunks, named):
+    raw = b"".join(b"\0" + row.tobytes() for row in RGB8)
+    data = png(RGB8.shape[1], RGB8.shape[0], 8, 2, raw, *(chunk(kind, body) for kind, body in chunks))
+    picture = read_picture(save(tmp_path, "p.png", data))
+    expect(picture, RGB8)
+    assert [named in note for note in picture.notes] == ([True] if named else [])
+
+
 def test_palette_with_transparency_gives_alpha(tmp_path):
     index, colours = RNG.integers(0, 5, (H, W), dtype=np.uint8), RNG.integers(0, 256, (5, 3), dtype=np.uint8)
     alpha = np.array([0, 90, 255, 17, 255], np.uint8)

@@ -13,7 +13,7 @@ from kithkin.checkpoint import read_tensors, save_model, write_tensors
 from kithkin.errors import CheckpointError, KithkinError
 from kithkin.model import KiT, KiTConfig
 from kithkin.restoration import restore
-from kithkin.zoo import list_models, load_model
+from kithkin.zoo import find_model, list_models, load_model
 
 ROOT = Path(__file__).parent.parent
 # No value is the default's, and none but the first six can be told from the shapes of the weights.
@@ -178,12 +178,13 @@ def test_the_node_for_comfyui():
     spec.loader.exec_module(module)
     (node,) = module.NODE_CLASS_MAPPINGS.values()
     assert module.NODE_DISPLAY_NAME_MAPPINGS.keys() == module.NODE_CLASS_MAPPINGS.keys()
-    (models,) = node.INPUT_TYPES()["required"]["model"]
+    models, first = node.INPUT_TYPES()["required"]["model"]
     assert models == sorted(list_models())
+    assert first["default"] == find_model("denoise-real").name
     for channels in (3, 4):
         images = torch.rand(2, 20, 33, channels, generator=torch.Generator().manual_seed(0))
         defaults = {key: kind[1]["default"] for key, kind in node.INPUT_TYPES()["required"].items() if len(kind) > 1}
-        (found,) = getattr(node(), node.FUNCTION)(image=images, model="denoise-tiny", **defaults)
+        (found,) = getattr(node(), node.FUNCTION)(image=images, **{**defaults, "model": "denoise-tiny"})
         assert (found.shape, found.dtype) == (images.shape, torch.float32)
         for before, after in zip(images.numpy(), found.numpy(), strict=True):
             np.testing.assert_array_equal(after, restore(load_model("denoise-tiny"), before))

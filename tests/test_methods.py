@@ -185,6 +185,12 @@ def test_tiles_are_blended_and_no_larger_than_asked_for(tmp_path, scripted):
     np.testing.assert_allclose(run_method(open_method(path, tile="auto"), image), 150, rtol=1e-5)
 
 
+def test_what_a_result_depends_on_tells_networks_of_files_apart(scripted):
+    places = [(scripted, "off"), (scripted, 64), (scripted, 96), (f"{scripted}@8", 64), (f"{scripted}@16", 64)]
+    assert len({open_method(spec, tile=tile).identity for spec, tile in places}) == len(places)
+    assert open_method(scripted, tile=64).identity == open_method(scripted, tile=64).identity
+
+
 def test_a_multiple_extends_by_reflection(tmp_path, scripted):
     image = clean(21, 30)
     with pytest.raises(KithkinError, match=r"strict.pt on a.png: .*30 x 21.*strict.pt@8"):

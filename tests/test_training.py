@@ -1,12 +1,15 @@
 """Training: it learns, it can be stopped and resumed without a trace, and it never does so silently."""
 
+import errno
 import itertools
 import json
 import math
 import os
 import random
+import shutil
 import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ import kithkin.training.loop as loop
 from kithkin.checkpoint import read_model, read_tensors, weights_of, write_tensors
 from kithkin.config import parse_config
 from kithkin.data import DEGRADATIONS, Degradation, degrade_crops, open_folders, sample_batch
-from kithkin.errors import CheckpointError, InputError
+from kithkin.errors import CheckpointError, InputError, KithkinError
 from kithkin.layers import KNNLocalAttention
 from kithkin.metrics import psnr
 from kithkin.model import KiT
@@ -388,6 +391,72 @@ def test_a_run_is_not_overwritten(tmp_path, photos):
     with pytest.raises(InputError, match="holds a run at step-00000002.*--resume"):
         train(config, tmp_path / "out")
     assert final.read_bytes() == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_is_left_of_a_finished_run_is_not_replaced(tmp_path, photos, resume):
+    final = train(run_config(photos, {"schedule.steps": 2}), tmp_path / "out")
+    for checkpoint in checkpoints(tmp_path / "out"):
+        shutil.rmtree(checkpoint)
+    before = [path.read_bytes() for path in (final, tmp_path / "out/log.jsonl")]
+    with pytest.raises(InputError, match="holds the log or the weights of a run"):
+        train(run_config(photos, {"seed": 3}), tmp_path / "out", resume=resume)
+    assert [path.read_bytes() for path in (final, tmp_path / "out/log.jsonl")] == before
+
+
+def test_a_resumed_run_says_what_is_not_as_before(tmp_path, photos):
+    first = train(run_config(photos, {"schedule.steps": 1}), tmp_path / "first")
+    train(run_config(photos, {"schedule.steps": 1}), tmp_path / "out")
+    count, told = len(list(photos.iterdir())), []
+    Image.fromarray(scene(9, 64)).save(photos / "one-more.png")
+    again = run_config(photos, {"schedule.steps": 2})
+    train(again, tmp_path / "out", resume=True, init=first, report=told.append)
+    notes = " ".join(row["note"] for row in told if "note" in row)
+    assert f"--init {first} is for its beginning alone" in notes
+    assert f"saw {count} pictures up to step 1 and goes on with {count + 1}" in notes
+    told.clear()
+    train(run_config(photos, {"schedule.steps": 3}), tmp_path / "out", resume=True, report=told.append)
+    assert not any("goes on" in row.get("note", "") for row in told)
+
+
+def test_a_length_in_epochs_binds_the_batch(tmp_path, photos):
+    epochs = {"schedule.steps": 0, "schedule.epochs": 2}
+    train(run_config(photos, epochs), tmp_path / "out", minutes=0)
+    with pytest.raises(InputError, match=r"another schedule\.batch_size;"):
+        train(run_config(photos, {**epochs, "schedule.batch_size": 1}), tmp_path / "out", resume=True)
+    train(run_config(photos, epochs), tmp_path / "out", resume=True)
+    with pytest.raises(InputError, match=r"raise schedule\.epochs"):
+        train(run_config(photos, {**epochs, "schedule.epochs": 1}), tmp_path / "out", resume=True)
+
+
+def test_a_run_that_comes_apart_keeps_what_was_before(tmp_path, photos, monkeypatch):
+    steps = iter(range(1, 100))
+    monkeypatch.setattr(
+        loop, "restoration_loss", lambda a, b, **rest: (a - b).square().mean() * (math.nan if next(steps) > 3 else 1.0)
+    )
+    with pytest.raises(KithkinError, match=r"the loss of step 4 isn't finite.*lower schedule\.lr"):
+        train(run_config(photos, {"schedule.checkpoint_seconds": 0}), tmp_path / "out")
+    (last,) = checkpoints(tmp_path / "out")
+    assert last.name == "step-00000003"
+    for part in TENSORS:
+        assert all(x.isfinite().all() for x in read_tensors(last / f"{part}.safetensors")[0].values())
+    assert not (tmp_path / "out/toy.safetensors").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_named(tmp_path, photos, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 2)
+    fill = at_step(1, lambda: (tmp_path / "out/log.jsonl").symlink_to("/dev/full"))
+    with pytest.raises(CheckpointError, match="the log can't be written"):
+        train(run_config(photos), tmp_path / "out", report=fill)
+    monkeypatch.setattr(Path, "rename", fail_for_want_of_space)
+    with pytest.raises(CheckpointError, match="step-00000001 can't be written"):
+        train(run_config(photos, {"schedule.steps": 1}), tmp_path / "other")
+    assert checkpoints(tmp_path / "other") == []
+
+
+def fail_for_want_of_space(*args, **rest):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize(

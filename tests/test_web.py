@@ -1,6 +1,7 @@
 """The HTTP interface: the bytes of the command line, bad uploads, limits, the queue; many users at once."""
 
 import asyncio
+import inspect
 import io
 import json
 import re
@@ -17,12 +18,13 @@ import pytest
 from PIL import Image, ImageCms
 from typer.testing import CliRunner
 
-from kithkin.cli import app as commands
+from kithkin.cli import app as commands, restore as restore_command
 from kithkin.errors import CheckpointError, InputError
 from kithkin.images import read_picture
 from kithkin.neighbors import find_neighbors
 from kithkin.web import Limits, create_app, served_models
 from kithkin.web._jobs import Answer, Busy, Job, Jobs, Problem
+from kithkin.zoo import list_models
 
 from serving import BAD, encoded, levels, running, tiny_weights
 
@@ -619,6 +621,14 @@ def test_the_commands_of_the_documents_work(tmp_path):
     for name in ("photo-restored.png", "dry.png"):
         assert read_picture(tmp_path / name).pixels.shape == (56, 40, 3)
     assert json.loads((tmp_path / "neighbors.json").read_text())["size"] == [40, 56]
+
+
+def test_the_first_model_is_the_one_of_kithkin_restore():
+    defaults = [card for card in list_models().values() if card.default]
+    served = served_models()
+    assert sorted(served) == sorted(card.name for card in defaults)
+    first = inspect.signature(restore_command).parameters["model"].default
+    assert next(iter(served.values())).task == first
 
 
 def test_models_are_found_by_name_and_task(weights):

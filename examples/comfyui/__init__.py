@@ -6,7 +6,7 @@ from kithkin import list_models, load_model, restore
 
 
 class RestoreWithKithkin:
-    """Removes noise or rain from pictures, which are (B, H, W, 3) floats in [0, 1], or with alpha (B, H, W, 4)."""
+    """Removes noise, rain or some blur from pictures: (B, H, W, 3) floats in [0, 1], or with alpha (B, H, W, 4)."""
 
     CATEGORY = "image/restoration"
     RETURN_TYPES = ("IMAGE",)
@@ -17,7 +17,7 @@ class RestoreWithKithkin:
         return {
             "required": {
                 "image": ("IMAGE",),
-                "model": (sorted(list_models()),),
+                "model": (sorted(list_models()), {"default": "denoise-real-small"}),
                 "strength": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.05}),
                 "tile": ("INT", {"default": 0, "min": 0, "max": 4096, "step": 64, "tooltip": "0 chooses itself"}),
             }

@@ -57,7 +57,8 @@ class KNNLocalAttention(nn.Module):
         hash_features: hash the flattened ``"patch"`` or its ``"pooled"`` mean pixel (decision D1), or the flattened
             patch ``"centered"``, less the mean over the patches (decision D17).
         n_pairs: attend to this many candidates of largest pair weight alone, each once; None takes all (decision D16).
-        seed: of the fixed rotations.
+        seed: of the fixed rotations, which are used until ``redraw_rotations`` draws others: ``kithkin.train`` lets it
+            before every step, and puts the fixed ones back to evaluate.
         backend: of ``kithkin.ops.knn_local_attention``; None takes the first that can serve.
 
     Shape:

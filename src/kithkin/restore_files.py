@@ -265,11 +265,12 @@ def restore_file(
         raise InputError(f"restore: {shown(target)} would replace its own input; choose another place for the result")
     picture = read_picture(source)
     notes = [*picture.notes, *losses(picture, target)]
-    make_room(target, options.overwrite)
+    for place in (target, compare):
+        if place is not None:
+            make_room(Path(place), options.overwrite)
     result = restore_picture(model, picture, options, progress=progress, note=notes.append)
     write_picture(result, target, overwrite=options.overwrite, quality=options.quality)
     if compare is not None:
-        make_room(Path(compare), options.overwrite)
         write_picture(side_by_side(picture, result), compare, overwrite=options.overwrite)
     return tuple(notes)
 

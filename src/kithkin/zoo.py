@@ -44,7 +44,7 @@ class ModelCard(BaseModel):
 
     Attributes:
         name: what ``--model`` and ``load_model`` take.
-        task: denoise, deblur or derain; also taken as a name where ``default`` is set.
+        task: denoise, denoise-real, derain or deblur; also taken as a name where ``default`` is set.
         default: these are the weights of their task that are taken first.
         summary: one sentence on what goes in and comes out.
         sha256: of the weight file.

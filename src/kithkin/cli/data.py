@@ -79,7 +79,7 @@ def prepare(
     """Cut a training set into crops, once; a run that was stopped goes on where it was.
 
     kithkin data prepare sidd SIDD_Medium_Srgb --out sidd-crops
-    kithkin train sidd --data sidd-crops
+    kithkin train sidd --data sidd-crops --out runs/sidd
     """
     from kithkin.cli._progress import progress_bar
     from kithkin.data import CutOptions, cut_crops

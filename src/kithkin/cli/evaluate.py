@@ -130,13 +130,10 @@ class _Job:
     def run(self, folder: Path, dataset: str | None, protocol: str | None) -> list["Report"]:
         """Evaluate one data set."""
         from kithkin.data import find_card, open_samples
-        from kithkin.zoo import find_model
 
         samples = open_samples(folder, dataset)
-        card = find_card(dataset) if dataset else None
-        task = card.task if card and card.task and find_model(card.task) else "denoise"
-        protocol = protocol or (card.protocol if card else None)
-        reports = self._evaluate(samples, protocol, self._open(self.methods or [task]))
+        protocol = protocol or (find_card(dataset).protocol if dataset else None)
+        reports = self._evaluate(samples, protocol, self._open(self.methods or [self._default(dataset)]))
         self._write_report(reports, [])
         return reports
 
@@ -149,11 +146,19 @@ class _Job:
         if len(self.methods) > 1:
             raise typer.BadParameter("a submission holds one method's pictures", param_hint="--method")
         samples = open_samples(folder, dataset)
-        method = open_method(*(self.methods or ["denoise"]), device=self.device, tile=self.tile)
+        method = open_method(*(self.methods or [self._default(dataset)]), device=self.device, tile=self.tile)
         with self._watching(samples.title, method.name) as watch:
             reports = [submit(method, samples, path, watch=watch)]
         self._write_report(reports, [])
         return reports
+
+    def _default(self, dataset: str | None) -> str:
+        """The method where none is named: the model that ships for the data set's task."""
+        from kithkin.data import find_card
+        from kithkin.zoo import find_model
+
+        task = find_card(dataset).task if dataset else None
+        return task if task and find_model(task) else "denoise"
 
     def _open(self, specs: list[str]) -> list["Method"]:
         """All methods at once, so that a name that is none is refused before hours are spent on the others."""

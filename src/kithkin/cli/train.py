@@ -41,7 +41,7 @@ def train(
 
     With several GPUs or machines, the same under torchrun (docs/train-distributed.md):
 
-        torchrun --standalone --nproc-per-node 8 -m kithkin train gopro --data GoPro --out runs/gopro --resume
+        torchrun --standalone --nproc-per-node 8 -m kithkin train gopro --data GoPro/train --out runs/gopro --resume
     """
     from kithkin.cli._device import choose_device
     from kithkin.config import load_config

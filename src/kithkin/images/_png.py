@@ -14,6 +14,10 @@ PNG_LEVEL = 4
 """How hard deflate tries, 0..9: half the time of the usual 6 for files about 5 percent larger."""
 
 _GRAY, _RGB = 0, 2
+_SRGB_CODES = b"\x01\x0d"
+"""Primaries and transfer function of sRGB, as cICP numbers them."""
+_SRGB_GAMMA, _SRGB_PRIMARIES = 45455, (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+"""As gAMA and cHRM hold them, in 1 / 100,000."""
 
 
 def read_png(data: bytes) -> Picture:
@@ -35,7 +39,24 @@ def read_png(data: bytes) -> Picture:
         if b"tRNS" in chunks and colour in (_GRAY, _RGB):
             samples = _with_key_alpha(samples, chunks[b"tRNS"], bits)
     exif = chunks.get(b"eXIf") or _imagemagick_exif(image.info.get("Raw profile type exif"))
-    return make_picture(samples, icc=image.info.get("icc_profile"), exif=exif, dpi=image.info.get("dpi"))
+    icc, dpi = image.info.get("icc_profile"), image.info.get("dpi")
+    notes = () if icc is not None else _colour_notes(chunks)
+    return make_picture(samples, icc=icc, exif=exif, dpi=dpi, notes=notes)
+
+
+def _colour_notes(chunks: dict[bytes, bytes]) -> tuple[str, ...]:
+    """What a PNG without a profile says of its colours that differs from sRGB, and that is not kept."""
+    if b"cICP" in chunks and chunks[b"cICP"][:2] != _SRGB_CODES:
+        return ("the PNG's code points of colour (cICP) are not kept: the values are taken for sRGB",)
+    if b"sRGB" in chunks or b"cICP" in chunks:
+        return ()
+    gamma = int.from_bytes(chunks.get(b"gAMA", b"")[:4], "big")
+    chromaticities = chunks.get(b"cHRM", b"")
+    primaries = struct.unpack(">8I", chromaticities) if len(chromaticities) == 32 else _SRGB_PRIMARIES
+    other = any(abs(a - b) > 1000 for a, b in zip(primaries, _SRGB_PRIMARIES, strict=True))
+    if (gamma and abs(gamma - _SRGB_GAMMA) > 1000) or other:
+        return ("the PNG's gamma and primaries (gAMA, cHRM) are not kept: the values are taken for sRGB",)
+    return ()
 
 
 def _checked_chunks(data: bytes) -> dict[bytes, bytes]:

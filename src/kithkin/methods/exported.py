@@ -23,15 +23,21 @@ Network = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Exported:
-    """A network from a file: ``fixed`` is the (height, width) that it takes, None for any; ``largest`` of a tile."""
+    """A network from a file: ``fixed`` is the (height, width) that it takes, None for any; ``largest`` of a tile;
+    ``weights`` the digest of the file."""
 
     name: str
     network: Network
     fixed: tuple[int | None, int | None]
     largest: int | None
     multiple: int
-    identity: str
+    weights: str
     needs_sigma: bool = False
+
+    @property
+    def identity(self) -> str:
+        """Of the file and of what else its results depend on."""
+        return hashlib.sha256(f"{self.weights} {self.largest} {self.multiple}".encode()).hexdigest()[:12]
 
     def __call__(self, image: np.ndarray, *, sigma: float | None = None) -> np.ndarray:
         height, width = image.shape[:2]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from kithkin.checkpoint import save_model
-from kithkin.config import RunConfig, parse_config
+from kithkin.config import RunConfig
 from kithkin.data import (
     Batch,
     Crops,
@@ -29,25 +29,17 @@ from kithkin.data import (
 )
 from kithkin.data.ahead import drawn_ahead
 from kithkin.data.storage import name_of
-from kithkin.errors import ImageError, InputError
+from kithkin.errors import CheckpointError, ImageError, InputError
 from kithkin.losses import restoration_loss
 from kithkin.training.distributed import Ranks, joined
 from kithkin.training.plot import plot_curves
+from kithkin.training.resume import take_over
 from kithkin.training.schedule import learning_rate
-from kithkin.training.state import TrainState, checkpoints, read_run
+from kithkin.training.state import TrainState
 from kithkin.training.validation import validate
 from kithkin.zoo import load_model
 
 LOG_EVERY = 50
-
-# What may differ when a run is resumed: where it ends, what is watched, which processes do it, and how much of the
-# pictures a step sees (crops that grow while training goes on); not what is learned.
-# The cosine follows the new end from here on.
-FREE_SECTIONS = {"validation", "name", "distributed"}
-FREE_KEYS = {
-    "schedule": {"steps", "epochs", "accumulate", "checkpoint_seconds", "batch_size"},
-    "data": {"crop", "cache_gb", "workers"},
-}
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -86,7 +78,8 @@ def train(
     Raises:
         InputError: the folder already holds a run, or one of another configuration, or the data don't fit, or the
             processes can't share a batch evenly.
-        CheckpointError: the last checkpoint is damaged, or can't be written.
+        CheckpointError: the last checkpoint is damaged, or one or the log can't be written.
+        KithkinError: the loss is no longer finite. The last checkpoint is one of before.
         ImageError: a photograph can't be read. As with unfit data, there is a checkpoint of the step before.
     """
     with joined(device, config.distributed) as ranks:
@@ -105,14 +98,19 @@ def _train(
     dataset = open_training_data(config.data)
     _check_shares(config, ranks, len(dataset))
     steps, warmup = config.schedule.in_steps(len(dataset))
-    state = TrainState.create(config, ranks)
+    state = TrainState.create(config, ranks, len(dataset))
     if init is not None:
         state.start_from(load_model(init))
-    _take_over(state, out, config, resume)
+    notes = take_over(state, out, config, resume, begun_with=init)
     if state.step > steps:
-        raise InputError(f"train: {out} is at step {state.step}, beyond the {steps} of this run; raise schedule.steps")
+        longer = "epochs" if config.schedule.epochs else "steps"
+        raise InputError(
+            f"train: {out} is at step {state.step}, beyond the {steps} of this run; raise schedule.{longer}"
+        )
     watched = _validation_data(config)
     run = _Run(config, out, state, steps, warmup, report)
+    for note in notes:
+        run.report({"note": note})
     deadline = time.monotonic() + minutes * 60 if minutes is not None else float("inf")
     saved_at = time.monotonic()
     # Closed in this order: signals last, so that none cuts off the final checkpoint.
@@ -124,6 +122,7 @@ def _train(
         for parts in batches:
             run.step(state, parts)
             if state.step % config.validation.every == 0 or state.step == steps:
+                state.check_losses()
                 run.watch(state, watched)
                 run.restart_clock()
             stop, due = ranks.any_of(
@@ -131,6 +130,7 @@ def _train(
                 time.monotonic() - saved_at > config.schedule.checkpoint_seconds,
             )
             if stop or due or state.step == steps:
+                state.check_losses()
                 state.save(out, config)
                 saved_at = time.monotonic()
                 run.restart_clock()
@@ -237,6 +237,7 @@ class _Run:
         )
 
     def _log_losses(self, state: TrainState, lr: float) -> None:
+        state.check_losses()
         loss = state.mean_losses().mean().item()
         self._stop_clock(state)
         rate = self.crops / self.seconds
@@ -255,57 +256,12 @@ class _Run:
     def log(self, row: dict[str, Any]) -> None:
         if self.ranks.rank > 0:
             return
-        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"{self.out}: the log can't be written ({error.strerror or error})") from error
         self.report(row)
-
-
-def _take_over(state: TrainState, out: Path, config: RunConfig, resume: bool) -> None:
-    found = state.ranks.first(lambda: _last_checkpoint(out, config, resume))
-    if found is not None:
-        state.load(found)
-        state.ranks.first(lambda: _forget_after(out / "log.jsonl", state.step))
-
-
-def _last_checkpoint(out: Path, config: RunConfig, resume: bool) -> Path | None:
-    """Where the run goes on; None where it begins, in a folder that is ready for it."""
-    found = checkpoints(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"train: {out} can't be the folder of a run ({reason}); choose another --out") from error
-    if not found:
-        (out / "log.jsonl").unlink(missing_ok=True)
-        return None
-    if not resume:
-        raise InputError(f"{out} holds a run at {found[-1].name}; add --resume to go on, or choose another --out")
-    done = parse_config(read_run(found[-1])["config"], source=str(found[-1]))  # keys that came later get their defaults
-    before, now = (_binding(run.model_dump(mode="json")) for run in (done, config))
-    changed = [key for key in now if now[key] != before.get(key)]
-    if changed:
-        raise InputError(f"{out} holds a run with another {', '.join(changed)}; choose another --out")
-    return found[-1]
-
-
-def _binding(run: dict[str, Any]) -> dict[str, Any]:
-    """The values of a configuration that a resumed run must share, by dotted key."""
-    kept: dict[str, Any] = {}
-    for section, values in run.items():
-        if section in FREE_SECTIONS:
-            continue
-        pairs = values.items() if isinstance(values, dict) else [("", values)]
-        free = FREE_KEYS.get(section, set())
-        kept |= {f"{section}.{key}".rstrip("."): value for key, value in pairs if key not in free}
-    return kept
-
-
-def _forget_after(log: Path, step: int) -> None:
-    """Drop the rows that were logged after the checkpoint: they are going to be logged again."""
-    if log.exists():
-        whole = log.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()  # the last may have been cut off
-        rows = [row for row in whole if json.loads(row)["step"] <= step]
-        log.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
 
 
 def _validation_data(config: RunConfig) -> Photos | Pairs | None:
@@ -345,6 +301,7 @@ def _kept(state: TrainState, config: RunConfig, out: Path, ranks: Ranks) -> Iter
     except (ImageError, InputError) as error:
         if state.step == first or ranks.kind is not None:
             raise
+        state.check_losses()
         state.save(out, config)
         raise type(error)(f"{error} (the run is kept at step {state.step}; then go on with --resume)") from error
 

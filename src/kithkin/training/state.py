@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from kithkin.checkpoint import model_header, read_tensors, weights_of, write_tensors
 from kithkin.config import RunConfig
-from kithkin.errors import CheckpointError, InputError
+from kithkin.errors import CheckpointError, InputError, KithkinError
 from kithkin.growth import grow
 from kithkin.model import KiT
 from kithkin.training.distributed import Ranks
@@ -50,6 +50,7 @@ class TrainState:
         step: steps done.
         seconds: spent on them.
         losses: of the steps since the last row of the log, over the crops of this process.
+        items: pictures that the run sees; 0 is unknown.
     """
 
     model: KiT
@@ -59,9 +60,10 @@ class TrainState:
     step: int = 0
     seconds: float = 0.0
     losses: list[Tensor] = field(default_factory=list)
+    items: int = 0
 
     @classmethod
-    def create(cls, config: RunConfig, ranks: Ranks) -> "TrainState":
+    def create(cls, config: RunConfig, ranks: Ranks, items: int = 0) -> "TrainState":
         """The state before the first step; the initial weights follow from the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would reseed every GPU as well
@@ -69,7 +71,7 @@ class TrainState:
         average = copy.deepcopy(model).eval() if config.optimizer.ema_decay else model
         for network in {id(model): model, id(average): average}.values():
             ranks.shard(network)
-        return cls(model, average, _optimizers(model, config), ranks)
+        return cls(model, average, _optimizers(model, config), ranks, items=items)
 
     def start_from(self, model: KiT) -> None:
         """Take over the weights of a network that differs in its grouping at most, or is smaller
@@ -95,11 +97,22 @@ class TrainState:
         """The losses since the last row of the log, over the crops of all processes; waits for the device."""
         return self.ranks.mean(torch.stack([loss.cpu() for loss in self.losses]) if self.losses else torch.empty(0))
 
+    def check_losses(self) -> None:
+        """Raise KithkinError where training has come apart, before anything is replaced by what is left of it."""
+        finite = self.mean_losses().isfinite()
+        if not finite.all():
+            step = self.step - len(finite) + 1 + int(finite.long().argmin())
+            raise KithkinError(
+                f"train: the loss of step {step} isn't finite, and nothing was saved since; lower schedule.lr, and go "
+                "on from the last checkpoint's average.safetensors with --init and another --out, or start anew"
+            )
+
     def save(self, folder: Path, config: RunConfig) -> None:
         """Write a checkpoint below ``folder`` and remove the older ones; a run that is killed here loses nothing."""
         tensors = self._whole_tensors()
         losses = self.mean_losses().tolist()
-        run = {"step": self.step, "seconds": self.seconds, "losses": losses, "config": config.model_dump(mode="json")}
+        run = {"step": self.step, "seconds": self.seconds, "losses": losses, "items": self.items}
+        run["config"] = config.model_dump(mode="json")
         self.ranks.first(lambda: self._write(folder, tensors, run))
 
     def _whole_tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -121,17 +134,20 @@ class TrainState:
         for name, content in tensors.items():
             header = {} if name in MOMENTS else model_header(self.model.config)
             write_tensors({key: x.clone() for key, x in content.items()}, part / f"{name}.safetensors", header)
-        (part / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
-        if final.exists():
-            shutil.rmtree(final)
-        part.rename(final)
-        for old in checkpoints(folder)[:-1]:
-            shutil.rmtree(old)
+        try:
+            (part / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
+            if final.exists():
+                shutil.rmtree(final)
+            part.rename(final)
+            for old in checkpoints(folder)[:-1]:
+                shutil.rmtree(old)
+        except OSError as error:
+            raise CheckpointError(f"{final} can't be written ({error.strerror or error})") from error
 
     def load(self, folder: Path) -> None:
         """Take over a checkpoint that ``save`` wrote, bit for bit. Rank 0 reads it."""
         run = self.ranks.first(lambda: read_run(folder))
-        self.step, self.seconds = run["step"], run["seconds"]
+        self.step, self.seconds, self.items = run["step"], run["seconds"], run["items"]
         self.losses = [torch.tensor(loss) for loss in run["losses"]]
         read: dict[str, dict[str, Any]] = {"model": {}, "average": {}, "optimizer": {}}
         self.ranks.first(lambda: read.update(self._read(folder)))
@@ -183,7 +199,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     """What a checkpoint knows of its run beside the tensors; raises CheckpointError where it is damaged."""
     try:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        return {key: run[key] for key in ("step", "seconds", "losses", "config")}
+        return {key: run[key] for key in ("step", "seconds", "losses", "config")} | {"items": run.get("items", 0)}
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder} is damaged ({error}); start anew, from its weights with --init") from error
 

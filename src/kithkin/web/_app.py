@@ -42,7 +42,8 @@ class ServedModel:
 
 
 def served_models(names: Sequence[str] = (), *, device: str = "cpu") -> dict[str, ServedModel]:
-    """Load the models by these names, tasks or paths; without any, the default of each task that ships.
+    """Load the models by these names, tasks or paths; without any, the default of each task that ships, and first of
+    them the one that ``kithkin restore`` takes.
 
     Args:
         names: as ``kithkin.load_model`` takes them.
@@ -53,7 +54,8 @@ def served_models(names: Sequence[str] = (), *, device: str = "cpu") -> dict[str
         InputError: two models have one name.
     """
     found: dict[str, ServedModel] = {}
-    for name in names or [card.name for card in list_models().values() if card.default]:
+    shipped = sorted(list_models().values(), key=lambda card: card.task != "denoise-real")
+    for name in names or [card.name for card in shipped if card.default]:
         card = find_model(name)
         own = Path(name).stem if card is None else card.name
         if own in found:

@@ -49,7 +49,7 @@ class Card(_Entry):
     Attributes:
         name: what ``kithkin data`` and ``kithkin.data.open_samples`` take.
         title: in full.
-        task: denoise, deblur or derain; None where it is not of one task.
+        task: denoise, denoise-real (the noise of cameras), deblur or derain; None where it is not of one task.
         kind: ``"photos"`` are clean pictures; ``"pairs"`` input and target; ``"blocks"`` pairs within two arrays;
             ``"noisy-only"`` has no public target.
         url: where to get it.
@@ -63,7 +63,7 @@ class Card(_Entry):
 
     name: str
     title: str
-    task: Literal["denoise", "deblur", "derain"] | None = None
+    task: Literal["denoise", "denoise-real", "deblur", "derain"] | None = None
     kind: Literal["photos", "pairs", "blocks", "noisy-only"]
     url: str
     licence: str

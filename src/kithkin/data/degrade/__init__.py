@@ -1,6 +1,6 @@
 """Degradations, on batches of tensors and with a generator of their own.
 
-A degradation that a recipe can name is an entry of ``DEGRADATIONS`` and a section in ``kithkin.config``.
+A degradation that a recipe can name is an entry of ``DEGRADATIONS`` and a section in ``kithkin.degradation_config``.
 """
 
 from collections.abc import Callable
