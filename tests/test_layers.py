@@ -239,6 +239,12 @@ def test_settings_that_can_not_be_meant_are_refused(wrong):
         KNNLocalAttention(8, **wrong)(normal(1, 16, 16, 8, dtype=torch.float32))
 
 
+@pytest.mark.parametrize("shape", [(1, 8, 16, 16), (16, 16, 8), (1, 16, 16, 9)], ids=str)
+def test_maps_of_another_shape_are_refused(shape):
+    with pytest.raises(InputError, match=r"expected a map \(B, H, W, 8\).*permute"):
+        KNNLocalAttention(8)(torch.zeros(shape))
+
+
 def test_a_backend_that_does_not_exist_is_refused():
     layer = KNNLocalAttention(8, backend="abacus")
     with pytest.raises(BackendError, match="abacus"):

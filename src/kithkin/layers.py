@@ -63,6 +63,9 @@ class KNNLocalAttention(nn.Module):
 
     Shape:
         (B, H, W, C) -> (B, H, W, C), any H and W: the map is extended to whole patches by repeating its border.
+
+    Raises:
+        InputError: settings that can't be meant, or a map of another shape.
     """
 
     rotations: Tensor
@@ -95,6 +98,7 @@ class KNNLocalAttention(nn.Module):
             )
         if channels % n_heads:
             raise InputError(f"KNNLocalAttention: {channels} channels can't be split into {n_heads} heads")
+        self.channels = channels
         self.patch_size, self.k, self.n_hashes, self.n_buckets = patch_size, k, n_hashes, n_buckets
         self.n_heads, self.weighting, self.n_pairs, self.backend = n_heads, weighting, n_pairs, backend
         self.hash_input, self.hash_features, self.seed = hash_input, hash_features, seed
@@ -144,6 +148,11 @@ class KNNLocalAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[-1] != self.channels:
+            raise InputError(
+                f"KNNLocalAttention: expected a map (B, H, W, {self.channels}), got {tuple(x.shape)}; channels come "
+                "last, so a map (B, C, H, W) is passed as x.permute(0, 2, 3, 1)"
+            )
         height, width = x.shape[1:3]
         right, below = -width % self.patch_size, -height % self.patch_size
         if right or below:

@@ -61,7 +61,10 @@ def deblur(
     device: str | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Restorable:
-    """Remove a part of the blur of a camera that moved, with the model ``deblur``; all else is as in ``denoise``."""
+    """Remove a part of the blur of a camera that moved, up to about 20 pixels, with the model ``deblur``.
+
+    All else is as in ``denoise``. What it does to which blur: docs/rain-and-blur.md.
+    """
     return _run("deblur", device, image, strength=strength, ensemble=ensemble, tile=tile, progress=progress)
 
 
