@@ -122,7 +122,7 @@ def _train(
         for parts in batches:
             run.step(state, parts)
             if state.step % config.validation.every == 0 or state.step == steps:
-                state.check_losses()
+                state.finite_losses()
                 run.watch(state, watched)
                 run.restart_clock()
             stop, due = ranks.any_of(
@@ -130,7 +130,6 @@ def _train(
                 time.monotonic() - saved_at > config.schedule.checkpoint_seconds,
             )
             if stop or due or state.step == steps:
-                state.check_losses()
                 state.save(out, config)
                 saved_at = time.monotonic()
                 run.restart_clock()
@@ -237,8 +236,7 @@ class _Run:
         )
 
     def _log_losses(self, state: TrainState, lr: float) -> None:
-        state.check_losses()
-        loss = state.mean_losses().mean().item()
+        loss = state.finite_losses().mean().item()
         self._stop_clock(state)
         rate = self.crops / self.seconds
         row = {"step": state.step, "loss": loss, "lr": lr, "crops_per_s": rate, "seconds": state.seconds}
@@ -301,7 +299,6 @@ def _kept(state: TrainState, config: RunConfig, out: Path, ranks: Ranks) -> Iter
     except (ImageError, InputError) as error:
         if state.step == first or ranks.kind is not None:
             raise
-        state.check_losses()
         state.save(out, config)
         raise type(error)(f"{error} (the run is kept at step {state.step}; then go on with --resume)") from error
 

@@ -97,20 +97,22 @@ class TrainState:
         """The losses since the last row of the log, over the crops of all processes; waits for the device."""
         return self.ranks.mean(torch.stack([loss.cpu() for loss in self.losses]) if self.losses else torch.empty(0))
 
-    def check_losses(self) -> None:
-        """Raise KithkinError where training has come apart, before anything is replaced by what is left of it."""
-        finite = self.mean_losses().isfinite()
+    def finite_losses(self) -> Tensor:
+        """``mean_losses``, or KithkinError where training has come apart: nothing is replaced by what is left of it."""
+        losses = self.mean_losses()
+        finite = losses.isfinite()
         if not finite.all():
             step = self.step - len(finite) + 1 + int(finite.long().argmin())
             raise KithkinError(
                 f"train: the loss of step {step} isn't finite, and nothing was saved since; lower schedule.lr, and go "
                 "on from the last checkpoint's average.safetensors with --init and another --out, or start anew"
             )
+        return losses
 
     def save(self, folder: Path, config: RunConfig) -> None:
         """Write a checkpoint below ``folder`` and remove the older ones; a run that is killed here loses nothing."""
+        losses = self.finite_losses().tolist()
         tensors = self._whole_tensors()
-        losses = self.mean_losses().tolist()
         run = {"step": self.step, "seconds": self.seconds, "losses": losses, "items": self.items}
         run["config"] = config.model_dump(mode="json")
         self.ranks.first(lambda: self._write(folder, tensors, run))
