@@ -105,7 +105,7 @@ class TrainState:
             step = self.step - len(finite) + 1 + int(finite.long().argmin())
             raise KithkinError(
                 f"train: the loss of step {step} isn't finite, and nothing was saved since; lower schedule.lr, and go "
-                "on from the last checkpoint's average.safetensors with --init and another --out, or start anew"
+                "on from the weights of the last checkpoint with --init and another --out, or start anew"
             )
         return losses
 
