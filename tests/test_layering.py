@@ -23,7 +23,7 @@ LAYERS = (
     "checkpoint : zoo : config : degradation_config : data : growth",
     "model",
     "layers",
-    "ops : losses : metrics : images",
+    "ops : losses : metrics : images : deconvolution",
     "errors",
 )
 

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kithkin.containers import Restorable, check_values, open_image
+from kithkin.deconvolution import check_curve, remove_uniform_blur
 from kithkin.ensemble import check_ensemble, run_ensemble
 from kithkin.errors import InputError, KithkinError
 from kithkin.model import KiT
+from kithkin.zoo import load_model
 
 OVERLAP = 32
 """Pixels that neighbouring tiles share at least, unless another number is asked for."""
@@ -35,6 +38,7 @@ def restore(
     overlap: int = OVERLAP,
     strength: float = 1.0,
     ensemble: int = 1,
+    uniform_blur: str | None = None,
     progress: Callable[[float], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Restorable:
@@ -60,9 +64,14 @@ def restore(
         strength: 0 returns the input, 1 the restored picture, anything between a mixture.
         ensemble: passes over turned and mirrored copies, whose mean is taken: 1, 2, 4 or 8. Better, and as many times
             slower (``kithkin.ensemble``).
+        uniform_blur: for a model that deblurs: ``"light"`` where the whole picture is blurred alike, as by a hand that
+            shook, or ``"stored"`` where that was done to stored values, as in most test sets. The kernel is found and
+            undone, and the model ``denoise-real`` cleans what is left; a picture that one kernel doesn't explain is
+            restored by the model alone (``kithkin.deconvolution``).
         progress: called with the finished fraction in [0, 1] after each tile; it falls when a picture is started again.
             What it raises (but for MemoryError and RuntimeError) ends the work there.
-        note: called with a sentence for the user when the memory made the tiles smaller; None makes it a warning.
+        note: called with a sentence for the user when the memory made the tiles smaller, or when no uniform blur was
+            found; None makes it a warning.
 
     Raises:
         InputError: the image, or an argument, is not one of the above, or holds NaN or infinite values.
@@ -73,7 +82,9 @@ def restore(
     check_tiling(tile, overlap)
     check_strength(strength)
     check_ensemble(ensemble)
-    way = _Way(tile, overlap, ensemble)
+    if uniform_blur is not None:
+        check_curve(uniform_blur)
+    way = _Way(tile, overlap, ensemble, uniform_blur)
     if isinstance(image, str | os.PathLike):
         return _restore_path(model, image, way, strength, progress, note)  # type: ignore[return-value]
     planes, rebuild = open_image(image)
@@ -100,7 +111,7 @@ def _restore_path(
     if os.path.isdir(path):
         raise InputError(f"restore: {os.fspath(path)} is a folder; `kithkin restore` and restore_files take folders")
     target = beside(path)
-    options = RestoreOptions(tile=way.tile, overlap=way.overlap, strength=strength, ensemble=way.ensemble)
+    options = RestoreOptions(strength=strength, **way._asdict())
     for sentence in restore_file(model, path, target, options=options, progress=progress):
         (note or _warn)(sentence)
     return str(target) if isinstance(path, str) else target
@@ -144,6 +155,7 @@ class _Way(NamedTuple):
     tile: str | int
     overlap: int
     ensemble: int
+    uniform_blur: str | None = None
 
     def side(self, size: tuple[int, int], device: torch.device) -> int:
         """The largest side of a tile of an (H, W) picture."""
@@ -165,6 +177,9 @@ def _restored(
                 progress((done + part) / count)
 
             _restore_one(model, planes[i], result[i], way, advance, note)
+    if way.uniform_blur is not None:
+        for i in range(count):
+            _deconvolve_one(planes[i], result[i], way, _home(model)[0], note)
     if not all(torch.isfinite(v) for v in result.aminmax()):
         raise KithkinError("restore: the model gives NaN or infinite values; its weights are damaged, take others")
     return result
@@ -214,6 +229,28 @@ def _restore_one(
         smaller = max(SMALLEST_TILE, (side + 1) // 2)
         note(f"not enough memory on {device} for tiles of {side} pixels: started again with {smaller}")
         side = smaller
+
+
+def _deconvolve_one(image: Tensor, out: Tensor, way: _Way, device: torch.device, note: Callable[[str], None]) -> None:
+    """Put (C, H, W) without its uniform blur into `out`, where the model's result lies; leave that if there is none."""
+    assert way.uniform_blur is not None
+    cleaner = _cleaner(str(device))
+
+    def clean(picture: Tensor) -> Tensor:
+        result = torch.empty_like(picture)
+        _restore_one(cleaner, picture, result, way, lambda fraction: None, note)
+        return result
+
+    sharp = remove_uniform_blur(image, out, clean, curve=way.uniform_blur)
+    if sharp is None:
+        return note("no blur that is the same everywhere was found: restored by the model alone")
+    out.copy_(sharp)
+    return None
+
+
+@lru_cache(maxsize=2)
+def _cleaner(device: str) -> KiT:
+    return load_model("denoise-real", device=device).eval()
 
 
 def _fill(model: KiT, image: Tensor, out: Tensor, way: _Way, progress: Callable[[float], None]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kithkin.deconvolution import check_curve
 from kithkin.ensemble import check_ensemble
 from kithkin.errors import ImageError, InputError, KithkinError
 from kithkin.images import SUFFIXES, Picture, find_pictures, losses, read_picture, write_picture
@@ -26,7 +27,7 @@ class RestoreOptions:
     """How files are restored and written.
 
     Attributes:
-        tile, overlap, strength, ensemble: as in ``kithkin.restoration.restore``.
+        tile, overlap, strength, ensemble, uniform_blur: as in ``kithkin.restoration.restore``.
         quality: of JPEG files, 1 to 100.
         overwrite: replace results that exist already.
 
@@ -38,6 +39,7 @@ class RestoreOptions:
     overlap: int = OVERLAP
     strength: float = 1.0
     ensemble: int = 1
+    uniform_blur: str | None = None
     quality: int = 95
     overwrite: bool = False
 
@@ -45,6 +47,8 @@ class RestoreOptions:
         check_tiling(self.tile, self.overlap)
         check_strength(self.strength)
         check_ensemble(self.ensemble)
+        if self.uniform_blur is not None:
+            check_curve(self.uniform_blur)
         if isinstance(self.quality, bool) or not isinstance(self.quality, int) or not 1 <= self.quality <= 100:
             raise InputError(f"restore: quality must be a whole number from 1 to 100, got {self.quality!r}")
 
@@ -291,6 +295,7 @@ def restore_picture(
         overlap=options.overlap,
         strength=options.strength,
         ensemble=options.ensemble,
+        uniform_blur=options.uniform_blur,
         progress=progress,
         note=note,
     )

@@ -57,15 +57,19 @@ def deblur(
     *,
     strength: float = 1.0,
     ensemble: int = 1,
+    uniform_blur: str | None = None,
     tile: str | int = "auto",
     device: str | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Restorable:
     """Remove a part of the blur of a camera that moved, up to about 20 pixels, with the model ``deblur``.
 
-    All else is as in ``denoise``. What it does to which blur: docs/rain-and-blur.md.
+    Where the whole picture is blurred alike, as by a hand that shook, ``uniform_blur="light"`` takes far more of it
+    away, see ``kithkin.restoration.restore``. All else is as in ``denoise``. What it does to which blur:
+    docs/rain-and-blur.md.
     """
-    return _run("deblur", device, image, strength=strength, ensemble=ensemble, tile=tile, progress=progress)
+    options = {"strength": strength, "ensemble": ensemble, "uniform_blur": uniform_blur}
+    return _run("deblur", device, image, tile=tile, progress=progress, **options)
 
 
 def _run(task: str, device: str | None, image: Restorable, **options: Any) -> Restorable:

@@ -72,6 +72,15 @@ Ensemble = Annotated[
         metavar="1|2|4|8", help="Passes over turned and mirrored copies, averaged: better, and that much slower."
     ),
 ]
+UniformBlur = Annotated[
+    str | None,
+    typer.Option(
+        metavar="light|stored",
+        help="With --model deblur, where the whole picture is blurred alike, as by a hand that shook: find that blur "
+        "and undo it. Far better where it holds, else left out. light for a camera's pictures, stored for test sets.",
+        show_default=False,
+    ),
+]
 Sigma = Annotated[
     float | None,
     typer.Option(metavar="0..255", help="Not needed: the models find the noise level themselves.", show_default=False),
@@ -138,6 +147,7 @@ def restore(
     overlap: Overlap = 32,
     strength: Strength = 1.0,
     ensemble: Ensemble = 1,
+    uniform_blur: UniformBlur = None,
     sigma: Sigma = None,
     device: Device = None,
     backend: Backend = None,
@@ -167,6 +177,7 @@ def restore(
             overlap=overlap,
             strength=strength,
             ensemble=ensemble,
+            uniform_blur=uniform_blur,
             quality=quality,
             overwrite=overwrite,
         )

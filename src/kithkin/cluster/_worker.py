@@ -170,7 +170,9 @@ class Worker:
 
     def _most(self, height: int, width: int) -> int:
         """How many pictures of this size go through the network at once."""
-        return room_for(height, width, self._orders.batch, self._orders.options.tile)
+        options = self._orders.options
+        most = 1 if options.uniform_blur else self._orders.batch
+        return room_for(height, width, most, options.tile)
 
     def _restored(self, together: list[_Open]) -> list[Picture | None]:
         """Restore pictures of equal size; None takes the place of one that failed."""

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from kithkin.deconvolution import CURVES
 from kithkin.ensemble import PASSES
 from kithkin.errors import InputError, KithkinError
 from kithkin.export import open_exported
@@ -59,7 +60,8 @@ def open_method(
 
     Args:
         spec: a name or task from ``kithkin models``, or a checkpoint's path; behind it may stand ``+2``, ``+4`` or
-            ``+8``, the passes over turned and mirrored copies whose mean is taken (``kithkin.ensemble``);
+            ``+8``, the passes over turned and mirrored copies whose mean is taken (``kithkin.ensemble``), or before
+            that ``+light`` or ``+stored``, the ``uniform_blur`` of ``kithkin.restoration.restore``;
             ``"input"``, which changes nothing;
             ``"bm3d"``, colour BM3D (Dabov et al. 2007) with the normal profile of the package bm3d;
             ``"nlm"``, non-local means (Buades et al. 2005) by scikit-image;
@@ -97,14 +99,16 @@ def open_method(
         largest = largest_tile(tile, device, multiple)
         return Exported(path.name, open_scripted(path, device), (None, None), largest, multiple, digest(path))
     text, ensemble = _passes(text)
+    text, curve = _curve(text)
     card = find_model(text)
     if card is None and not Path(text).is_file():
         raise InputError(
             f"open_method: {text!r} is no method: expected {', '.join(CLASSICAL)}, a name from `kithkin models`, or "
             f"the path of a checkpoint, an .onnx or TorchScript file ({', '.join(SCRIPTED)}); check the spelling"
         )
-    name = (card.name if card else Path(text).name) + (f"+{ensemble}" if ensemble > 1 else "")
-    return ModelMethod(load_model(text, device=device), name, tile, ensemble)
+    name = (card.name if card else Path(text).name) + (f"+{curve}" if curve else "")
+    name += f"+{ensemble}" if ensemble > 1 else ""
+    return ModelMethod(load_model(text, device=device), name, tile, ensemble, curve)
 
 
 def _passes(spec: str) -> tuple[str, int]:
@@ -112,6 +116,13 @@ def _passes(spec: str) -> tuple[str, int]:
     model, plus, passes = spec.rpartition("+")
     known = plus and not Path(spec).is_file() and passes in map(str, PASSES)
     return (model, int(passes)) if known else (spec, 1)
+
+
+def _curve(spec: str) -> tuple[str, str | None]:
+    """A model's spec without the curve of a uniform blur, and that curve."""
+    model, plus, curve = spec.rpartition("+")
+    known = plus and not Path(spec).is_file() and curve in CURVES
+    return (model, curve) if known else (spec, None)
 
 
 def run_method(
@@ -166,21 +177,23 @@ class ModelMethod:
     Attributes:
         model: the network.
         name: what tables print.
-        tile, ensemble: as in ``kithkin.restoration.restore``.
+        tile, ensemble, uniform_blur: as in ``kithkin.restoration.restore``.
     """
 
     model: KiT
     name: str = "model"
     tile: str | int = "off"
     ensemble: int = 1
+    uniform_blur: str | None = None
     needs_sigma: bool = False
 
     @property
     def identity(self) -> str:
-        weights = hashlib.sha256(json.dumps([self.model.config.to_dict(), self.tile, self.ensemble]).encode())
+        way = (self.tile, self.ensemble) if self.uniform_blur is None else (self.tile, self.ensemble, self.uniform_blur)
+        weights = hashlib.sha256(json.dumps([self.model.config.to_dict(), *way]).encode())
         for values in self.model.state_dict().values():
             weights.update(values.detach().cpu().contiguous().view(torch.uint8).numpy())
         return weights.hexdigest()[:12]
 
     def __call__(self, image: np.ndarray, *, sigma: float | None = None) -> np.ndarray:
-        return restore(self.model, image, tile=self.tile, ensemble=self.ensemble)
+        return restore(self.model, image, tile=self.tile, ensemble=self.ensemble, uniform_blur=self.uniform_blur)
