@@ -109,7 +109,7 @@ def main() -> None:
                 sums[name] += gradient(network, degraded, (y, x)) / (POSITIONS * len(pictures))
         print(path.name, file=sys.stderr)
     ending = "-deblur" if deblurs else ""
-    draw(sums, DOCS / f"receptive-field{ending}.jpg")
+    draw(sums, DOCS / f"receptive-field{ending}.webp")
     found = {name: {**radii(mass), "sum": mass.sum().item()} for name, mass in sums.items()}
     what = {
         "model": chosen.model,
