@@ -7,8 +7,8 @@ As in the evaluation of DPIR (Zhang et al. 2021): each picture is convolved with
 circular borders, and gets Gaussian noise of sigma 2.55 from the seed 0; nothing is clipped or rounded before it is
 restored. PSNR by the protocol `rgb-uint8`. The centroids of Levin's kernels lie up to 4.4 pixels from their middles: a
 shift that nobody can see in a blurred picture, and that costs all but Richardson-Lucy. With --centred kernels are
-moved, by whole pixels, to where their centroids are within half a pixel of the middle. With --limit nothing is written
-to `results`.
+moved, by whole pixels, to where their centroids are within half a pixel of the middle. A model with +stored behind its
+name finds one kernel for the whole picture. With --limit nothing is written to `results`.
 """
 
 import argparse
@@ -106,9 +106,10 @@ def main() -> None:
     parser.add_argument(
         "--model",
         action="append",
-        help="a shipped model or a checkpoint, with +8 behind it for the mean of eight passes; may be repeated",
+        help="a shipped model or a checkpoint, with what `kithkin eval` takes behind it (+8, +stored); may be repeated",
     )
     parser.add_argument("--centred", action="store_true", help="move the kernels' centroids to their middles")
+    parser.add_argument("--results", metavar="NAME", help="of the file; without it deblur_KERNELS, and _centred")
     parser.add_argument("--limit", type=int, help="only so many pictures and kernels")
     chosen = parser.parse_args()
     kernels = [centred(kernel) if chosen.centred else kernel for kernel in load_kernels(chosen.kernels)]
@@ -122,7 +123,7 @@ def main() -> None:
     Console().print(table)
     if chosen.limit is None:
         settings = {"pictures": chosen.folder.name, "sigma": SIGMA, "boundary": "circular", "iterations": ITERATIONS}
-        kept = f"deblur_{chosen.kernels.stem.lower()}" + ("_centred" if chosen.centred else "")
+        kept = chosen.results or f"deblur_{chosen.kernels.stem.lower()}" + ("_centred" if chosen.centred else "")
         keep(kept, {**settings, "mean": means, "kernels": rows})
 
 

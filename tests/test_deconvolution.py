@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
+from kithkin.cli import app
 from kithkin.deconvolution import (
     CURVES,
     QUIETEST,
@@ -91,7 +94,7 @@ def test_the_kernel_of_a_shaken_picture_is_found():
     assert mirrored < 0.5
 
 
-def test_a_large_picture_s_middle_tells_its_kernel(shaken):
+def test_a_large_picture_s_middle_tells_its_kernel():
     """What lies outside of the window changes nothing."""
     wide = torch.rand(1, 600, 620, generator=generator())
     other = wide.clone()
@@ -103,6 +106,16 @@ def test_a_picture_without_edges_has_a_kernel_of_one_point():
     kernel = estimate_kernel(torch.full((3, 80, 80), 0.4), size=9)
     assert float(kernel[4, 4]) == 1
     assert float(kernel.sum()) == 1
+
+
+@pytest.mark.parametrize("period", [2, 3, 5])
+@pytest.mark.parametrize("height", [2, 8, 32])
+def test_faint_textures_have_a_kernel_as_well(period, height):
+    y, x = torch.meshgrid(torch.arange(96), torch.arange(100), indexing="ij")
+    for pattern in (x % period, (x + y) % period, (x % period) * (y % period)):
+        kernel = estimate_kernel((124 + height * pattern / period)[None] / 255)
+        assert kernel.isfinite().all()
+        assert float(kernel.sum()) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("size", [0, 1, 4, -3, 5.0, True, None])
@@ -174,9 +187,30 @@ def test_a_uniform_blur_is_removed(shaken):
     halfway = torch.lerp(blurred, clean, 0.5)
     sharp = remove_uniform_blur(blurred, halfway, lambda picture: picture, curve="stored")
     assert decibels(sharp, clean) > decibels(blurred, clean) + 3
-    # In light, what comes out is the mean of both.
-    mean = remove_uniform_blur(blurred, clean, lambda picture: picture, curve="light")
-    assert decibels(mean, clean) > decibels(blurred, clean) + 3
+
+
+def test_what_comes_out_in_light_is_the_mean_of_both(shaken, monkeypatch):
+    clean, _, blurred = shaken
+    halfway = torch.lerp(blurred, clean, 0.5).double()
+    same = lambda picture: picture  # noqa: E731
+    monkeypatch.setitem(CURVES, "light", CURVES["light"]._replace(far=1e9))
+    mean = remove_uniform_blur(blurred, halfway, same, curve="light")
+    monkeypatch.setitem(CURVES, "light", CURVES["light"]._replace(share=1.0))
+    sharp = remove_uniform_blur(blurred, halfway, same, curve="light")
+    torch.testing.assert_close(mean, (halfway.float() + sharp) / 2)
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_a_kernel_that_does_not_explain_the_picture_is_refused(curve, monkeypatch):
+    """Whatever the network says: half of this picture is sharp, and what smooths the other half doesn't explain it."""
+    wide = discs()
+    half = blur(wide, hook()).clamp(0, 1)
+    half[:, :, 120:] = inner(wide)[:, :, 120:]
+    monkeypatch.setitem(CURVES, curve, CURVES[curve]._replace(far=1e9))
+    smooth = lambda picture: F.avg_pool2d(picture, 7, 1, 3, count_include_pad=False)  # noqa: E731
+    assert remove_uniform_blur(half, inner(wide), smooth, curve=curve) is None
+    monkeypatch.setitem(CURVES, curve, CURVES[curve]._replace(unexplained=1e9))
+    assert remove_uniform_blur(half, inner(wide), smooth, curve=curve) is not None
 
 
 def test_a_picture_half_of_which_is_sharp_is_left_to_the_network():
@@ -197,7 +231,7 @@ def test_a_small_picture_is_left():
     assert remove_uniform_blur(small, small, lambda picture: picture) is None
 
 
-@pytest.mark.parametrize("curve", ["srgb", "", None, 2.2])
+@pytest.mark.parametrize("curve", ["srgb", "", None, 2.2, ["light"]])
 def test_other_curves_are_refused(curve):
     with pytest.raises(InputError, match="uniform_blur must be stored or light"):
         remove_uniform_blur(torch.rand(3, 90, 90), torch.rand(3, 90, 90), lambda picture: picture, curve=curve)
@@ -225,11 +259,47 @@ def test_gray_and_16_bits_come_back_as_they_were():
     assert decibels(values[0], torch.from_numpy(clean)) > decibels(values[1], torch.from_numpy(clean)) + 3
 
 
-def test_a_sharp_picture_is_left_to_the_network_and_said_so():
-    clean, model, said = inner(discs()), load_model("deblur-tiny"), []
-    result = restore(model, clean, uniform_blur="light", note=said.append)
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sharp_picture_is_left_to_the_network_and_said_so(curve, seed):
+    clean, model, said = inner(discs(seed=seed)), load_model("deblur-tiny"), []
+    result = restore(model, clean, uniform_blur=curve, note=said.append)
     assert torch.equal(result, restore(model, clean))
     assert said == ["no blur that is the same everywhere was found: restored by the model alone"]
+
+
+@pytest.mark.parametrize(
+    ("picture", "why"), [(torch.rand(3, 69, 90), "it is too small"), (torch.full((3, 90, 90), 0.5), "no blur that")]
+)
+def test_why_there_is_no_uniform_blur_is_said(picture, why):
+    model, said, steps = load_model("deblur-tiny"), [], []
+    result = restore(model, picture, uniform_blur="stored", note=said.append, progress=steps.append)
+    assert torch.equal(result, restore(model, picture))
+    assert len(said) == 1
+    assert said[0].startswith(why)
+    assert steps == sorted(steps)
+    assert steps[-1] == 1
+
+
+def test_the_network_s_result_stays_where_the_memory_does_not_suffice(shaken, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    model, said = load_model("deblur-tiny"), []
+    monkeypatch.setattr("kithkin.deconvolution.deconvolve", full)
+    result = restore(model, shaken[2], uniform_blur="stored", note=said.append)
+    assert torch.equal(result, restore(model, shaken[2]))
+    assert said == ["not enough memory to find a blur that is the same everywhere: restored by the model alone"]
+
+
+def test_models_for_something_else_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"\+light is for models that deblur, denoise-tiny is for denoise"):
+        open_method("denoise-tiny+light")
+    Image.new("RGB", (90, 90)).save(tmp_path / "photo.png")
+    said = CliRunner().invoke(app, ["restore", str(tmp_path / "photo.png"), "--uniform-blur", "light"])
+    assert said.exit_code == 2
+    assert "--uniform-blur: denoise-real-small is for denoise-real; add --model deblur" in said.output
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
 
 def test_a_method_names_its_curve():

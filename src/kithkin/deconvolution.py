@@ -87,16 +87,19 @@ def remove_uniform_blur(
         InputError: there is no such curve.
     """
     check_curve(curve)
-    if min(image.shape[1:]) < 2 * SIZE:
+    if too_small(image):
         return None
-    image, of = image.float(), CURVES[curve]
+    image, restored, of = image.float(), restored.float(), CURVES[curve]
     sigma = noise_level(image)
     light = image if of.power == 1 else image.clamp(0, 1) ** of.power
     kernel = estimate_kernel(light)
+    if kernel.max() == 1:
+        return None
     sharp = clean(deconvolve(light, kernel, sigma=of.caution * sigma).clamp_(0, 1) ** (1 / of.power))
     if unexplained(image, sharp, kernel, sigma=sigma, power=of.power) > of.unexplained:
         return None
-    moved = (restored - clean(image.clamp(0, 1))).square().mean()
+    # What the network did but for the noise; a cleaner that smoothes a sharp picture must not count as that.
+    moved = min((restored - other).square().mean() for other in (image, clean(image.clamp(0, 1))))
     if (sharp - restored).square().mean() > of.far * moved:
         return None
     return torch.lerp(restored, sharp, of.share)
@@ -104,8 +107,13 @@ def remove_uniform_blur(
 
 def check_curve(curve: str) -> None:
     """Raise InputError for a curve that isn't in ``CURVES``."""
-    if curve not in CURVES:
+    if not isinstance(curve, str) or curve not in CURVES:
         raise InputError(f"uniform_blur must be {' or '.join(CURVES)}, got {curve!r}; a camera's blur is of light")
+
+
+def too_small(image: Tensor) -> bool:
+    """Whether a (C, H, W) picture is too small for a kernel to be found."""
+    return min(image.shape[1:]) < 2 * SIZE
 
 
 def estimate_kernel(image: Tensor, *, size: int = SIZE) -> Tensor:
@@ -116,10 +124,11 @@ def estimate_kernel(image: Tensor, *, size: int = SIZE) -> Tensor:
 
     Args:
         image: (C, H, W), floating in [0, 1]; of a picture larger than ``WINDOW`` the middle is looked at.
-        size: side of the kernel in pixels, an odd number from 3; no blur is wider.
+        size: side of the kernel in pixels, an odd number from 3; what lies farther than half of it from the centroid
+            is not found.
 
     Returns:
-        (size, size) float32, not negative, of sum 1, its centroid within a pixel of its middle.
+        (size, size) float32, not negative, of sum 1, its centroid about in its middle.
 
     Raises:
         InputError: the size is another, or the picture is smaller than twice the kernel.
@@ -146,7 +155,9 @@ def estimate_kernel(image: Tensor, *, size: int = SIZE) -> Tensor:
 
 
 def deconvolve(image: Tensor, kernel: Tensor, *, sigma: float) -> Tensor:
-    """Undo a known blur: the picture x that minimises |k * x - image|² + w |grad x|², w growing with the noise.
+    """Undo a known blur: the picture x that minimises |k * x - image|² + w |grad x|² + 0.0001 |x|².
+
+    The weight w grows with the variance of the noise.
 
     Args:
         image: (C, H, W), floating in [0, 1] but for noise.
@@ -158,18 +169,21 @@ def deconvolve(image: Tensor, kernel: Tensor, *, sigma: float) -> Tensor:
     """
     margin = kernel.shape[-1]
     height, width = image.shape[1:]
-    inside = (..., slice(0, height), slice(0, width))
-    wide = torch.stack([_closed(plane, margin) for plane in image.float()])
-    size = wide.shape[1:]
+    inside = (slice(0, height), slice(0, width))
+    size = _closed(image[0].float(), margin).shape
     transfer = _transfer(kernel.float(), size)
     weight = max((sigma / 25.5) ** 2, 1e-3)
     inverse = transfer.conj() / (transfer.abs() ** 2 + weight * _gradient_power(size) + 1e-4)
-    for fill in range(_FILLS):
-        sharp = torch.fft.irfft2(torch.fft.rfft2(wide) * inverse, s=size)
-        if fill + 1 < _FILLS:
-            wide = torch.fft.irfft2(torch.fft.rfft2(sharp) * transfer, s=size)
-            wide[inside] = image.float()
-    return sharp[inside]
+    result = torch.empty(image.shape, dtype=torch.float32)
+    for plane, out in zip(image.float(), result, strict=True):
+        wide = _closed(plane, margin)
+        for fill in range(_FILLS):
+            sharp = torch.fft.irfft2(torch.fft.rfft2(wide) * inverse, s=size)
+            if fill + 1 < _FILLS:
+                wide = torch.fft.irfft2(torch.fft.rfft2(sharp) * transfer, s=size)
+                wide[inside] = plane
+        out.copy_(sharp[inside])
+    return result
 
 
 def unexplained(image: Tensor, sharp: Tensor, kernel: Tensor, *, sigma: float, power: float = 1.0) -> float:
@@ -186,10 +200,15 @@ def unexplained(image: Tensor, sharp: Tensor, kernel: Tensor, *, sigma: float, p
         reaches beyond the borders are left out.
     """
     margin = kernel.shape[-1] // 2
-    light = sharp.float().clamp(0, 1) ** power
-    again = F.conv2d(light[:, None], kernel.float().flip(0, 1)[None, None])[:, 0].clamp(0, 1) ** (1 / power)
-    inside = image.float()[:, margin : image.shape[1] - margin, margin : image.shape[2] - margin]
-    return float((again - inside).square().mean() / (sigma / 255) ** 2)
+    height, width = image.shape[1:]
+    inside = (slice(margin, height - margin), slice(margin, width - margin))
+    transfer = _transfer(kernel.float(), (height, width))
+    left = 0.0
+    for plane, clear in zip(image.float(), sharp.float(), strict=True):
+        waves = torch.fft.rfft2(clear.clamp(0, 1) ** power) * transfer
+        again = torch.fft.irfft2(waves, s=(height, width)).clamp(0, 1) ** (1 / power)
+        left += float((again[inside] - plane[inside]).square().mean())
+    return left / len(image) / (sigma / 255) ** 2
 
 
 def noise_level(image: Tensor) -> float:
@@ -244,7 +263,7 @@ def _kernel_between(sharp: Tensor, blurred: Tensor, radius: int) -> Tensor:
 
 
 def _large_parts(kernel: Tensor) -> Tensor:
-    """Where the connected parts lie that have more than a faint share of the sum."""
+    """Where the connected parts lie that have more than a faint share of the sum, and the largest in any case."""
     there = kernel > 0
     labels = torch.arange(1.0, kernel.numel() + 1).view_as(kernel) * there
     while True:
@@ -254,11 +273,12 @@ def _large_parts(kernel: Tensor) -> Tensor:
         labels = grown
     index = labels.long()
     sums = torch.zeros(kernel.numel() + 1).index_add(0, index.flatten(), kernel.flatten())
-    return there & (sums[index] >= _FAINT * kernel.sum())
+    return there & (sums[index] >= min(_FAINT * kernel.sum(), sums.max()))
 
 
 def _centred(kernel: Tensor) -> Tensor:
-    """A kernel moved by whole pixels to where its centroid is within half of one of its middle, of sum 1."""
+    """A kernel moved by whole pixels so that its centroid is in the middle, and scaled to sum 1; what is moved out of
+    its square is cut off."""
     kernel = kernel / kernel.sum()
     side = len(kernel)
     places = torch.arange(side) - (side - 1) / 2

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kithkin.containers import Restorable, check_values, open_image
-from kithkin.deconvolution import check_curve, remove_uniform_blur
+from kithkin.deconvolution import check_curve, remove_uniform_blur, too_small
 from kithkin.ensemble import check_ensemble, run_ensemble
 from kithkin.errors import InputError, KithkinError
+from kithkin.layers import KNNLocalAttention
 from kithkin.model import KiT
 from kithkin.zoo import load_model
 
@@ -26,6 +27,8 @@ OVERLAP = 32
 """Pixels that neighbouring tiles share at least, unless another number is asked for."""
 CPU_TILE = 768
 CUDA_TILE = 1024
+CLEANER = "denoise-real"
+"""The model that cleans a picture whose uniform blur was undone."""
 SMALLEST_TILE = 64
 """Side in pixels below which a tile shows the model too little, and saves no memory worth it."""
 
@@ -176,13 +179,18 @@ def _restored(
             def advance(part: float, done: int = i) -> None:
                 progress((done + part) / count)
 
-            _restore_one(model, planes[i], result[i], way, advance, note)
-    if way.uniform_blur is not None:
-        for i in range(count):
-            _deconvolve_one(planes[i], result[i], way, _home(model)[0], note)
+            if way.uniform_blur is None:
+                _restore_one(model, planes[i], result[i], way, advance, note)
+            else:
+                _restore_one(model, planes[i], result[i], way, _third(advance), note)
+                _deconvolve_one(model, planes[i], result[i], way, advance, note)
     if not all(torch.isfinite(v) for v in result.aminmax()):
         raise KithkinError("restore: the model gives NaN or infinite values; its weights are damaged, take others")
     return result
+
+
+def _third(progress: Callable[[float], None]) -> Callable[[float], None]:
+    return lambda part: progress(part / 3)
 
 
 @contextmanager
@@ -231,26 +239,44 @@ def _restore_one(
         side = smaller
 
 
-def _deconvolve_one(image: Tensor, out: Tensor, way: _Way, device: torch.device, note: Callable[[str], None]) -> None:
+def _deconvolve_one(
+    model: KiT,
+    image: Tensor,
+    out: Tensor,
+    way: _Way,
+    progress: Callable[[float], None],
+    note: Callable[[str], None],
+) -> None:
     """Put (C, H, W) without its uniform blur into `out`, where the model's result lies; leave that if there is none."""
     assert way.uniform_blur is not None
-    cleaner = _cleaner(str(device))
+    backends = [module.backend for module in model.modules() if isinstance(module, KNNLocalAttention)]
+    cleaner = _cleaner(str(_home(model)[0]), backends[0] if backends else None)
+    done = [1]
 
     def clean(picture: Tensor) -> Tensor:
-        result = torch.empty_like(picture)
-        _restore_one(cleaner, picture, result, way, lambda fraction: None, note)
+        result = torch.empty(picture.shape)
+        _restore_one(cleaner, picture, result, way, lambda part: progress((done[0] + part) / 3), note)
+        done[0] += 1
         return result
 
-    sharp = remove_uniform_blur(image, out, clean, curve=way.uniform_blur)
+    sharp = None
+    try:
+        sharp = remove_uniform_blur(image, out, clean, curve=way.uniform_blur)
+        why = "it is too small" if too_small(image) else "no blur that is the same everywhere was found"
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        why = "not enough memory to find a blur that is the same everywhere"
     if sharp is None:
-        return note("no blur that is the same everywhere was found: restored by the model alone")
-    out.copy_(sharp)
-    return None
+        note(f"{why}: restored by the model alone")
+    else:
+        out.copy_(sharp)
+    progress(1.0)
 
 
 @lru_cache(maxsize=2)
-def _cleaner(device: str) -> KiT:
-    return load_model("denoise-real", device=device).eval()
+def _cleaner(device: str, backend: str | None) -> KiT:
+    return load_model(CLEANER, device=device).set_backend(backend).eval()
 
 
 def _fill(model: KiT, image: Tensor, out: Tensor, way: _Way, progress: Callable[[float], None]) -> None:

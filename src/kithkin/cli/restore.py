@@ -171,6 +171,8 @@ def restore(
     with _exit_codes():
         from kithkin.restore_files import RestoreOptions, plan_files
 
+        if uniform_blur is not None:
+            _check_deblurs(model)
         _check(paths, out, {"sigma": sigma, "cluster": cluster, "compare": compare}, (workers, manifest, batch))
         options = RestoreOptions(
             tile=_side(tile),
@@ -222,6 +224,15 @@ def _check(
     refused = [name for name, set_ in options.items() if set_] + [p for p in (*paths, out or "") if "://" in p]
     if refused:
         raise InputError(f"restore: {', '.join(refused)}: only with --cluster; add --cluster auto, or leave it out")
+
+
+def _check_deblurs(name: str) -> None:
+    """Raise InputError where a shipped model is for something else than blur."""
+    from kithkin.zoo import find_model
+
+    card = find_model(name)
+    if card is not None and card.task != "deblur":
+        raise InputError(f"--uniform-blur: {card.name} is for {card.task}; add --model deblur, or leave it out")
 
 
 def _side(tile: str) -> str | int:

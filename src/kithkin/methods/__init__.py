@@ -21,7 +21,7 @@ from kithkin.export import open_exported
 from kithkin.methods.classical import Classical, bm3d_filter, nlm_filter, once, sigma_estimator
 from kithkin.methods.exported import SCRIPTED, Exported, digest, largest_tile, open_onnx, open_scripted, split_multiple
 from kithkin.model import KiT
-from kithkin.restoration import OVERLAP, check_tiling, restore
+from kithkin.restoration import CLEANER, OVERLAP, check_tiling, restore
 from kithkin.zoo import find_model, load_model
 
 CLASSICAL = ("input", "bm3d", "nlm")
@@ -98,13 +98,18 @@ def open_method(
     if suffix in SCRIPTED:
         largest = largest_tile(tile, device, multiple)
         return Exported(path.name, open_scripted(path, device), (None, None), largest, multiple, digest(path))
+    named = text
     text, ensemble = _passes(text)
     text, curve = _curve(text)
     card = find_model(text)
     if card is None and not Path(text).is_file():
         raise InputError(
-            f"open_method: {text!r} is no method: expected {', '.join(CLASSICAL)}, a name from `kithkin models`, or "
+            f"open_method: {named!r} is no method: expected {', '.join(CLASSICAL)}, a name from `kithkin models`, or "
             f"the path of a checkpoint, an .onnx or TorchScript file ({', '.join(SCRIPTED)}); check the spelling"
+        )
+    if curve is not None and card is not None and card.task != "deblur":
+        raise InputError(
+            f"open_method: +{curve} is for models that deblur, {card.name} is for {card.task}; leave it out"
         )
     name = (card.name if card else Path(text).name) + (f"+{curve}" if curve else "")
     name += f"+{ensemble}" if ensemble > 1 else ""
@@ -189,7 +194,10 @@ class ModelMethod:
 
     @property
     def identity(self) -> str:
-        way = (self.tile, self.ensemble) if self.uniform_blur is None else (self.tile, self.ensemble, self.uniform_blur)
+        way: list[object] = [self.tile, self.ensemble]
+        if self.uniform_blur is not None:
+            cleaner = find_model(CLEANER)
+            way += [self.uniform_blur, *CURVES[self.uniform_blur], cleaner.sha256 if cleaner else ""]
         weights = hashlib.sha256(json.dumps([self.model.config.to_dict(), *way]).encode())
         for values in self.model.state_dict().values():
             weights.update(values.detach().cpu().contiguous().view(torch.uint8).numpy())
