@@ -19,11 +19,12 @@ LAYERS = (
     "ablation : sheets : report",
     "training : evaluation",
     "methods",
-    "restoration : containers : restore_files : cluster : tasks : neighbors : export : integrations : ensemble",
+    "restoration : containers : restore_files : cluster : tasks : neighbors : export : integrations : ensemble : "
+    "deconvolution",
     "checkpoint : zoo : config : degradation_config : data : growth",
     "model",
     "layers",
-    "ops : losses : metrics : images : deconvolution",
+    "ops : losses : metrics : images",
     "errors",
 )
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kithkin.data.degrade.kernels import spectrum
 from kithkin.errors import InputError
 
 SIZE = 35
@@ -170,8 +171,9 @@ def deconvolve(image: Tensor, kernel: Tensor, *, sigma: float) -> Tensor:
     margin = kernel.shape[-1]
     height, width = image.shape[1:]
     inside = (slice(0, height), slice(0, width))
-    size = _closed(image[0].float(), margin).shape
-    transfer = _transfer(kernel.float(), size)
+    rows, columns = _closed(image[0].float(), margin).shape
+    size = (rows, columns)
+    transfer = spectrum(kernel.float(), size)
     weight = max((sigma / 25.5) ** 2, 1e-3)
     inverse = transfer.conj() / (transfer.abs() ** 2 + weight * _gradient_power(size) + 1e-4)
     result = torch.empty(image.shape, dtype=torch.float32)
@@ -202,7 +204,7 @@ def unexplained(image: Tensor, sharp: Tensor, kernel: Tensor, *, sigma: float, p
     margin = kernel.shape[-1] // 2
     height, width = image.shape[1:]
     inside = (slice(margin, height - margin), slice(margin, width - margin))
-    transfer = _transfer(kernel.float(), (height, width))
+    transfer = spectrum(kernel.float(), (height, width))
     left = 0.0
     for plane, clear in zip(image.float(), sharp.float(), strict=True):
         waves = torch.fft.rfft2(clear.clamp(0, 1) ** power) * transfer
@@ -232,9 +234,10 @@ def _sizes(radius: int) -> Iterator[tuple[float, int]]:
 def _few_edges(blurred: Tensor, kernel: Tensor, edges: float) -> Tensor:
     """The picture x that minimises |k * x - blurred|² + edges · (number of pixels where grad x is not 0), by half
     quadratic splitting."""
-    size = blurred.shape
-    transfer = _transfer(kernel, size)
-    across, down = _difference_transfers(size)
+    height, width = blurred.shape
+    size = (height, width)
+    transfer = spectrum(kernel, size)
+    across, down = _difference_spectra(size)
     known, power = transfer.conj() * torch.fft.rfft2(blurred), transfer.abs() ** 2
     steep = _gradient_power(size)
     picture, weight = blurred, 2 * edges
@@ -316,25 +319,17 @@ def _resized(plane: Tensor, size: list[int]) -> Tensor:
     return F.interpolate(plane[None, None], size=size, mode="bilinear", antialias=True)[0, 0]
 
 
-def _transfer(kernel: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The kernel's transform, its middle at the origin."""
-    side = len(kernel)
-    wide = torch.zeros(size)
-    wide[:side, :side] = kernel
-    return torch.fft.rfft2(wide.roll((-(side // 2), -(side // 2)), (0, 1)))
-
-
 def _differences(plane: Tensor) -> tuple[Tensor, Tensor]:
     """To the next pixel, across and down; the last one's is the first."""
     return plane.roll(-1, 1) - plane, plane.roll(-1, 0) - plane
 
 
-def _difference_transfers(size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def _difference_spectra(size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     across = torch.exp(2j * math.pi * torch.fft.rfftfreq(size[1])) - 1
     down = torch.exp(2j * math.pi * torch.fft.fftfreq(size[0])) - 1
     return across[None], down[:, None]
 
 
 def _gradient_power(size: tuple[int, ...]) -> Tensor:
-    across, down = _difference_transfers(size)
+    across, down = _difference_spectra(size)
     return across.abs() ** 2 + down.abs() ** 2
