@@ -62,10 +62,16 @@ _ROUNDS = 4
 _EDGES = 4e-3
 """Squared height of the edges that are kept at first, where pictures are in [0, 1]; each turn takes 1.1 times less."""
 _FEWEST_EDGES = 1e-4
-_SMOOTH = 2.0
-"""Weight of the kernel's squares against the squares of the picture's differences."""
+_SMOOTH, _SMOOTHEST = 8.0, 30.0
+"""Weight of the kernel's squares against the squares of the picture's differences, and that for the last kernel."""
 _FAINT = 0.1
-"""Values of a kernel below this share of its largest one, and parts below this share of its sum, are dropped."""
+"""While the kernel's form is not known, what is below this share of its largest value is dropped."""
+_SURE = 5.0
+"""How often the noise of a kernel what is not dropped must have, at the least."""
+_SMALL_PART = 0.03
+"""Connected parts with less than this share of a kernel's sum are dropped."""
+_PLACING = 6
+"""Turns of picture and kernel, at the last size, in which the faint parts are kept."""
 _FILLS = 4
 """How often the borders are filled in."""
 
@@ -150,9 +156,13 @@ def estimate_kernel(image: Tensor, *, size: int = SIZE) -> Tensor:
         small = _resized(gray, [round(side * scale) for side in gray.shape])
         kernel = _centred(_resized(kernel, [2 * radius + 1] * 2).clamp(min=0))
         for _ in range(_ROUNDS):
-            kernel = _kernel_between(_few_edges(small, kernel, edges), small, radius)
+            kernel = _kernel_between(_few_edges(small, kernel, edges), small, radius, faint=_FAINT)
             edges = max(edges / 1.1, _FEWEST_EDGES)
-    return _centred(kernel)
+    # A camera that lingered leaves most of the kernel in one place, and a faint path. Without the path the centroid,
+    # and with it the picture, lies some pixels beside its place. A picture of few edges has no ghosts along the path.
+    for _ in range(_PLACING):
+        kernel = _centred(_kernel_between(_few_edges(gray, kernel, _EDGES / 2), gray, size // 2))
+    return _kernel_between(_few_edges(gray, kernel, _EDGES / 8), gray, size // 2, smooth=_SMOOTHEST)
 
 
 def deconvolve(image: Tensor, kernel: Tensor, *, sigma: float) -> Tensor:
@@ -250,23 +260,33 @@ def _few_edges(blurred: Tensor, kernel: Tensor, edges: float) -> Tensor:
     return picture
 
 
-def _kernel_between(sharp: Tensor, blurred: Tensor, radius: int) -> Tensor:
-    """The kernel k that minimises |k * grad sharp - grad blurred|² + smooth · |k|², without its faint parts."""
+def _kernel_between(
+    sharp: Tensor, blurred: Tensor, radius: int, *, faint: float = 0.0, smooth: float = _SMOOTH
+) -> Tensor:
+    """The kernel k that minimises |k * grad sharp - grad blurred|² + smooth · |k|², where it stands out of its noise
+    and has more than the share `faint` of its largest value, without small parts."""
     given = [torch.fft.rfft2(part) for part in _differences(sharp)]
     wanted = [torch.fft.rfft2(part) for part in _differences(blurred)]
     shared = sum(a.conj() * b for a, b in zip(given, wanted, strict=True))
     power = sum(a.abs() ** 2 for a in given)
-    whole = torch.fft.irfft2(shared / (power + _SMOOTH), s=sharp.shape)
-    kernel = whole.roll((radius, radius), (0, 1))[: 2 * radius + 1, : 2 * radius + 1]
+    whole = torch.fft.irfft2(shared / (power + smooth), s=sharp.shape)
+    around = whole.roll((2 * radius, 2 * radius), (0, 1))[: 4 * radius + 1, : 4 * radius + 1]
+    row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    local = F.conv2d(around[None, None], torch.outer(row, row)[None, None], padding=2)[0, 0]
+    inside = (slice(radius, 3 * radius + 1),) * 2
+    beside = torch.ones_like(local, dtype=torch.bool)
+    beside[inside] = False
+    noise = local[beside].abs().median() / 0.6745
+    kernel, local = around[inside].clamp(min=0), local[inside]
+    kernel = kernel * (local > torch.maximum(_SURE * noise, faint * local.max()))
     if kernel.max() <= 0:
         kernel[radius, radius] = 1.0
-    kernel = kernel * (kernel > _FAINT * kernel.max())
     kernel = kernel * _large_parts(kernel)
     return kernel / kernel.sum()
 
 
 def _large_parts(kernel: Tensor) -> Tensor:
-    """Where the connected parts lie that have more than a faint share of the sum, and the largest in any case."""
+    """Where the connected parts lie that have more than a small share of the sum, and the largest in any case."""
     there = kernel > 0
     labels = torch.arange(1.0, kernel.numel() + 1).view_as(kernel) * there
     while True:
@@ -276,7 +296,7 @@ def _large_parts(kernel: Tensor) -> Tensor:
         labels = grown
     index = labels.long()
     sums = torch.zeros(kernel.numel() + 1).index_add(0, index.flatten(), kernel.flatten())
-    return there & (sums[index] >= min(_FAINT * kernel.sum(), sums.max()))
+    return there & (sums[index] >= min(_SMALL_PART * kernel.sum(), sums.max()))
 
 
 def _centred(kernel: Tensor) -> Tensor:
