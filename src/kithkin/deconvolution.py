@@ -65,9 +65,9 @@ _FEWEST_EDGES = 1e-4
 _SMOOTH, _SMOOTHEST = 8.0, 30.0
 """Weight of the kernel's squares against the squares of the picture's differences, and that for the last kernel."""
 _FAINT = 0.1
-"""While the kernel's form is not known, what is below this share of its largest value is dropped."""
+"""From coarse to fine, values of a kernel below this share of its largest one are dropped as well."""
 _SURE = 5.0
-"""How often the noise of a kernel what is not dropped must have, at the least."""
+"""What is kept of a kernel stands this many times out of its noise, at least."""
 _SMALL_PART = 0.03
 """Connected parts with less than this share of a kernel's sum are dropped."""
 _PLACING = 6
