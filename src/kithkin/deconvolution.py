@@ -72,6 +72,8 @@ _SMALL_PART = 0.03
 """Connected parts with less than this share of a kernel's sum are dropped."""
 _PLACING = 6
 """Turns of picture and kernel, at the last size, in which the faint parts are kept."""
+_PLACING_EDGES, _LAST_EDGES = 2e-3, 5e-4
+"""Squared height of the edges that are kept in these turns, and for the last kernel."""
 _FILLS = 4
 """How often the borders are filled in."""
 
@@ -161,8 +163,8 @@ def estimate_kernel(image: Tensor, *, size: int = SIZE) -> Tensor:
     # A camera that lingered leaves most of the kernel in one place, and a faint path. Without the path the centroid,
     # and with it the picture, lies some pixels beside its place. A picture of few edges has no ghosts along the path.
     for _ in range(_PLACING):
-        kernel = _centred(_kernel_between(_few_edges(gray, kernel, _EDGES / 2), gray, size // 2))
-    return _kernel_between(_few_edges(gray, kernel, _EDGES / 8), gray, size // 2, smooth=_SMOOTHEST)
+        kernel = _centred(_kernel_between(_few_edges(gray, kernel, _PLACING_EDGES), gray, size // 2))
+    return _kernel_between(_few_edges(gray, kernel, _LAST_EDGES), gray, size // 2, smooth=_SMOOTHEST)
 
 
 def deconvolve(image: Tensor, kernel: Tensor, *, sigma: float) -> Tensor:
