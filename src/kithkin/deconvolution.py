@@ -25,6 +25,8 @@ from kithkin.errors import InputError
 
 SIZE = 35
 """Side of the kernels that are looked for, in pixels."""
+SMALLEST = 7
+"""Side of the smallest square that kernels are looked for in: in less, a kernel reaches, smoothed, into where its noise is told."""
 WINDOW = 512
 """Side of the part of a picture, its middle, that a kernel is found from, in pixels."""
 QUIETEST = 2.0
@@ -65,9 +67,9 @@ _FEWEST_EDGES = 1e-4
 _SMOOTH, _SMOOTHEST = 8.0, 30.0
 """Weight of the kernel's squares against the squares of the picture's differences, and that for the last kernel."""
 _FAINT = 0.1
-"""From coarse to fine, values of a kernel below this share of its largest one are dropped as well."""
+"""From coarse to fine, values below this share of the largest one, both of the smoothed kernel, are dropped as well."""
 _SURE = 5.0
-"""What is kept of a kernel stands this many times out of its noise, at least."""
+"""What is kept of a kernel, smoothed, stands this many times out of its noise, at least."""
 _SMALL_PART = 0.03
 """Connected parts with less than this share of a kernel's sum are dropped."""
 _PLACING = 6
@@ -133,17 +135,17 @@ def estimate_kernel(image: Tensor, *, size: int = SIZE) -> Tensor:
 
     Args:
         image: (C, H, W), floating in [0, 1]; of a picture larger than ``WINDOW`` the middle is looked at.
-        size: side of the kernel in pixels, an odd number from 3; what lies farther than half of it from the centroid
+        size: side of the kernel in pixels, an odd number from 7; what lies farther than half of it from the centroid
             is not found.
 
     Returns:
-        (size, size) float32, not negative, of sum 1, its centroid about in its middle.
+        (size, size) float32, not negative, of sum 1, its centroid within a pixel of its middle.
 
     Raises:
         InputError: the size is another, or the picture is smaller than twice the kernel.
     """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 3 or size % 2 == 0:
-        raise InputError(f"estimate_kernel: size must be an odd number of pixels from 3, got {size!r}")
+    if isinstance(size, bool) or not isinstance(size, int) or size < SMALLEST or size % 2 == 0:
+        raise InputError(f"estimate_kernel: size must be an odd number of pixels from {SMALLEST}, got {size!r}")
     if image.ndim != 3 or min(image.shape[1:]) < 2 * size:
         raise InputError(
             f"estimate_kernel: expected (C, H, W) of at least {2 * size} pixels a side, got {tuple(image.shape)}"
@@ -265,8 +267,8 @@ def _few_edges(blurred: Tensor, kernel: Tensor, edges: float) -> Tensor:
 def _kernel_between(
     sharp: Tensor, blurred: Tensor, radius: int, *, faint: float = 0.0, smooth: float = _SMOOTH
 ) -> Tensor:
-    """The kernel k that minimises |k * grad sharp - grad blurred|² + smooth · |k|², where it stands out of its noise
-    and has more than the share `faint` of its largest value, without small parts."""
+    """The kernel k that minimises |k * grad sharp - grad blurred|² + smooth · |k|², where, smoothed, it stands out
+    of its noise and has more than the share `faint` of its largest value; without small parts."""
     given = [torch.fft.rfft2(part) for part in _differences(sharp)]
     wanted = [torch.fft.rfft2(part) for part in _differences(blurred)]
     shared = sum(a.conj() * b for a, b in zip(given, wanted, strict=True))
@@ -288,7 +290,7 @@ def _kernel_between(
 
 
 def _large_parts(kernel: Tensor) -> Tensor:
-    """Where the connected parts lie that have more than a small share of the sum, and the largest in any case."""
+    """Where the connected parts lie that have a share of the sum which isn't small, and the largest in any case."""
     there = kernel > 0
     labels = torch.arange(1.0, kernel.numel() + 1).view_as(kernel) * there
     while True:
