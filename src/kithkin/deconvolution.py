@@ -26,7 +26,8 @@ from kithkin.errors import InputError
 SIZE = 35
 """Side of the kernels that are looked for, in pixels."""
 SMALLEST = 7
-"""Side of the smallest square that kernels are looked for in: in less, a kernel reaches, smoothed, into where its noise is told."""
+"""Side of the smallest square that kernels are looked for in: smoothed, they reach two pixels beyond it, where their
+noise is told."""
 WINDOW = 512
 """Side of the part of a picture, its middle, that a kernel is found from, in pixels."""
 QUIETEST = 2.0
