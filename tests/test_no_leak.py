@@ -11,9 +11,13 @@ import torch
 from PIL import Image, ImageFilter
 
 from kithkin.data.degrade.rain import HEAVY, RainSettings, add_rain
+from kithkin.errors import InputError
 
 import leaks
 from leaks import ALIKE, find_leaks, main, thumbnail
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+import validation_sets
 
 
 def scene(seed, height=120, width=180):
@@ -165,3 +169,60 @@ def test_the_command_s_exit_status(folders):
     command = [sys.executable, str(Path(leaks.__file__)), str(folders / "train"), "--test"]
     for test, status in (("test", 0), ("train", 1)):
         assert subprocess.run([*command, str(folders / test)], capture_output=True).returncode == status
+
+
+# The photographs set aside to compare networks on
+
+
+HEADER = "file\tkind\tsource\toriginal\n"
+LISTED = HEADER + "a/1.png\tmixed\twho\tone.png\nb/3.png\tsoft\twho\tthree.png\nb/2.png\tleft-out\twho\tone.png\n"
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Five photographs in two folders, a pair, and the list of what is set aside."""
+    for i, folder in enumerate(("a", "a", "b", "b", "b")):
+        (tmp_path / "in" / folder).mkdir(parents=True, exist_ok=True)
+        scene(i).save(tmp_path / "in" / folder / f"{i}.png")
+    (tmp_path / "in/rain-pairs/target").mkdir(parents=True)
+    scene(9).save(tmp_path / "in/rain-pairs/target/9.png")
+    (tmp_path / "list.tsv").write_text(LISTED)
+    return tmp_path
+
+
+def test_what_is_set_aside_is_not_trained_on_nor_are_other_crops_of_it(photographs):
+    parts = validation_sets.split(photographs / "in", photographs / "list.tsv")
+    assert [x.relative_to(photographs / "in").as_posix() for x in parts.train] == ["a/0.png", "b/4.png"]
+    assert {kind: [x.name for x in files] for kind, files in parts.kinds.items()} == {
+        "mixed": ["1.png"],
+        "soft": ["3.png"],
+    }
+
+
+def test_a_copy_of_what_is_set_aside_is_found_among_the_rest(photographs):
+    assert validation_sets.find_copies(validation_sets.split(photographs / "in", photographs / "list.tsv")) == []
+    recompressed(scene(3).resize((90, 60)), 50).save(photographs / "in/a/copy.jpg")
+    found = validation_sets.find_copies(validation_sets.split(photographs / "in", photographs / "list.tsv"))
+    assert [(x.name, y.name) for x, y, _ in found] == [("copy.jpg", "3.png")]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("a/7.png\tmixed\twho\tseven.png\n", "a/7.png is not in .*; missing in all: 1"),
+        ("a/1.png\tsoft\twho\tone.png\n", "a/1.png is listed twice"),
+        ("b/4.png\tsoft\twho\tone.png\n", "b/4.png and a/1.png are cut from one original"),
+    ],
+)
+def test_a_list_that_is_not_in_order_is_refused(photographs, line, said):
+    (photographs / "list.tsv").write_text(LISTED + line)
+    with pytest.raises(InputError, match=said):
+        validation_sets.split(photographs / "in", photographs / "list.tsv")
+
+
+def test_the_list_has_enough_of_each_kind_and_none_of_a_test_set():
+    kinds = validation_sets.read_list()
+    count = {kind: list(kinds.values()).count(kind) for kind in kinds.values()}
+    assert set(count) == {"mixed", "repeated", "soft", "left-out"}
+    assert min(count.values()) >= 12
+    assert {name.split("/")[0] for name in kinds} <= {"crops", "photos-0", "photos-1", "photos-2"}
