@@ -19,7 +19,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 
 from kithkin.errors import ImageError, InputError
-from kithkin.images import SUFFIXES, Picture, find_pictures, losses, read_picture, write_picture
+from kithkin.images import SUFFIXES, Picture, encode_picture, find_pictures, losses, read_picture, write_picture
 
 RNG = np.random.default_rng(7)
 H, W = 6, 9
@@ -679,11 +679,11 @@ def test_losses_name_what_the_format_can_not_hold():
     told = {s: " / ".join(losses(full, f"p{s}")) for s in SUFFIXES}
     assert told[".png"] == ""
     assert "JPEG holds 8 bits a channel: 16 are reduced to 8" in told[".jpg"]
-    assert "JPEG holds no transparency: alpha is dropped" in told[".jpg"]
+    assert "JPEG holds no transparency: the picture is laid over white" in told[".jpg"]
     assert "65527 bytes of EXIF" in told[".jpeg"]
-    assert all(word in told[".bmp"] for word in ("16 are reduced", "alpha", "profile", "EXIF"))
+    assert all(word in told[".bmp"] for word in ("16 are reduced", "profile", "EXIF"))
+    assert not any("transparency" in told[suffix] for suffix in (".png", ".webp", ".tif", ".bmp"))
     assert "16 are reduced" in told[".webp"]
-    assert "alpha" not in told[".webp"]
     assert told[".tif"] == told[".tiff"] == "TIFF holds no EXIF data in kithkin: they are dropped"
     opaque = picture_of(np.dstack([RGB8, np.full((H, W), 255, np.uint8)]))
     assert losses(opaque, "p.jpg") == []
@@ -696,11 +696,73 @@ def test_lossy_targets_are_written_all_the_same(tmp_path):
         write_picture(picture, tmp_path / f"p{suffix}")
         again = read_picture(tmp_path / f"p{suffix}")
         assert again.depth == 8
-        assert (again.alpha is None) == (suffix != ".webp")
+        assert (again.alpha is None) == (suffix == ".jpg")
     gray = picture_of(GRAY8, icc=SRGB[:16] + b"GRAY" + SRGB[20:])
     assert "gray" in losses(gray, "p.webp")[0]
     write_picture(gray, tmp_path / "g.webp")
     assert read_picture(tmp_path / "g.webp").icc is None
+
+
+CUT_OUT = np.full((16, 24, 4), (220, 40, 40, 255), np.uint8)
+CUT_OUT[:, :8] = (10, 20, 30, 0)  # nobody has seen this colour
+CUT_OUT[:, 8:16, 3] = 51
+
+
+def transparent_files():
+    """Files with transparency, by what they are; black may stand for the colour under it."""
+    gray = np.ascontiguousarray(CUT_OUT[..., [1, 3]])
+    palette = Image.fromarray(np.repeat(np.array([[0] * 8 + [1] * 8 + [2] * 8], np.uint8), 16, axis=0))
+    palette.putpalette([10, 20, 30, 220, 40, 40, 220, 40, 40])
+    table = io.BytesIO()
+    palette.save(table, "PNG", transparency=b"\0\x33\xff")
+    key = chunk(b"tRNS", struct.pack(">3H", 10, 20, 30))
+    raw = b"".join(b"\0" + row.tobytes() for row in CUT_OUT[..., :3])
+    alpha = CUT_OUT[..., 3:]
+    straight = CUT_OUT[..., :3].astype(float)
+    premultiplied = np.concatenate([(straight * (alpha / 255)).round().astype(np.uint8), alpha], axis=2)
+    return {
+        "PNG": encoded(CUT_OUT, "PNG"),
+        "gray PNG": encoded(gray, "PNG"),
+        "palette PNG": table.getvalue(),
+        "key PNG": png(24, 16, 8, 2, raw, key),
+        "PNG 16": imagecodecs.png_encode(CUT_OUT.astype(np.uint16) * 257),
+        "WebP": encoded(CUT_OUT, "WEBP", lossless=True, exact=True),
+        "TIFF": encoded(CUT_OUT, "TIFF"),
+        "TIFF 16": tiff(CUT_OUT.astype(np.uint16) * 257, photometric="rgb", extrasamples=["unassalpha"]),
+        "gray TIFF 16": tiff(gray.astype(np.uint16) * 257, photometric="minisblack", extrasamples=["unassalpha"]),
+        "premultiplied TIFF": tiff(premultiplied, photometric="rgb", extrasamples=["assocalpha"]),
+        "BMP": encode_picture(picture_of(CUT_OUT), "p.bmp"),
+    }
+
+
+def tiff(samples, **options):
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, samples, metadata=None, **{"planarconfig": "contig", **options})
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", transparent_files())
+def test_what_lies_under_transparency_is_never_shown(tmp_path, name):
+    picture = read_picture(save(tmp_path, "in", transparent_files()[name]))
+    assert picture.alpha is not None
+    for suffix in SUFFIXES:
+        path = tmp_path / f"out{suffix}"
+        write_picture(picture, path, overwrite=True)
+        said = [note for note in losses(picture, path) if "transparency" in note]
+        if suffix.startswith(".tif"):  # Pillow reads no TIFF of 16 bits with alpha
+            stored = tifffile.imread(path)[..., -1]
+            np.testing.assert_allclose(stored / np.iinfo(stored.dtype).max, picture.alpha, atol=1e-5)
+            continue
+        with Image.open(path) as image:
+            if image.mode in ("RGBA", "LA"):
+                np.testing.assert_allclose(np.asarray(image.getchannel("A")) / 255, picture.alpha, atol=1e-6)
+                assert not said
+                continue
+            seen = np.asarray(image.convert("RGB")).astype(int)
+        assert said == ["JPEG holds no transparency: the picture is laid over white"]
+        want = 255 - picture.alpha[..., None] * (255 - 255 * picture.pixels)
+        assert np.abs(seen - want)[:, [2, 12, 20]].max() <= 3
+        assert seen[8, 2].min() >= 252
 
 
 def test_existing_file_stays_unless_overwriting(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torch import nn
 
+from kithkin.cluster._together import restore_together
 from kithkin.errors import ImageError, InputError, KithkinError
 from kithkin.images import Picture, read_picture, write_picture
 from kithkin.model import KiT, KiTConfig
@@ -165,6 +166,67 @@ def test_pictures_keep_all_but_their_pixels(gray):
     )
     assert result.pixels.flags.c_contiguous
     assert not np.array_equal(result.pixels, pixels)
+
+
+@pytest.mark.parametrize(
+    "container", ["file", "16 bit file", "PIL", "PIL with alpha", "array", "16 bit", "float", "tensor"]
+)
+def test_a_picture_without_colour_stays_without(tmp_path, container):
+    gray = RNG.integers(0, 256, (20, 24), dtype=np.uint8)
+    rgb = np.repeat(gray[..., None], 3, axis=2)
+    alpha = RNG.integers(0, 256, (20, 24, 1), dtype=np.uint8)
+    unit = rgb / np.float32(255)
+    # (the picture without colour, the same with one sample of another value; how to get at (H, W, 3))
+    if "file" in container:
+        depth = 16 if container.startswith("16") else 8
+        made = [Picture(values, depth=depth) for values in (unit, touched(unit, 1.0))]
+        made = [(write_picture(p, tmp_path / f"{i}.tif"), tmp_path / f"{i}.tif")[1] for i, p in enumerate(made)]
+        see = lambda path: read_picture(path).pixels  # noqa: E731
+    elif container.startswith("PIL"):
+        more = [alpha] if "alpha" in container else []
+        made = [Image.fromarray(np.dstack([values, *more])) for values in (rgb, touched(rgb, 255))]
+        see = lambda image: np.asarray(image)[..., :3]  # noqa: E731
+    elif container == "tensor":
+        made = [torch.from_numpy(values).permute(2, 0, 1)[None] for values in (unit, touched(unit, 1.0))]
+        see = lambda image: image[0].permute(1, 2, 0).numpy()  # noqa: E731
+    else:
+        scale = {"array": 1, "16 bit": np.uint16(257), "float": np.float64(1 / 255)}[container]
+        made = [values * scale for values in (rgb, touched(rgb, 255))]
+        see = lambda image: image  # noqa: E731
+    neutral, coloured = (see(restore(MODEL, image)) for image in made)
+    assert (neutral == neutral[..., :1]).all()
+    assert not (coloured == coloured[..., :1]).all()
+    assert not np.array_equal(neutral, see(made[0]))
+    # As the same picture stored as gray.
+    if container == "array":
+        np.testing.assert_array_equal(neutral[..., 0], restore(MODEL, gray))
+
+
+def touched(values, value):
+    """The same with another value in one sample."""
+    values = values.copy()
+    values[3, 4, 0] = 0 if values[3, 4, 0] == value else value
+    return values
+
+
+def test_a_worker_of_a_cluster_keeps_pictures_without_colour_so():
+    gray = np.repeat(RNG.random((20, 24, 1), dtype=np.float32), 3, axis=2)
+    pictures = [Picture(gray), Picture(touched(gray, 1.0))]
+    for strength in (1, 0.3):
+        neutral, coloured = restore_together(MODEL, pictures, strength=strength)
+        np.testing.assert_array_equal(neutral.pixels, neutral.pixels[..., :1].repeat(3, 2))
+        np.testing.assert_allclose(neutral.pixels, restore(MODEL, pictures[0], strength=strength).pixels, atol=1e-5)
+        np.testing.assert_allclose(coloured.pixels, restore(MODEL, pictures[1], strength=strength).pixels, atol=1e-5)
+
+
+def test_each_picture_of_a_batch_is_looked_at_alone():
+    gray, colour = random_image(9, 9, 1).expand(3, -1, -1), random_image(9, 9)
+    for strength in (1, 0.3):
+        both = restore(MODEL, torch.stack([gray, colour]), strength=strength)
+        assert torch.equal(both[0], restore(MODEL, gray, strength=strength))
+        assert torch.equal(both[1], restore(MODEL, colour, strength=strength))
+        assert torch.equal(both[0, 0], both[0, 1])
+        assert not torch.equal(both[1, 0], both[1, 1])
 
 
 BAD = {
@@ -577,7 +639,7 @@ def test_restore_file_tells_what_was_lost(tmp_path):
     write_picture(picture, tmp_path / "a.tif")
     notes = restore_file(Local(largest=64), tmp_path / "a.tif", tmp_path / "b.jpg")
     assert any("16 are reduced to 8" in note for note in notes)
-    assert any("alpha is dropped" in note for note in notes)
+    assert any("laid over white" in note for note in notes)
 
 
 def test_notes_on_memory_reach_the_outcome(tmp_path):

@@ -60,7 +60,7 @@ def restore(
             a Picture;
             the path of a picture file: the result is written beside it, photo.jpg as photo-restored.jpg, and its path
             comes back. Alpha (the second of two channels, the fourth of four) is kept as it is; a gray picture stays
-            gray, as the mean of the restored channels.
+            gray, as the mean of the restored channels, and so does one in RGB whose channels are exactly equal.
         tile: ``"auto"`` (768 on the CPU, 1024 on a GPU), the largest side of a tile in pixels (at least 64 and
             twice the overlap), or ``"off"`` for one pass whatever the size.
         overlap: pixels that neighbouring tiles share at least; rounded up to the model's stride.
@@ -179,14 +179,22 @@ def _restored(
             def advance(part: float, done: int = i) -> None:
                 progress((done + part) / count)
 
+            image, out = (planes[i, :1], result[i, :1]) if is_neutral(planes[i]) else (planes[i], result[i])
             if way.uniform_blur is None:
-                _restore_one(model, planes[i], result[i], way, advance, note)
+                _restore_one(model, image, out, way, advance, note)
             else:
-                _restore_one(model, planes[i], result[i], way, _third(advance), note)
-                _deconvolve_one(model, planes[i], result[i], way, advance, note)
+                _restore_one(model, image, out, way, _third(advance), note)
+                _deconvolve_one(model, image, out, way, advance, note)
+            if len(out) < len(result[i]):
+                result[i, 1:] = out
     if not all(torch.isfinite(v) for v in result.aminmax()):
         raise KithkinError("restore: the model gives NaN or infinite values; its weights are damaged, take others")
     return result
+
+
+def is_neutral(planes: Tensor) -> bool:
+    """Whether a picture (C, H, W) has no colour: its channels are equal everywhere, exactly."""
+    return all(torch.equal(planes[0], plane) for plane in planes[1:])
 
 
 def _third(progress: Callable[[float], None]) -> Callable[[float], None]:

@@ -360,9 +360,5 @@ def side_by_side(before: Picture, after: Picture) -> Picture:
     """Return two pictures of one size as one, 8 bit RGB, with a thin white gap between; alpha is laid over white."""
     height = before.pixels.shape[0]
     gap = np.ones((height, _GAP, 3), np.float32)
-    halves = [
-        picture.pixels if picture.alpha is None else 1 - picture.alpha[..., None] * (1 - picture.pixels)
-        for picture in (before, after)
-    ]
     gray_profile = before.icc is not None and before.icc[16:20] == b"GRAY"
-    return Picture(np.hstack([halves[0], gap, halves[1]]), icc=None if gray_profile else before.icc)
+    return Picture(np.hstack([before.over_white(), gap, after.over_white()]), icc=None if gray_profile else before.icc)

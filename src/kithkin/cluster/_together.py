@@ -9,7 +9,7 @@ from kithkin.ensemble import run_ensemble
 from kithkin.errors import KithkinError
 from kithkin.images import Picture
 from kithkin.model import KiT
-from kithkin.restoration import CPU_TILE, _evaluating, _home, check_strength
+from kithkin.restoration import CPU_TILE, _evaluating, _home, check_strength, is_neutral
 
 
 def room_for(height: int, width: int, most: int, tile: str | int = "auto") -> int:
@@ -41,6 +41,9 @@ def restore_together(
     if not all(torch.isfinite(v) for v in result.aminmax()):
         raise KithkinError("restore: the model gives NaN or infinite values; its weights are damaged, take others")
     result = result.clone()  # Out of inference mode, as the pictures are written into.
+    for i, picture in enumerate(planes):
+        if is_neutral(picture):
+            result[i] = result[i].mean(0)
     if strength != 1:
         torch.lerp(planes, result, strength, out=result)
     result.clamp_(0, 1)

@@ -64,6 +64,12 @@ class Picture:
         """
         return replace(self, pixels=pixels)
 
+    def over_white(self) -> np.ndarray:
+        """Return the pixels laid over white by their alpha, as browsers do: in the values as stored, not in light."""
+        if self.alpha is None:
+            return self.pixels
+        return np.float32(1) - self.alpha[..., None] * (np.float32(1) - self.pixels)
+
 
 def make_picture(
     samples: np.ndarray,

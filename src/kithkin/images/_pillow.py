@@ -5,6 +5,7 @@ number of pixels, which could only be changed for the whole process.
 """
 
 import io
+import struct
 
 import numpy as np
 from PIL import BmpImagePlugin, Image, ImageChops, ImageCms, JpegImagePlugin, WebPImagePlugin
@@ -93,3 +94,19 @@ def read_bmp(data: bytes) -> Picture:
     check_size(*image.size)
     image.load()
     return make_picture(samples_of(image), dpi=image.info.get("dpi"))
+
+
+def encode_bmp_alpha(samples: np.ndarray, dpi: tuple[float, float] | None) -> bytes:
+    """Encode (H, W, 4) uint8 RGBA as a BMP with the header that names an alpha channel (version 4), which Pillow omits.
+
+    Many programs take such a file for opaque. So what is wholly transparent is stored as white: they show a white
+    ground, and not what lay there unseen.
+    """
+    height, width = samples.shape[:2]
+    bgra = samples[::-1, :, [2, 1, 0, 3]]
+    bgra[bgra[..., 3] == 0] = (255, 255, 255, 0)
+    x, y = (int(v / 0.0254 + 0.5) for v in dpi or (0, 0))
+    head = struct.pack("<IiiHHIIiiII", 108, width, height, 1, 32, 3, bgra.size, x, y, 0, 0)
+    masks = struct.pack("<4I4s48x", 0xFF0000, 0xFF00, 0xFF, 0xFF000000, b"BGRs")  # 48: end points and gammas, unused
+    start = 14 + len(head) + len(masks)
+    return b"BM" + struct.pack("<IHHI", start + bgra.size, 0, 0, start) + head + masks + bgra.tobytes()

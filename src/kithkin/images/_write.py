@@ -14,12 +14,13 @@ from PIL import Image
 from kithkin.errors import ImageError, InputError
 from kithkin.images._find import SUFFIXES
 from kithkin.images._picture import Picture, Refusal, one_line, os_reason, shown, to_samples
+from kithkin.images._pillow import encode_bmp_alpha
 from kithkin.images._png import PNG_LEVEL, encode_png16
 from kithkin.images._tiff import encode_tiff
 
 _FORMATS = dict(zip(SUFFIXES, ("PNG", "JPEG", "JPEG", "WebP", "TIFF", "TIFF", "BMP"), strict=True))
 _HOLDS_16_BITS = ("PNG", "TIFF")
-_HOLDS_ALPHA = ("PNG", "TIFF", "WebP")
+_HOLDS_ALPHA = ("PNG", "TIFF", "WebP", "BMP")
 _JPEG_EXIF_LIMIT = 65533 - len(b"Exif\0\0")
 
 
@@ -32,8 +33,8 @@ def losses(picture: Picture, path: str | os.PathLike[str]) -> list[str]:
     found = []
     if picture.depth == 16 and kind not in _HOLDS_16_BITS:
         found.append(f"{kind} holds 8 bits a channel: 16 are reduced to 8")
-    if picture.alpha is not None and kind not in _HOLDS_ALPHA and bool((picture.alpha < 1).any()):
-        found.append(f"{kind} holds no transparency: alpha is dropped")
+    if kind not in _HOLDS_ALPHA and _transparent(picture):
+        found.append(f"{kind} holds no transparency: the picture is laid over white")
     if picture.icc and not _icc_for(picture, kind):
         why = "no gray pictures, so no gray colour profile" if kind == "WebP" else "no colour profile"
         found.append(f"{kind} holds {why}: it is dropped")
@@ -153,6 +154,8 @@ def _encoded(picture: Picture, kind: str, quality: int) -> bytes:
         icc, exif, dpi = _icc_for(picture, kind), _exif_for(picture, kind), picture.dpi
         if kind == "TIFF":
             return encode_tiff(samples, icc, dpi)
+        if kind == "BMP" and samples.shape[2:] == (4,):
+            return encode_bmp_alpha(samples, dpi)
         if kind == "PNG" and samples.ndim == 3 and samples.dtype == np.uint16:
             return encode_png16(samples, icc, exif, dpi)
         options: dict[str, Any] = {"icc_profile": icc, "exif": b"Exif\0\0" + exif if exif else None, "dpi": dpi}
@@ -179,11 +182,18 @@ def _encoded(picture: Picture, kind: str, quality: int) -> bytes:
 def _samples(picture: Picture, kind: str) -> np.ndarray:
     """Return what the file holds: (H, W) or (H, W, 2..4), uint8 or uint16."""
     depth = picture.depth if kind in _HOLDS_16_BITS else 8
-    gray = picture.gray and kind != "WebP"
-    colour = to_samples(picture.pixels.mean(axis=2) if gray else picture.pixels, depth)
-    if picture.alpha is None or kind not in _HOLDS_ALPHA:
+    # An opaque alpha adds nothing to a BMP, of which a program that knows no alpha in it may make a mess.
+    keeps_alpha = kind in _HOLDS_ALPHA and picture.alpha is not None and (kind != "BMP" or _transparent(picture))
+    pixels = picture.pixels if keeps_alpha else picture.over_white()
+    gray = picture.gray and kind != "WebP" and not (kind == "BMP" and keeps_alpha)
+    colour = to_samples(pixels.mean(axis=2) if gray else pixels, depth)
+    if not keeps_alpha or picture.alpha is None:
         return colour
     return np.dstack([colour, to_samples(picture.alpha, depth)])
+
+
+def _transparent(picture: Picture) -> bool:
+    return picture.alpha is not None and bool((picture.alpha < 1).any())
 
 
 def _icc_for(picture: Picture, kind: str) -> bytes | None:
