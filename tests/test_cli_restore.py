@@ -170,7 +170,7 @@ def test_losses_are_told_on_the_error_stream(run):
     Image.fromarray(np.zeros((5, 5, 4), np.uint8)).save("a.png")
     result = run("a.png", "--format", "jpg")
     assert result.exit_code == 0
-    assert result.stderr == "kithkin: a.png: JPEG holds no transparency: alpha is dropped\n"
+    assert result.stderr == "kithkin: a.png: JPEG holds no transparency: the picture is laid over white\n"
 
 
 def bomb():
