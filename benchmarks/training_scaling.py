@@ -21,8 +21,8 @@ from kithkin.config import RunConfig, load_config
 from kithkin.data import open_folders, sample_batch
 from kithkin.model import KiT, KiTConfig, count_macs, count_parameters
 from kithkin.training.distributed import Ranks, joined
-from kithkin.training.loop import _Run
 from kithkin.training.state import TrainState
+from kithkin.training.step import TrainingStep
 
 from measure import keep
 
@@ -51,15 +51,15 @@ def overhead(folder: Path) -> dict[str, float]:
     config = config_for(folder)
     parts = [sample_batch(open_folders(config.data), config.data, batch_size=8, seed=0, step=0)]
     times: dict[str, list[float]] = {"plain": [], "distributed": []}
-    with joined("cpu", config.distributed) as ranks, tempfile.TemporaryDirectory() as out:
-        sides = {}
-        for name, own in (("plain", Ranks("cpu")), ("distributed", ranks)):
-            state = TrainState.create(config, own)
-            sides[name] = (own, state, _Run(config, Path(out), state, STEPS, 1, None))
+    with joined("cpu", config.distributed) as ranks:
+        sides = {
+            name: (own, TrainingStep(config, state=TrainState.create(config, own)))
+            for name, own in (("plain", Ranks("cpu")), ("distributed", ranks))
+        }
         for _ in range(STEPS):
-            for name, (own, state, run) in sides.items():
+            for name, (own, step) in sides.items():
                 started = time.process_time()
-                run.step(state, parts)
+                step.run(parts)
                 own.any_of(False, False)
                 times[name].append(time.process_time() - started)
     medians = {name: 1e3 * statistics.median(values[5:]) for name, values in times.items()}

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import kithkin.training.loop as loop
+import kithkin.training.step as training_step
 from kithkin.checkpoint import read_model, read_tensors, weights_of, write_tensors
 from kithkin.config import parse_config
 from kithkin.data import DEGRADATIONS, Degradation, degrade_crops, open_folders, sample_batch
@@ -432,7 +433,9 @@ def test_a_length_in_epochs_binds_the_batch(tmp_path, photos):
 def test_a_run_that_comes_apart_keeps_what_was_before(tmp_path, photos, monkeypatch):
     steps = iter(range(1, 100))
     monkeypatch.setattr(
-        loop, "restoration_loss", lambda a, b, **rest: (a - b).square().mean() * (math.nan if next(steps) > 3 else 1.0)
+        training_step,
+        "restoration_loss",
+        lambda a, b, **rest: (a - b).square().mean() * (math.nan if next(steps) > 3 else 1.0),
     )
     with pytest.raises(KithkinError, match=r"the loss of step 4 isn't finite.*lower schedule\.lr"):
         train(run_config(photos, {"schedule.checkpoint_seconds": 0}), tmp_path / "out")

@@ -11,7 +11,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
 
 from kithkin.checkpoint import save_model
 from kithkin.config import RunConfig
@@ -30,12 +29,11 @@ from kithkin.data import (
 from kithkin.data.ahead import drawn_ahead
 from kithkin.data.storage import name_of
 from kithkin.errors import CheckpointError, ImageError, InputError
-from kithkin.losses import restoration_loss
 from kithkin.training.distributed import Ranks, joined
 from kithkin.training.plot import plot_curves
 from kithkin.training.resume import take_over
-from kithkin.training.schedule import learning_rate
 from kithkin.training.state import TrainState
+from kithkin.training.step import TrainingStep
 from kithkin.training.validation import validate
 from kithkin.zoo import load_model
 
@@ -97,7 +95,7 @@ def _train(
 ) -> Path | None:
     dataset = open_training_data(config.data)
     _check_shares(config, ranks, len(dataset))
-    steps, warmup = config.schedule.in_steps(len(dataset))
+    steps, _ = config.schedule.in_steps(len(dataset))
     state = TrainState.create(config, ranks, len(dataset))
     if init is not None:
         state.start_from(load_model(init))
@@ -108,7 +106,7 @@ def _train(
             f"train: {out} is at step {state.step}, beyond the {steps} of this run; raise schedule.{longer}"
         )
     watched = _validation_data(config)
-    run = _Run(config, out, state, steps, warmup, report)
+    run = _Run(config, out, state, report)
     for note in notes:
         run.report({"note": note})
     deadline = time.monotonic() + minutes * 60 if minutes is not None else float("inf")
@@ -174,12 +172,9 @@ def _without_paths(config: RunConfig) -> dict[str, Any]:
 class _Run:
     """What stays the same from step to step, and the log."""
 
-    def __init__(
-        self, config: RunConfig, out: Path, state: TrainState, steps: int, warmup: int, report: Report | None
-    ) -> None:
+    def __init__(self, config: RunConfig, out: Path, state: TrainState, report: Report | None) -> None:
         self.config, self.out, self.ranks = config, out, state.ranks
-        self.network = self.ranks.network(state.model)
-        self.steps, self.warmup = steps, warmup
+        self.training = TrainingStep(config, state=state)
         self.report: Report = report if report and self.ranks.rank == 0 else lambda row: None
         self.crops, self.seconds = 0, 0.0
         self.since = time.monotonic()
@@ -196,50 +191,18 @@ class _Run:
 
     def step(self, state: TrainState, parts: list[Batch]) -> None:
         """One step of the optimiser on the parts of this process's share of a batch, all of one size."""
-        schedule, optimizer = self.config.schedule, self.config.optimizer
-        lr = learning_rate(state.step, steps=self.steps, warmup=self.warmup, lr=schedule.lr, final_lr=schedule.final_lr)
-        for optimiser in state.optimizers:
-            for group in optimiser.param_groups:
-                group["lr"] = lr
-        rotations = torch.Generator(self.ranks.device).manual_seed(self.config.seed * 1_000_003 + state.step + 1)
-        state.model.train()
-        state.model.redraw_rotations(rotations)
-        state.model.zero_grad()
-        losses = []
-        for i, part in enumerate(parts, start=1):
-            with self.ranks.summing(self.network, last=i == len(parts)):
-                loss = self._loss(self.network, part) / len(parts)
-                loss.backward()
-            losses.append(loss.detach())
-        if optimizer.grad_clip:
-            torch.nn.utils.clip_grad_norm_(state.model.parameters(), optimizer.grad_clip)
-        for optimiser in state.optimizers:
-            optimiser.step()
-        state.step += 1
-        state.update_average(optimizer.ema_decay)
-        state.losses.append(torch.stack(losses).sum())
-        self.crops += schedule.batch_size
+        self.training.run(parts)
+        self.crops += self.config.schedule.batch_size
         self._stop_clock(state)
-        self.report({"step": state.step, "steps": self.steps})
-        if state.step % LOG_EVERY == 0 or state.step == self.steps:
-            self._log_losses(state, lr)
+        self.report({"step": state.step, "steps": self.training.steps})
+        if state.step % LOG_EVERY == 0 or state.step == self.training.steps:
+            self._log_losses(state)
 
-    def _loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
-        half = self.config.precision == "bfloat16"
-        with torch.autocast(torch.device(self.ranks.device).type, torch.bfloat16, enabled=half):
-            restored = network(batch.degraded)
-        return restoration_loss(
-            restored.float(),
-            batch.target,
-            edge_weight=self.config.loss.edge_weight,
-            epsilon=self.config.loss.epsilon,
-        )
-
-    def _log_losses(self, state: TrainState, lr: float) -> None:
+    def _log_losses(self, state: TrainState) -> None:
         loss = state.finite_losses().mean().item()
         self._stop_clock(state)
         rate = self.crops / self.seconds
-        row = {"step": state.step, "loss": loss, "lr": lr, "crops_per_s": rate, "seconds": state.seconds}
+        row = {"step": state.step, "loss": loss, "lr": self.training.lr, "crops_per_s": rate, "seconds": state.seconds}
         self.log({name: float(f"{value:.6g}") if name != "step" else value for name, value in row.items()})
         state.losses, self.crops, self.seconds = [], 0, 0.0
 

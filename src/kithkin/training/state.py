@@ -49,7 +49,7 @@ class TrainState:
         ranks: this process and the others.
         step: steps done.
         seconds: spent on them.
-        losses: of the steps since the last row of the log, over the crops of this process.
+        losses: of the steps since the last row of the log, over the crops of this process, on its device.
         items: pictures that the run sees; 0 is unknown.
     """
 
@@ -95,7 +95,7 @@ class TrainState:
 
     def mean_losses(self) -> Tensor:
         """The losses since the last row of the log, over the crops of all processes; waits for the device."""
-        return self.ranks.mean(torch.stack([loss.cpu() for loss in self.losses]) if self.losses else torch.empty(0))
+        return self.ranks.mean(torch.stack(self.losses).cpu() if self.losses else torch.empty(0))
 
     def finite_losses(self) -> Tensor:
         """``mean_losses``, or KithkinError where training has come apart: nothing is replaced by what is left of it."""
@@ -150,7 +150,7 @@ class TrainState:
         """Take over a checkpoint that ``save`` wrote, bit for bit. Rank 0 reads it."""
         run = self.ranks.first(lambda: read_run(folder))
         self.step, self.seconds, self.items = run["step"], run["seconds"], run["items"]
-        self.losses = [torch.tensor(loss) for loss in run["losses"]]
+        self.losses = list(torch.tensor(run["losses"], device=self.ranks.device))
         read: dict[str, dict[str, Any]] = {"model": {}, "average": {}, "optimizer": {}}
         self.ranks.first(lambda: read.update(self._read(folder)))
         handed_out = StateDictOptions(full_state_dict=True, broadcast_from_rank0=self.ranks.kind is not None)
