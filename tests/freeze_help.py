@@ -9,7 +9,7 @@ FROZEN = Path(__file__).parent / "frozen"
 VERBS = (
     *("", "restore", "eval", "compare", "neighbors", "train", "ablate", "ablate network", "ablate train"),
     *("export", "models", "models show", "models cost", "recipes", "recipes show"),
-    *("data", "data list", "data check", "data prepare", "data index", "serve", "doctor"),
+    *("data", "data list", "data check", "data prepare", "data pack", "data index", "serve", "doctor"),
 )
 
 

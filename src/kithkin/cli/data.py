@@ -101,6 +101,44 @@ def prepare(
         raise typer.Exit(1)
 
 
+@data.command("pack")
+def pack(
+    folders: list[Path] = typer.Argument(..., help="Folders of photographs, searched recursively."),
+    out: Path = typer.Option(..., "--out", "-o", help="Folder for the parts."),
+    part_mb: float = typer.Option(28.0, "--part-mb", help="Largest size of a part, in MB."),
+    parts: int = typer.Option(None, "--parts", min=1, help="How many parts at most; if none: as many as it takes."),
+    crop: int = typer.Option(None, "--crop", min=1, help="Cut crops of this side, in pixels; if none: whole files."),
+    quality: int = typer.Option(92, "--quality", min=1, max=100, help="Of the JPEG that crops are stored as."),
+    seed: int = typer.Option(0, "--seed", help="Of the order in which photographs are dealt to the parts."),
+) -> None:
+    """Pack photographs into tar shards of a given size, to train on another machine.
+
+    kithkin data pack photos --out pack --part-mb 28 --crop 448
+    kithkin train denoise-tiny --data 'pack/part-{000..003}.tar' --out runs/packed
+    """
+    from kithkin.cli._progress import progress_bar
+    from kithkin.data import PackOptions, pack_photos
+
+    options = PackOptions(part_mb=part_mb, parts=parts, crop=crop, quality=quality, seed=seed)
+    with progress_bar() as bar:
+        task = bar.add_task("pack", total=None)
+
+        def step(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        report = pack_photos(folders, out, options, report=step)
+    for line in report.failed:
+        typer.echo(f"kithkin: {line}", err=True)
+    typer.echo(f"{report.pictures:,} pictures in {len(report.parts):,} parts in {out}")
+    if report.small:
+        typer.echo(f"Left out: {report.small:,} photographs smaller than a crop")
+    if report.left_out:
+        typer.echo(f"Left out: {report.left_out:,} pictures for which the parts had no room")
+    if report.failed:
+        typer.echo(f"Left out: {len(report.failed):,} files that can't be read", err=True)
+        raise typer.Exit(1)
+
+
 @data.command("index")
 def index(
     shards: str = typer.Argument(..., help="Path or URL of tar shards, such as `'photos-{000000..000007}.tar'`."),

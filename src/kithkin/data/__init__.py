@@ -11,6 +11,7 @@ from kithkin.data.check import CheckReport, Finding, check_dataset
 from kithkin.data.dnd import write_dnd_bundle
 from kithkin.data.folders import Mixed, Pairs, Photos, open_folders, open_training_data
 from kithkin.data.layouts import find_within, open_samples
+from kithkin.data.pack import PackOptions, PackReport, pack_photos
 from kithkin.data.prepare import CutOptions, CutReport, cut_crops
 from kithkin.data.samples import Sample, Samples
 from kithkin.data.shards import write_indexes
@@ -55,6 +56,8 @@ __all__ = [
     "Degradation",
     "Finding",
     "Mixed",
+    "PackOptions",
+    "PackReport",
     "Pairs",
     "Photos",
     "Sample",
@@ -74,6 +77,7 @@ __all__ = [
     "open_folders",
     "open_samples",
     "open_training_data",
+    "pack_photos",
     "sample_batch",
     "share_of_rank",
     "write_dnd_bundle",
