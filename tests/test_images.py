@@ -826,7 +826,7 @@ def test_failure_while_writing_changes_nothing(tmp_path, monkeypatch, step):
 def test_full_disk(tmp_path, monkeypatch):
     real = os.open
     monkeypatch.setattr(
-        os, "open", lambda path, *a, **k: (os.close(real(path, *a, **k)), real("/dev/full", os.O_WRONLY))[1]
+        os, "open", lambda path, *a, **k: (os.symlink("/dev/full", path), real("/dev/full", os.O_WRONLY))[1]
     )
     assert "No space left" in error_of_write(tmp_path / "p.png")
     assert os.listdir(tmp_path) == []

@@ -25,7 +25,7 @@ LAYERS = (
     "model",
     "layers",
     "ops : losses : metrics : images",
-    "errors",
+    "errors : estimate : files",
 )
 
 # What a plain installation brings. Everything else is an extra, imported in the function that needs it.

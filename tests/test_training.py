@@ -116,7 +116,7 @@ def bits_of(checkpoint):
 def assert_same_run(first, second):
     """Model, average, moments, final weights and the log, but for what a clock wrote."""
     folders = [checkpoints(first), checkpoints(second)]
-    assert [p.name for p in folders[0]] == [p.name for p in folders[1]]
+    assert folders[0][-1].name == folders[1][-1].name
     a, b = bits_of(folders[0][-1]), bits_of(folders[1][-1])
     assert a.keys() == b.keys()
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
@@ -181,7 +181,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, photos, often, monkeyp
     assert train(config, tmp_path / "whole") == tmp_path / "whole" / "toy.safetensors"
     for stop in stops:
         assert train(config, tmp_path / "parts", resume=True, report=at_step(stop, terminate)) is None
-        assert [p.name for p in checkpoints(tmp_path / "parts")] == [f"step-{stop:08d}"]
+        assert checkpoints(tmp_path / "parts")[-1].name == f"step-{stop:08d}"
     assert train(config, tmp_path / "parts", resume=True) == tmp_path / "parts" / "toy.safetensors"
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
@@ -291,7 +291,7 @@ def test_the_time_box_leaves_a_checkpoint(tmp_path, photos):
     assert [p.name for p in checkpoints(tmp_path / "out")] == ["step-00000001"]
     assert not (tmp_path / "out" / "toy.safetensors").exists()
     assert train(config, tmp_path / "out", minutes=0, resume=True) is None
-    assert [p.name for p in checkpoints(tmp_path / "out")] == ["step-00000002"]
+    assert [p.name for p in checkpoints(tmp_path / "out")] == ["step-00000001", "step-00000002"]
 
 
 def test_a_long_time_box_is_not_felt(tmp_path, photos):
@@ -329,17 +329,42 @@ def test_a_run_in_a_thread_leaves_signals_alone(tmp_path, photos):
     assert found == [tmp_path / "out" / "toy.safetensors"]
 
 
-def test_old_checkpoints_are_removed(tmp_path, photos):
+def test_all_but_the_last_two_checkpoints_are_removed(tmp_path, photos):
     seen = []
 
     def look(row):
         if "steps" in row:
             seen.append([p.name for p in checkpoints(tmp_path / "out")])
 
-    changes = {"schedule.steps": 3, "schedule.checkpoint_seconds": 0}
+    changes = {"schedule.steps": 4, "schedule.checkpoint_seconds": 0}
     train(run_config(photos, changes), tmp_path / "out", report=look)
-    assert seen == [[], ["step-00000001"], ["step-00000002"]]
-    assert [p.name for p in checkpoints(tmp_path / "out")] == ["step-00000003"]
+    names = [f"step-{step:08d}" for step in range(1, 5)]
+    assert seen == [[], names[:1], names[:2], names[1:3]]
+    assert [p.name for p in checkpoints(tmp_path / "out")] == names[2:]
+    assert not list((tmp_path / "out").glob("*.part"))
+
+
+def test_no_checkpoint_goes_before_the_next_is_on_the_disk(tmp_path, photos, monkeypatch):
+    """A power cut may undo whatever was not synced: every file, their folder, the folder that names it."""
+    synced, removed = [], []
+    real_sync, real_remove = os.fsync, shutil.rmtree
+
+    def sync(descriptor):
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real_sync(descriptor)
+
+    def remove(folder, **options):
+        removed.append((Path(folder).name, set(synced)))
+        real_remove(folder, **options)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    out = tmp_path / "out"
+    train(run_config(photos, {"schedule.steps": 3, "schedule.checkpoint_seconds": 0}), out)
+    ((name, done),) = removed
+    assert name == "step-00000001"
+    assert {str(out), str(out / "step-00000003.part")} <= done
+    assert sum("step-00000003.part/.kithkin-" in path for path in done) == len(TENSORS) + 1
 
 
 # It refuses
@@ -372,6 +397,19 @@ def test_a_damaged_checkpoint_is_named(tmp_path, photos):
     (checkpoints(tmp_path / "out")[-1] / "run.json").write_text("{", encoding="utf-8")
     with pytest.raises(CheckpointError, match="step-00000001 is damaged"):
         train(run_config(photos, {"schedule.steps": 2}), tmp_path / "out", resume=True)
+
+
+@pytest.mark.parametrize("damaged", ["run.json", "model.safetensors"])
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, photos, often, damaged):
+    config = run_config(photos, {"schedule.steps": 4, "schedule.checkpoint_seconds": 0})
+    train(config, tmp_path / "whole")
+    train(config, tmp_path / "parts", report=at_step(3, terminate))
+    (tmp_path / "parts/step-00000003" / damaged).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="step-00000003.*; remove it, and the run goes on from step-00000002"):
+        train(config, tmp_path / "parts", resume=True)
+    shutil.rmtree(tmp_path / "parts/step-00000003")
+    train(config, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_the_folder_of_a_run_can_not_be_a_file(tmp_path, photos):
@@ -439,7 +477,7 @@ def test_a_run_that_comes_apart_keeps_what_was_before(tmp_path, photos, monkeypa
     )
     with pytest.raises(KithkinError, match=r"the loss of step 4 isn't finite.*lower schedule\.lr"):
         train(run_config(photos, {"schedule.checkpoint_seconds": 0}), tmp_path / "out")
-    (last,) = checkpoints(tmp_path / "out")
+    last = checkpoints(tmp_path / "out")[-1]
     assert last.name == "step-00000003"
     for part in TENSORS:
         assert all(x.isfinite().all() for x in read_tensors(last / f"{part}.safetensors")[0].values())

@@ -1,10 +1,7 @@
 """Checkpoints: safetensors with the network's configuration in the header."""
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from kithkin.errors import CheckpointError, InputError
+from kithkin.files import replacing
 from kithkin.model import KiT, KiTConfig
 
 FORMAT = "kithkin-1"
@@ -88,10 +86,15 @@ def config_of(tensors: Mapping[str, torch.Tensor]) -> KiTConfig | None:
 
 
 def write_tensors(tensors: dict[str, torch.Tensor], path: str | Path, header: dict[str, str]) -> None:
-    """Write named tensors atomically; raises CheckpointError where that fails."""
-    with replacing(Path(path)) as part:
-        save_file({name: x.contiguous() for name, x in tensors.items()}, part, metadata=header)
-        _sort_metadata(part)
+    """Write named tensors atomically, in a folder that is made if needed; raises CheckpointError where that fails."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            save_file({name: x.contiguous() for name, x in tensors.items()}, part, metadata=header)
+            _sort_metadata(part)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} can't be written: {error}") from error
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -115,31 +118,3 @@ def _sort_metadata(path: Path) -> None:
         if len(text) <= size:
             file.seek(8)
             file.write(text.ljust(size))
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place at the end, or leaves no trace.
-
-    Raises:
-        CheckpointError: the folder or the disk does not take it.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        part = Path(name)
-        try:
-            yield part
-            part.chmod(0o666 & ~_umask())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} can't be written: {error}") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -115,10 +115,12 @@ def _give(result: "Ablation", out: Path | None, name: str, quiet: bool = False) 
     """Print the grid, and write it in every form."""
     import json
 
+    from kithkin.files import write_whole
+
     if out:
-        (out / f"{name}.md").write_text(result.to_markdown(), encoding="utf-8")
-        (out / f"{name}.csv").write_text(result.to_csv(), encoding="utf-8")
-        (out / f"{name}.json").write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_whole(out / f"{name}.md", result.to_markdown())
+        write_whole(out / f"{name}.csv", result.to_csv())
+        write_whole(out / f"{name}.json", json.dumps(result.to_dict(), indent=1) + "\n")
         if len(result.keys) == 2 and result.cells:
             from kithkin.ablation import draw_heat_map
 

@@ -3,14 +3,15 @@
 import contextlib
 import csv
 import os
-import secrets
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from kithkin.cluster._places import INSTALL, filesystem, is_url, plain, put, suffix_of
 from kithkin.errors import ImageError, InputError
+from kithkin.files import replacing
 from kithkin.images._picture import os_reason, shown
 from kithkin.restore_files import Outcome
 
@@ -39,12 +40,11 @@ class Manifest:
         if is_url(self.place):
             filesystem(self.place)
         self._rows: list[tuple[str, str, str, float, str]] = []
-        name = f".kithkin-{secrets.token_hex(8)}.part"
-        folder = tempfile.gettempdir() if is_url(self.place) else os.path.dirname(os.path.abspath(self.place))
-        self._temporary = Path(folder, name)
         try:
-            os.makedirs(folder, exist_ok=True)
-            self._table: _Csv | _Parquet = (_Csv if kind == ".csv" else _Parquet)(self._temporary)
+            with contextlib.ExitStack() as stack:
+                self._temporary = stack.enter_context(_scratch() if is_url(self.place) else _in_folder(self.place))
+                self._table: _Csv | _Parquet = (_Csv if kind == ".csv" else _Parquet)(self._temporary)
+                self._files = stack.pop_all()
         except OSError as error:
             raise InputError(f"--manifest: {shown(place)} can't be written: {os_reason(error)}") from error
 
@@ -66,30 +66,39 @@ class Manifest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            with contextlib.suppress(OSError):
+                self._table.close()
+            self._files.__exit__(kind, error, trace)
+            return
         try:
-            if kind is None:
+            with self._files:
                 self._flush()
-            self._table.close()
-            if kind is None:
-                self._publish()
+                self._table.close()
+                if is_url(self.place):
+                    put(self._temporary.read_bytes(), self.place)
         except (OSError, ImageError) as failure:
             raise InputError(f"--manifest: {shown(self.place)} can't be written: {failure}") from failure
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(self._temporary)
 
-    def _publish(self) -> None:
-        if is_url(self.place):
-            put(self._temporary.read_bytes(), self.place)
-            return
-        with open(self._temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(self._temporary, self.place)
+
+@contextlib.contextmanager
+def _in_folder(place: str) -> Iterator[Path]:
+    """A temporary file that becomes the one of a path."""
+    os.makedirs(os.path.dirname(os.path.abspath(place)), exist_ok=True)
+    with replacing(place) as part:
+        yield part
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """A temporary file that is copied to a URL."""
+    with tempfile.TemporaryDirectory(prefix="kithkin-") as folder:
+        yield Path(folder, "manifest")
 
 
 class _Csv:
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "x", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+        self._file = open(path, "w", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
         self._writer = csv.writer(self._file)
         self._writer.writerow(COLUMNS)
 

@@ -4,7 +4,6 @@ Source of both forms: DND's submission kit (Plötz and Roth, CVPR 2017), its ``d
 ``bundle_submissions.py``.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from kithkin.data.samples import INPUTS, Sample, need, source_of
 from kithkin.data.sidd import check_result
 from kithkin.errors import InputError
+from kithkin.files import replacing
 
 IMAGES, BOXES = 50, 20
 KEY = "InoisySRGB"
@@ -143,9 +143,8 @@ def write_dnd_bundle(crops: Iterable[np.ndarray], folder: Path) -> list[Path]:
         cell = np.empty(BOXES, object)
         cell[:] = waiting
         path = folder / f"{len(written) + 1:04}.mat"
-        part = path.with_name(f".{path.name}.part")
-        savemat(part, {"Idenoised": cell, "israw": False, "eval_version": "1.0"}, appendmat=False)
-        os.replace(part, path)
+        with replacing(path) as part:
+            savemat(part, {"Idenoised": cell, "israw": False, "eval_version": "1.0"}, appendmat=False)
         written.append(path)
         waiting = []
     if len(written) != IMAGES or waiting:

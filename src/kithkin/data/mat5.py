@@ -4,7 +4,6 @@ The format: MathWorks, "MAT-File Format", the level 5 part.
 """
 
 import math
-import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from kithkin.errors import InputError
+from kithkin.files import replacing
 
 _HEADER = 128
 _MATRIX, _COMPRESSED = 14, 15
@@ -196,19 +196,12 @@ def write_variable(path: Path, name: str, shape: tuple[int, ...], dtype: str, pi
     head += struct.pack("<II", 1, len(name)) + _padded(name.encode("ascii"))
     head += struct.pack("<II", stored, size)
     padding = -size % 8
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(
-                b"MATLAB 5.0 MAT-file, written by kithkin".ljust(116) + bytes(8) + struct.pack("<H", 0x0100) + b"IM"
-            )
-            file.write(struct.pack("<II", _MATRIX, len(head) + size + padding) + head)
-            for piece in pieces:
-                file.write(np.ascontiguousarray(piece, f"<f{itemsize}").data)
-            file.write(bytes(padding))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part, part.open("wb") as file:
+        file.write(b"MATLAB 5.0 MAT-file, written by kithkin".ljust(116) + bytes(8) + struct.pack("<H", 0x0100) + b"IM")
+        file.write(struct.pack("<II", _MATRIX, len(head) + size + padding) + head)
+        for piece in pieces:
+            file.write(np.ascontiguousarray(piece, f"<f{itemsize}").data)
+        file.write(bytes(padding))
 
 
 def _padded(data: bytes) -> bytes:

@@ -19,6 +19,7 @@ from kithkin.data.catalog import Card, find_card
 from kithkin.data.layouts import locate, open_samples
 from kithkin.data.samples import Samples
 from kithkin.errors import InputError, KithkinError
+from kithkin.files import write_whole
 from kithkin.images import SUFFIXES, Picture, write_picture
 
 JOURNAL = "crops.jsonl"
@@ -293,9 +294,7 @@ def _start_journal(cutter: _Cutter) -> dict[str, dict[str, Any]]:
 
 
 def _write_journal(path: Path, rows: list[dict[str, Any]]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

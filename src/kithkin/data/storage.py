@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from kithkin.errors import ImageError, InputError, KithkinError
+from kithkin.files import replacing
 from kithkin.images import SUFFIXES
 
 PAUSES = (1.0, 3.0, 9.0)
@@ -105,9 +106,8 @@ def write_text(file: str, text: str) -> None:
         system, path = open_system(file)
         system.pipe_file(path, text.encode("utf-8"))
         return
-    part = Path(f"{file}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
+    with replacing(file) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def file_size(file: str) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 
 from kithkin.errors import InputError
 from kithkin.evaluation.protocols import Protocol
+from kithkin.files import replacing
 
 MEASURED = ("psnr_input", "psnr", "ssim_input", "ssim")
 
@@ -128,7 +129,8 @@ class ScoreFile:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if whole != text or not text:  # cut the broken line off, or begin
-                path.write_text(whole or ",".join(self.HEADER) + "\n", encoding="utf-8")
+                with replacing(path) as part:
+                    part.write_text(whole or ",".join(self.HEADER) + "\n", encoding="utf-8")
             path.open("a").close()  # what can't be written later is refused before anything is measured
         except OSError as error:
             raise _unusable(path, error) from error

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from kithkin.checkpoint import replacing
 from kithkin.errors import InputError, KithkinError
 from kithkin.export._graph import Graph
 from kithkin.export._parity import LEAST_PSNR, Parity, check_parity, open_exported, smallest_side
+from kithkin.files import write_whole
 from kithkin.model import KiT
 
 __all__ = ["FORMATS", "LEAST_PSNR", "Parity", "check_parity", "export_onnx", "export_torch", "open_exported"]
@@ -35,8 +35,7 @@ def export_onnx(model: KiT, path: str | Path, *, half: bool = False) -> None:
 
     Raises:
         InputError: the network has ``n_pairs``, for which there is no graph.
-        CheckpointError: the file can't be written.
-        KithkinError: the packages onnx and onnxscript are missing.
+        KithkinError: the file can't be written, or the packages onnx and onnxscript are missing.
     """
     try:
         import onnx  # noqa: F401
@@ -62,7 +61,7 @@ def export_onnx(model: KiT, path: str | Path, *, half: bool = False) -> None:
         _halve_constants(proto)
     for key, value in {"producer": "kithkin", "config": json.dumps(model.config.to_dict())}.items():
         proto.metadata_props.add(key=key, value=value)
-    _write(proto.SerializeToString(), path)
+    write_whole(path, proto.SerializeToString())
 
 
 def export_torch(model: KiT, path: str | Path) -> None:
@@ -75,12 +74,12 @@ def export_torch(model: KiT, path: str | Path) -> None:
 
     Raises:
         InputError: the network has ``n_pairs``, for which there is no graph.
-        CheckpointError: the file can't be written.
+        KithkinError: the file can't be written.
     """
     buffer = io.BytesIO()
     with _quiet():
         torch.export.save(_trace(model, smallest_side(model.config)), buffer)
-    _write(buffer.getvalue(), path)
+    write_whole(path, buffer.getvalue())
 
 
 def _trace(model: KiT, least: int | None = None) -> torch.export.ExportedProgram:
@@ -116,11 +115,6 @@ def _halve_constants(proto: Any) -> None:
     nodes = [*casts, *proto.graph.node]
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
-
-
-def _write(data: bytes, path: str | Path) -> None:
-    with replacing(Path(path)) as part:
-        part.write_bytes(data)
 
 
 @contextmanager

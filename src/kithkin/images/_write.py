@@ -1,9 +1,7 @@
 """Writing a picture file, whole or not at all."""
 
-import contextlib
 import io
 import os
-import secrets
 import stat
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from kithkin.errors import ImageError, InputError
+from kithkin.files import replacing
 from kithkin.images._find import SUFFIXES
 from kithkin.images._picture import Picture, Refusal, one_line, os_reason, shown, to_samples
 from kithkin.images._pillow import encode_bmp_alpha
@@ -117,34 +116,11 @@ def _target(path: Path, overwrite: bool) -> Path:
 
 def _write_whole(data: bytes, target: Path, overwrite: bool) -> None:
     """Put `data` into `target` in one step; raise OSError or Refusal with nothing changed or left behind."""
-    temporary = target.with_name(f".kithkin-{secrets.token_hex(8)}.part")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if overwrite:
-            with contextlib.suppress(OSError):  # Nothing there, or a file system without modes.
-                os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
-            os.replace(temporary, target)
-        else:
-            _move_to_new_name(temporary, target)
-    finally:
-        with contextlib.suppress(OSError):  # After success the name is gone.
-            os.unlink(temporary)
-
-
-def _move_to_new_name(temporary: Path, target: Path) -> None:
-    """Rename, but fail where the name was taken meanwhile: a hard link does, a rename would replace."""
-    try:
-        os.link(temporary, target)
+        with replacing(target, overwrite=overwrite) as part:
+            part.write_bytes(data)
     except FileExistsError as error:
         raise Refusal("exists already; choose another name, or allow overwriting") from error
-    except OSError:  # A file system without hard links; a small gap remains between the look and the rename.
-        if os.path.lexists(target):
-            raise Refusal("exists already; choose another name, or allow overwriting") from None
-        os.replace(temporary, target)
 
 
 def _encoded(picture: Picture, kind: str, quality: int) -> bytes:

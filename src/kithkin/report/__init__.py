@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kithkin.checkpoint import replacing
 from kithkin.errors import InputError
+from kithkin.files import write_whole
 
 SIDE = 512
 """Of the stored part of a picture, in pixels at most: the middle, not scaled, since scaling hides noise."""
@@ -70,7 +70,7 @@ class ReportBuilder:
 
         Raises:
             InputError: the row misses a key, or a picture has another shape.
-            CheckpointError: the folder or the disk does not take the file.
+            KithkinError: the folder or the disk does not take the file.
         """
         missing = [key for key in ("method", "dataset", "image", "condition") if key not in row]
         if missing:
@@ -78,7 +78,7 @@ class ReportBuilder:
         for view, image in (("before", degraded), ("after", restored), ("target", target)):
             path = self._path(view, row)
             if image is not None and not path.exists():
-                _write_whole(path, _jpeg(image))
+                write_whole(path, _jpeg(image))
 
     def write(
         self,
@@ -105,7 +105,7 @@ class ReportBuilder:
 
         Raises:
             InputError: an evaluation misses a key.
-            CheckpointError: the folder or the disk does not take the file.
+            KithkinError: the folder or the disk does not take the file.
         """
         for evaluation in evaluations:
             missing = [key for key in _KEYS if key not in evaluation]
@@ -124,7 +124,7 @@ class ReportBuilder:
             title=escape(self.title), style=_part("page.css"), script=_part("page.js"), data=_json(values)
         )
         path = self.folder / "index.html"
-        _write_whole(path, page.encode("utf-8"))
+        write_whole(path, page)
         return path
 
     def _path(self, view: str, row: Mapping[str, object]) -> Path:
@@ -254,8 +254,3 @@ def _uri(path: Path) -> str:
 
 def _part(name: str) -> str:
     return (resources.files("kithkin") / "report" / name).read_text(encoding="utf-8")
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    with replacing(path) as part:
-        part.write_bytes(data)

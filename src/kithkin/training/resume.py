@@ -6,6 +6,7 @@ from typing import Any
 
 from kithkin.config import RunConfig, parse_config
 from kithkin.errors import InputError
+from kithkin.files import write_whole
 from kithkin.training.state import TrainState, checkpoints, read_run
 
 # What may differ when a run is resumed: where it ends, what is watched, which processes do it, and how much of the
@@ -85,4 +86,4 @@ def _forget_after(log: Path, step: int) -> None:
     if log.exists():
         whole = log.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()  # the last may have been cut off
         rows = [row for row in whole if json.loads(row)["step"] <= step]
-        log.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+        write_whole(log, "".join(row + "\n" for row in rows))

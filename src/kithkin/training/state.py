@@ -26,11 +26,14 @@ from torch.distributed.checkpoint.state_dict import (
 from kithkin.checkpoint import model_header, read_tensors, weights_of, write_tensors
 from kithkin.config import RunConfig
 from kithkin.errors import CheckpointError, InputError, KithkinError
+from kithkin.files import sync_folder, write_whole
 from kithkin.growth import grow
 from kithkin.model import KiT
 from kithkin.training.distributed import Ranks
 from kithkin.training.muon import Muon, hidden_weights
 
+KEPT = 2
+"""Checkpoints of a run that stay: the last, and the one before in case a disk damages it."""
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Muon keeps the first alone
 
 # Which patches meet, and how many: no parameter depends on these, so weights carry over. Sizes may grow.
@@ -110,7 +113,8 @@ class TrainState:
         return losses
 
     def save(self, folder: Path, config: RunConfig) -> None:
-        """Write a checkpoint below ``folder`` and remove the older ones; a run that is killed here loses nothing."""
+        """Write a checkpoint below ``folder`` and remove all but the one before it; a run that is killed here, or a
+        machine that loses its power, loses nothing."""
         losses = self.finite_losses().tolist()
         tensors = self._whole_tensors()
         run = {"step": self.step, "seconds": self.seconds, "losses": losses, "items": self.items}
@@ -137,11 +141,12 @@ class TrainState:
             header = {} if name in MOMENTS else model_header(self.model.config)
             write_tensors({key: x.clone() for key, x in content.items()}, part / f"{name}.safetensors", header)
         try:
-            (part / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
+            write_whole(part / "run.json", json.dumps(run, indent=1))
             if final.exists():
-                shutil.rmtree(final)
+                final.rename(folder / f"{final.name}.old.part")
             part.rename(final)
-            for old in checkpoints(folder)[:-1]:
+            sync_folder(folder)  # before what is older goes
+            for old in (*checkpoints(folder)[:-KEPT], *folder.glob("step-*.old.part")):
                 shutil.rmtree(old)
         except OSError as error:
             raise CheckpointError(f"{final} can't be written ({error.strerror or error})") from error
@@ -164,7 +169,12 @@ class TrainState:
 
     def _read(self, folder: Path) -> dict[str, dict[str, Any]]:
         networks = ("model",) if self.average is self.model else ("model", "average")
-        found = {name: weights_of(read_tensors(folder / f"{name}.safetensors")[0]) for name in (*networks, *MOMENTS)}
+        try:
+            found = {
+                name: weights_of(read_tensors(folder / f"{name}.safetensors")[0]) for name in (*networks, *MOMENTS)
+            }
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {_remedy(folder)}") from error
         state = {}
         orthogonalised = {
             id(p) for o in self.optimizers if isinstance(o, Muon) for g in o.param_groups for p in g["params"]
@@ -203,7 +213,15 @@ def read_run(folder: Path) -> dict[str, Any]:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         return {key: run[key] for key in ("step", "seconds", "losses", "config")} | {"items": run.get("items", 0)}
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder} is damaged ({error}); start anew, from its weights with --init") from error
+        raise CheckpointError(f"{folder} is damaged ({error}); {_remedy(folder)}") from error
+
+
+def _remedy(folder: Path) -> str:
+    """What to do about a damaged checkpoint."""
+    older = [other for other in checkpoints(folder.parent) if other < folder]
+    if older:
+        return f"remove it, and the run goes on from {older[-1].name}"
+    return "start anew, from its weights with --init"
 
 
 def checkpoints(folder: Path) -> list[Path]:
