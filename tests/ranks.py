@@ -17,7 +17,7 @@ import torch
 import kithkin
 import kithkin.training.loop as loop
 from kithkin.config import parse_config
-from kithkin.training import train
+from kithkin.training import batches, train
 from kithkin.training.state import TrainState, checkpoints
 
 SOURCE = Path(kithkin.__file__).parent.parent
@@ -86,7 +86,7 @@ def _train_one(end, place, values, out, terminate):
     story = {"reports": [], "losses": [], "crops": []}
     loop.LOG_EVERY = 1
     loop.plot_curves = lambda log, target: None
-    mean_losses, degrade_crops, step = TrainState.mean_losses, loop.degrade_crops, loop._Run.step
+    mean_losses, degrade_crops, step = TrainState.mean_losses, batches.degrade_crops, loop._Run.step
 
     def recorded_losses(self):
         found = mean_losses(self)
@@ -103,7 +103,7 @@ def _train_one(end, place, values, out, terminate):
         if terminate.get(state.ranks.rank) == state.step:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    TrainState.mean_losses, loop.degrade_crops, loop._Run.step = recorded_losses, recorded_crops, signalled_step
+    TrainState.mean_losses, batches.degrade_crops, loop._Run.step = recorded_losses, recorded_crops, signalled_step
     try:
         final = train(parse_config(values, source="the test"), out, resume=True, report=story["reports"].append)
         story["final"] = None if final is None else str(final)

@@ -21,11 +21,12 @@ import kithkin.training.step as training_step
 from kithkin.checkpoint import read_model, read_tensors, weights_of, write_tensors
 from kithkin.config import parse_config
 from kithkin.data import DEGRADATIONS, Degradation, degrade_crops, open_folders, sample_batch
+from kithkin.data.degrade.fields import as_draws
 from kithkin.errors import CheckpointError, InputError, KithkinError
 from kithkin.layers import KNNLocalAttention
 from kithkin.metrics import psnr
 from kithkin.model import KiT
-from kithkin.training import train
+from kithkin.training import batches, train
 from kithkin.training.distributed import Ranks
 from kithkin.training.plot import plot_curves
 from kithkin.training.schedule import learning_rate
@@ -561,7 +562,7 @@ def test_crops_may_grow_at_a_resume(tmp_path, photos, often, monkeypatch):
         seen.append(crops.sides[0].shape[:2])
         return degrade_crops(crops, *args)
 
-    monkeypatch.setattr(loop, "degrade_crops", degrade)
+    monkeypatch.setattr(batches, "degrade_crops", degrade)
     train(run_config(photos, {"schedule.steps": 2, "data.crop": 16}), tmp_path / "out")
     train(run_config(photos, {"schedule.steps": 4, "schedule.batch_size": 1}), tmp_path / "out", resume=True)
     assert seen == [(2, 16)] * 2 + [(1, 32)] * 2
@@ -843,13 +844,15 @@ def test_validation_of_a_degradation(photos, monkeypatch):
     """Each picture from a seed of its own, whatever the share in training; the margin comes from the picture."""
     seeds = []
 
-    def halve(clean, generator, settings):
-        seeds.append(generator.initial_seed())
+    def halve(clean, numbers, settings):
         assert clean.shape == (1, 3, 30, 30)
         inside = clean[..., 3:-3, 3:-3]
         return inside / 2, inside * 0.75
 
-    monkeypatch.setitem(DEGRADATIONS, "camera", Degradation(halve, margin=lambda settings: 3))
+    def seen(draws, size, settings):
+        seeds.append(draws.seeds)
+
+    monkeypatch.setitem(DEGRADATIONS, "camera", Degradation(seen, halve, margin=lambda settings: 3))
     changes = {"data.degradation": {"kind": "camera"}, "data.degraded_share": 0.2, "validation.sigmas": []}
     config = run_config(photos, {**changes, "validation.crop": 24})
     found = validate(KiT(config.network), open_folders(config.data), config, Ranks())
@@ -859,7 +862,7 @@ def test_validation_of_a_degradation(photos, monkeypatch):
         error = np.mean((np.rint(clean / 2) - np.rint(clean * 0.75)) ** 2)
         scores.append(10 * math.log10(255**2 / error))
     assert found == {"camera": pytest.approx(np.mean(scores), abs=0.1)}
-    assert seeds == [0, 1, 2, 3, 4]
+    assert [list(x) for x in seeds] == [list(as_draws(torch.Generator().manual_seed(i), 1).seeds) for i in range(5)]
 
 
 def test_validation_of_pairs(tmp_path):

@@ -28,12 +28,14 @@ if TYPE_CHECKING:
         margin,
     )
     from kithkin.data.sampling import Batch, Crops, degrade_crops, draw_crops, sample_batch, share_of_rank
+    from kithkin.data.store import PhotoStore
 
 _HOME = {
     "DEGRADATIONS": "degrade",
     "Batch": "sampling",
     "Crops": "sampling",
     "Degradation": "degrade",
+    "PhotoStore": "store",
     "benchmark_noise": "degrade",
     "camera_noise": "degrade",
     "degrade_crops": "sampling",
@@ -59,6 +61,7 @@ __all__ = [
     "PackOptions",
     "PackReport",
     "Pairs",
+    "PhotoStore",
     "Photos",
     "Sample",
     "Samples",

@@ -1,16 +1,27 @@
-"""Random crops. Each is a function of the seed, the step and its place in the batch of that step, and of nothing else:
-a run resumes without any stored state, and any number of processes that share the batches see the same crops."""
+"""Batches of random crops, each a function of the seed and the step alone, and of every crop's place in the batch: so
+that a resumed run, or any number of processes that share the batches see the same crops.
 
-from typing import NamedTuple
+What describes a batch is drawn in NumPy, beside the training step; the pixels are worked on together on the device,
+which the host never waits for.
+"""
+
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kithkin.config import DataConfig
-from kithkin.data.degrade import degrade_photos, gaussian_noise, margin
+from kithkin.data.degrade import DEGRADATIONS, margin
+from kithkin.data.degrade.draws import Draws
+from kithkin.data.degrade.noise import gaussian_noise
 from kithkin.data.folders import Mixed, Pairs, Photos
+from kithkin.data.store import Cuts, PhotoStore
+from kithkin.data.transfer import Numbers, moved
 from kithkin.errors import InputError
+
+Dataset: TypeAlias = Photos | Pairs | Mixed | PhotoStore
 
 
 class Batch(NamedTuple):
@@ -21,7 +32,7 @@ class Batch(NamedTuple):
 
 
 def sample_batch(
-    dataset: Photos | Pairs | Mixed, config: DataConfig, *, batch_size: int, seed: int, step: int, device: str = "cpu"
+    dataset: Dataset, config: DataConfig, *, batch_size: int, seed: int, step: int, device: str = "cpu"
 ) -> Batch:
     """The batch of one step: every picture once an epoch, cropped, flipped and turned at random.
 
@@ -36,30 +47,40 @@ def sample_batch(
 
 
 class Crops(NamedTuple):
-    """Crops as they were read, with what the degradation is going to draw from.
+    """Crops as they were read, or where they lie in a store, with what the degradation is going to draw from.
 
     Attributes:
-        sides: (clean,) or (input, target), each uint8 (B, S, S, 3); S includes the margin of the degradation. Both are
-            the photograph where one lies among pairs.
+        seeds: (B,) uint64, each of everything that is drawn for its crop.
         sigmas: (B,) float32 noise levels on the 0-255 scale; empty where no noise is asked for.
-        noise_seeds: (B,) int64, each of everything that is drawn for its crop on the device.
         degraded: (B,) which crops get the degradation that the run names, the others get Gaussian noise; empty where
             it names none.
         paired: (B,) which crops are of real pairs and stay as they are, the others of photographs.
+        sides: (clean,) or (input, target), each uint8 (B, S, S, 3); S includes the margin of the degradation. Both are
+            the photograph where one lies among pairs. Empty where the crops lie in a store.
+        store, cuts: where they lie there; else None.
     """
 
-    sides: tuple[np.ndarray, ...]
+    seeds: np.ndarray
     sigmas: np.ndarray
-    noise_seeds: np.ndarray
     degraded: np.ndarray
     paired: np.ndarray
+    sides: tuple[np.ndarray, ...] = ()
+    store: PhotoStore | None = None
+    cuts: Cuts | None = None
 
     def parts(self, count: int) -> "list[Crops]":
         """These crops in ``count`` equal parts, in order."""
-        size = len(self.noise_seeds) // count
-        cuts = [slice(i * size, (i + 1) * size) for i in range(count)]
-        rest = (self.sigmas, self.noise_seeds, self.degraded, self.paired)
-        return [Crops(tuple(side[cut] for side in self.sides), *(x[cut] for x in rest)) for cut in cuts]
+        size = len(self.seeds) // count
+        return [self._part(slice(i * size, (i + 1) * size)) for i in range(count)]
+
+    def _part(self, cut: slice) -> "Crops":
+        cuts = self.cuts
+        if cuts is not None:
+            cuts = Cuts(tuple(x[cut] for x in cuts.first), cuts.down[cut], cuts.right[cut], cuts.size)
+        sides = tuple(side[cut] for side in self.sides)
+        return Crops(
+            self.seeds[cut], self.sigmas[cut], self.degraded[cut], self.paired[cut], sides, store=self.store, cuts=cuts
+        )
 
 
 def share_of_rank(batch_size: int, rank: int, world_size: int) -> range:
@@ -73,7 +94,7 @@ def share_of_rank(batch_size: int, rank: int, world_size: int) -> range:
 
 
 def draw_crops(
-    dataset: Photos | Pairs | Mixed,
+    dataset: Dataset,
     config: DataConfig,
     *,
     batch_size: int,
@@ -81,83 +102,178 @@ def draw_crops(
     step: int,
     share: range | None = None,
 ) -> Crops:
-    """The part of ``sample_batch`` that reads files. It runs no tensor operation, so threads may run it beside the
-    training step without a second team of workers fighting for the cores.
+    """The part of ``sample_batch`` that draws where the crops lie, and reads files. It runs no tensor operation, so
+    threads may run it beside the training step without a second team of workers fighting for the cores.
 
     Args:
         share: the places of the batch that are drawn, see ``share_of_rank``; None draws all.
     """
     places = range(batch_size) if share is None else share
+    draws = Draws.of_step(seed, step, places)
     first = step * batch_size
     items = _items(len(dataset), range(first + places.start, first + places.stop), seed)
-    if isinstance(dataset, Mixed):
-        items = [
-            _pair_instead(item, dataset, config.pairs_share, seed, step, x)
-            for item, x in zip(items, places, strict=True)
-        ]
-    edge = margin(config.degradation)
-    crops, sigmas, seeds, degraded = [], [], [], []
-    for place, item, pictures in zip(places, items, dataset.read(items), strict=True):
-        rng = np.random.default_rng([seed, 2, step, place])
-        crops.append(_crop(pictures, dataset.paths[item], config.crop, edge, rng))
-        sigmas += [] if config.sigma is None else [rng.uniform(*config.sigma)]
-        seeds.append(int(rng.integers(2**62)))
-        degraded += [] if config.degradation is None else [rng.random() < config.degraded_share]
-    sides = tuple(np.stack(side) for side in zip(*crops, strict=True))
-    paired = np.array(items) >= len(dataset) if config.kind == "photos" else np.ones(len(items), bool)
-    return Crops(sides, np.array(sigmas, np.float32), np.array(seeds, np.int64), np.array(degraded, bool), paired)
+    if n_mixed := _n_mixed(dataset):
+        instead, which = draws.uniform("pair", 2).T
+        items = np.where(instead < config.pairs_share, len(dataset) + (which * n_mixed).astype(np.int64), items)
+    crops = Crops(
+        draws.seeds,
+        np.zeros(0, np.float32) if config.sigma is None else draws.between("sigma", config.sigma).astype(np.float32),
+        np.zeros(0, bool) if config.degradation is None else draws.uniform("share", 1)[:, 0] < config.degraded_share,
+        items >= len(dataset) if config.kind == "photos" else np.ones(len(items), bool),
+    )
+    place, edge = draws.uniform("cut", 4), margin(config.degradation)
+    turns, flips = (place[:, 2] * 4).astype(np.int64), place[:, 3] < 0.5
+    if isinstance(dataset, PhotoStore):
+        corners = _corners(dataset.sizes[items], dataset, items, config.crop, edge, place)
+        return crops._replace(store=dataset, cuts=dataset.cuts(items, corners, turns, flips, config.crop + 2 * edge))
+    cut = []
+    for i, pictures in enumerate(dataset.read(items.tolist())):
+        sizes = np.array([pictures[0].shape[:2]])
+        corners = _corners(sizes, dataset, items[i : i + 1], config.crop, edge, place[i : i + 1])
+        cut.append(_cut(pictures, corners[0], config.crop + 2 * edge, turns[i], flips[i]))
+    return crops._replace(sides=tuple(np.stack(side) for side in zip(*cut, strict=True)))
 
 
-def degrade_crops(crops: Crops, config: DataConfig, device: str = "cpu") -> Batch:
-    """The part of ``sample_batch`` that runs on the device: to float, and what the run does to photographs."""
-    tensors = [torch.from_numpy(x).to(device).permute(0, 3, 1, 2).float().div_(255) for x in crops.sides]
+class Plan(NamedTuple):
+    """What the numbers that were drawn for a batch say, on the host: which crops get what.
+
+    Attributes:
+        paired, noisy, changed: their places in the batch, int64: real pairs, those that get Gaussian noise, and those
+            that get the degradation of the run.
+        sigmas, noise_keys: of the noisy crops.
+        numbers: what the degradation drew for those that it changes; None where there are none.
+        order: (B,) where in the row of these three groups each crop of the batch is.
+    """
+
+    paired: Numbers
+    noisy: Numbers
+    changed: Numbers
+    sigmas: Numbers
+    noise_keys: Numbers
+    numbers: Any
+    order: Numbers
+
+
+def plan_crops(crops: Crops, config: DataConfig) -> Plan:
+    """Draw what ``degrade_crops`` does to crops. No tensor operation either."""
+    draws, settings = Draws(crops.seeds), config.degradation
+    changes = crops.degraded & ~crops.paired if settings is not None else np.zeros(draws.count, bool)
+    paired, noisy, changed = (np.flatnonzero(x) for x in (crops.paired, ~crops.paired & ~changes, changes))
+    side = config.crop + 2 * margin(settings)
+    return Plan(
+        paired,
+        noisy,
+        changed,
+        sigmas=crops.sigmas[noisy] if len(noisy) else np.zeros(0, np.float32),
+        noise_keys=draws.take(noisy).keys("noise"),
+        numbers=None
+        if settings is None or not len(changed)
+        else DEGRADATIONS[settings.kind].draw(draws.take(changed), (side, side), settings),
+        order=np.argsort(np.concatenate([paired, noisy, changed])),
+    )
+
+
+@torch.no_grad()
+def degrade_crops(crops: Crops, config: DataConfig, device: str = "cpu", plan: Plan | None = None) -> Batch:
+    """The part of ``sample_batch`` that runs on the device: to float, and what the run does to photographs.
+
+    Args:
+        plan: of these crops, where it has been drawn already.
+    """
+    plan = plan_crops(crops, config) if plan is None else plan
+    sides: tuple[Tensor, ...]
+    if crops.store is not None and crops.cuts is not None and crops.store.device.type == torch.device(device).type:
+        cuts, plan = moved((crops.cuts, plan), device)
+        sides = crops.store.gather(cuts)
+    else:
+        sides, plan = moved((crops.sides or _gathered(crops), plan), device)
+    sides = tuple(_as_float(side) for side in sides)
     if config.kind == "pairs":
-        return Batch(*tensors)
-    both = [
-        tuple(_inside(side[i : i + 1], config) for side in tensors)
-        if crops.paired[i]
-        else _degrade_one(tensors[0][i : i + 1], crops, i, config)
-        for i in range(len(tensors[0]))
+        return Batch(*sides)
+    groups = [
+        (plan.paired, lambda: tuple(_inside(_rows(side, plan.paired), config) for side in sides)),
+        (plan.noisy, lambda: _noisy(_inside(_rows(sides[0], plan.noisy), config), plan)),
+        (plan.changed, lambda: _changed(_rows(sides[0], plan.changed), plan, config)),
     ]
-    return Batch(*(torch.cat(side) for side in zip(*both, strict=True)))
+    made = [make() for places, make in groups if len(places)]
+    if len(made) == 1:
+        return Batch(*made[0])
+    return Batch(*(torch.cat(side).index_select(0, plan.order) for side in zip(*made, strict=True)))
 
 
-def _inside(crop: Tensor, config: DataConfig) -> Tensor:
-    """A crop without the margin that a degradation would use up."""
+def _gathered(crops: Crops) -> tuple[np.ndarray, ...]:
+    """The sides of crops whose store lies in the memory of another device."""
+    assert crops.store is not None
+    assert crops.cuts is not None
+    return tuple(side.cpu().numpy() for side in crops.store.gather(moved(crops.cuts, crops.store.device)))
+
+
+def _as_float(side: Tensor) -> Tensor:
+    """uint8 (B, S, S, 3) -> float32 (B, 3, S, S)."""
+    pixels = side.permute(0, 3, 1, 2)
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+
+
+def _rows(side: Tensor, places: Tensor) -> Tensor:
+    """Some of the crops, by their places in order."""
+    return side if len(places) == len(side) else side.index_select(0, places)
+
+
+def _inside(crops: Tensor, config: DataConfig) -> Tensor:
+    """Crops without the margin that a degradation would use up."""
     edge = margin(config.degradation)
-    return crop[..., edge : edge + config.crop, edge : edge + config.crop]
+    return crops[..., edge : edge + config.crop, edge : edge + config.crop]
 
 
-def _degrade_one(clean: Tensor, crops: Crops, index: int, config: DataConfig) -> tuple[Tensor, Tensor]:
-    """(degraded, target) of one crop (1, 3, S, S). One at a time, so that none depends on its fellows in a batch."""
-    generator = torch.Generator(clean.device).manual_seed(int(crops.noise_seeds[index]))
-    if config.degradation is not None and crops.degraded[index]:
-        return degrade_photos(clean, generator, config.degradation)
-    target = _inside(clean, config)
-    return gaussian_noise(target, torch.from_numpy(crops.sigmas[index : index + 1]), generator), target
+def _noisy(target: Tensor, plan: Any) -> tuple[Tensor, Tensor]:
+    return gaussian_noise(target, plan.sigmas, plan.noise_keys), target
 
 
-def _items(count: int, places: range, seed: int) -> list[int]:
+def _changed(clean: Tensor, plan: Any, config: DataConfig) -> tuple[Tensor, Tensor]:
+    assert config.degradation is not None
+    return DEGRADATIONS[config.degradation.kind].apply(clean, plan.numbers, config.degradation)
+
+
+def _items(count: int, places: range, seed: int) -> np.ndarray:
     """Which pictures lie at these places of a row in which every epoch is a permutation of its own."""
-    permutations = {e: np.random.default_rng([seed, 1, e]).permutation(count) for e in {p // count for p in places}}
-    return [int(permutations[p // count][p % count]) for p in places]
+    row = np.arange(places.start, places.stop)
+    items = np.empty(len(row), np.int64)
+    for epoch in range(places.start // count, (places.stop - 1) // count + 1):
+        here = row // count == epoch
+        items[here] = _permutation(count, seed, epoch)[row[here] % count]
+    return items
 
 
-def _pair_instead(photo: int, dataset: Mixed, share: float, seed: int, step: int, place: int) -> int:
-    """The number of a pair in place of a photograph's, as often as the run asks for."""
-    rng = np.random.default_rng([seed, 3, step, place])  # its own: without pairs, everything else stays as it is
-    return len(dataset) + int(rng.integers(len(dataset.pairs))) if rng.random() < share else photo
+@lru_cache(maxsize=4)
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, 1, epoch]).permutation(count)
 
 
-def _crop(
-    sides: tuple[np.ndarray, ...], place: object, inner: int, edge: int, rng: np.random.Generator
-) -> tuple[np.ndarray, ...]:
-    size = inner + 2 * edge
-    height, width = sides[0].shape[:2]
-    if min(height, width) < size:
+def _n_mixed(dataset: Dataset) -> int:
+    """Pairs that are mixed in."""
+    if isinstance(dataset, Mixed):
+        return len(dataset.pairs)
+    return dataset.n_mixed if isinstance(dataset, PhotoStore) else 0
+
+
+def _corners(
+    sizes: np.ndarray, dataset: Dataset, items: np.ndarray, inner: int, edge: int, place: np.ndarray
+) -> np.ndarray:
+    """(B, 2) the top and left of crops of pictures of these sizes (B, 2), by numbers ``place`` (B, …) in [0, 1)."""
+    room = sizes - (inner + 2 * edge) + 1
+    if (room <= 0).any():
+        i = int(np.argmax((room <= 0).any(axis=1)))
         around = f" with the {edge} pixels around it that its degradation needs" if edge else ""
-        raise InputError(f"{place} is {width}×{height}, smaller than a crop of {inner}×{inner}{around}")
-    top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
-    turns, flip = int(rng.integers(4)), bool(rng.integers(2))
+        height, width = sizes[i]
+        raise InputError(
+            f"{dataset.paths[int(items[i])]} is {width}×{height}, smaller than a crop of {inner}×{inner}{around}"
+        )
+    return (place[:, :2] * room).astype(np.int64)
+
+
+def _cut(
+    sides: tuple[np.ndarray, ...], corner: np.ndarray, size: int, turns: int, flip: bool
+) -> tuple[np.ndarray, ...]:
+    top, left = (int(x) for x in corner)
     cut = (np.rot90(x[top : top + size, left : left + size], turns) for x in sides)
     return tuple(np.ascontiguousarray(x[:, ::-1] if flip else x) for x in cut)

@@ -5,7 +5,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,21 +13,10 @@ import torch
 
 from kithkin.checkpoint import save_model
 from kithkin.config import RunConfig
-from kithkin.data import (
-    Batch,
-    Crops,
-    Mixed,
-    Pairs,
-    Photos,
-    degrade_crops,
-    draw_crops,
-    open_folders,
-    open_training_data,
-    share_of_rank,
-)
-from kithkin.data.ahead import drawn_ahead
+from kithkin.data import Batch, Pairs, Photos, open_folders
 from kithkin.data.storage import name_of
 from kithkin.errors import CheckpointError, ImageError, InputError
+from kithkin.training.batches import open_batches, prefetched
 from kithkin.training.distributed import Ranks, joined
 from kithkin.training.plot import plot_curves
 from kithkin.training.resume import take_over
@@ -93,7 +81,7 @@ def _train(
     minutes: float | None,
     report: Report | None,
 ) -> Path | None:
-    dataset = open_training_data(config.data)
+    dataset, kept = open_batches(config.data, ranks.device)
     _check_shares(config, ranks, len(dataset))
     steps, _ = config.schedule.in_steps(len(dataset))
     state = TrainState.create(config, ranks, len(dataset))
@@ -107,14 +95,14 @@ def _train(
         )
     watched = _validation_data(config)
     run = _Run(config, out, state, report)
-    for note in notes:
+    for note in [*notes, *([kept] if kept else [])]:
         run.report({"note": note})
     deadline = time.monotonic() + minutes * 60 if minutes is not None else float("inf")
     saved_at = time.monotonic()
     # Closed in this order: signals last, so that none cuts off the final checkpoint.
     with (
         _interruptible(ranks) as interrupted,
-        _prefetched(dataset, config, state.step, steps, ranks) as batches,
+        prefetched(dataset, config, state.step, steps, ranks) as batches,
         _kept(state, config, out, ranks),
     ):
         for parts in batches:
@@ -230,26 +218,6 @@ def _validation_data(config: RunConfig) -> Photos | Pairs | None:
         return None
     folders = {"folders": (config.validation.folder,), "workers": 0}
     return open_folders(config.data.model_copy(update=folders))
-
-
-@contextmanager
-def _prefetched(
-    dataset: Photos | Pairs | Mixed, config: RunConfig, first: int, steps: int, ranks: Ranks
-) -> Iterator[Iterator[list[Batch]]]:
-    """This process's share of the batches of the steps from ``first`` on, each in the parts that are accumulated;
-    their files are read a few steps ahead."""
-    share = share_of_rank(config.schedule.batch_size, ranks.rank, ranks.world_size)
-    draw = partial(_draw, dataset, config, share)
-    with drawn_ahead(draw, range(first, steps), config.data.workers) as crops:
-        yield (
-            [degrade_crops(part, config.data, ranks.device) for part in drawn.parts(config.schedule.accumulate)]
-            for drawn in crops
-        )
-
-
-def _draw(dataset: Photos | Pairs | Mixed, config: RunConfig, share: range, step: int) -> Crops:
-    size = config.schedule.batch_size
-    return draw_crops(dataset, config.data, batch_size=size, seed=config.seed, step=step, share=share)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ A degradation that a recipe can name is an entry of ``DEGRADATIONS`` and a secti
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,9 +24,12 @@ from kithkin.data.degrade.camera import (
     sensor_noise,
     unprocess,
 )
+from kithkin.data.degrade.draws import Draws
+from kithkin.data.degrade.fields import Source, as_draws
 from kithkin.data.degrade.jpeg import jpeg
-from kithkin.data.degrade.noise import benchmark_noise, correlated_noise, draw, gaussian_noise, smooth
+from kithkin.data.degrade.noise import benchmark_noise, correlated_noise, gaussian_noise, smooth
 from kithkin.data.degrade.rain import LOOKS, RainSettings, add_rain
+from kithkin.data.transfer import Numbers, moved
 from kithkin.degradation_config import BlurConfig, CameraConfig, CorrelatedConfig, RainConfig
 from kithkin.errors import InputError
 
@@ -57,22 +61,25 @@ class Degradation(NamedTuple):
     """What a recipe can ask for by its kind.
 
     Attributes:
-        run: ``(clean, generator, settings) -> (degraded, target)``; clean (B, 3, H, W) in [0, 1], the generator on its
-            device, the results without the margin.
+        draw: ``(draws, (height, width), settings) -> numbers``: all that describes what is done to pictures of that
+            size, drawn on the host in NumPy: tuples within tuples of arrays.
+        apply: ``(clean, numbers, settings) -> (degraded, target)``; clean (B, 3, H, W) in [0, 1], the numbers'
+            arrays as tensors on its device, the results without the margin.
         margin: ``settings -> pixels`` along each border that the degradation uses up.
     """
 
-    run: Callable[[Tensor, torch.Generator, Any], tuple[Tensor, Tensor]]
+    draw: Callable[[Draws, tuple[int, int], Any], Any]
+    apply: Callable[[Tensor, Any, Any], tuple[Tensor, Tensor]]
     margin: Callable[[Any], int]
 
 
 @torch.no_grad()
-def degrade_photos(clean: Tensor, generator: torch.Generator, settings: Any) -> tuple[Tensor, Tensor]:
+def degrade_photos(clean: Tensor, source: Source, settings: Any) -> tuple[Tensor, Tensor]:
     """Degrade photographs as a recipe's ``[data.degradation]`` says.
 
     Args:
         clean: (B, 3, H, W) in [0, 1].
-        generator: on the device of ``clean``; the result is a function of its state.
+        source: of all random numbers: a generator, of whose state the result is a function, or draws.
         settings: a degradation's section of the configuration.
 
     Returns:
@@ -87,7 +94,9 @@ def degrade_photos(clean: Tensor, generator: torch.Generator, settings: Any) -> 
             f"{settings.kind}: pictures are (B, 3, H, W) with sides above {2 * edge}, got "
             f"{tuple(clean.shape)}; give larger ones"
         )
-    return DEGRADATIONS[settings.kind].run(clean, generator, settings)
+    kind = DEGRADATIONS[settings.kind]
+    numbers = kind.draw(as_draws(source, len(clean)), (clean.shape[2], clean.shape[3]), settings)
+    return kind.apply(clean, moved(numbers, clean.device), settings)
 
 
 def margin(settings: Any) -> int:
@@ -95,11 +104,23 @@ def margin(settings: Any) -> int:
     return 0 if settings is None else DEGRADATIONS[settings.kind].margin(settings)
 
 
-def _correlated(clean: Tensor, generator: torch.Generator, settings: CorrelatedConfig) -> tuple[Tensor, Tensor]:
-    count = len(clean)
-    sigma, chroma = draw(count, settings.sigma, generator), draw(count, settings.chroma, generator)
-    grain = torch.stack([draw(count, settings.grain, generator) for _ in range(2)], dim=1)
-    return correlated_noise(clean, sigma, grain, chroma, generator), clean
+class _Correlated(NamedTuple):
+    sigma: Numbers
+    grain: Numbers
+    chroma: Numbers
+    keys: Numbers
+
+
+def _draw_correlated(draws: Draws, size: tuple[int, int], settings: CorrelatedConfig) -> _Correlated:
+    low, high = settings.grain
+    grain = low + (high - low) * draws.uniform("grain", 2)
+    sigma, chroma = draws.between("sigma", settings.sigma), draws.between("chroma", settings.chroma)
+    single = [x.astype(np.float32) for x in (sigma, grain, chroma)]
+    return _Correlated(single[0], single[1], single[2], draws.keys("noise"))
+
+
+def _correlated(clean: Tensor, numbers: _Correlated, settings: CorrelatedConfig) -> tuple[Tensor, Tensor]:
+    return correlated_noise(clean, *numbers), clean
 
 
 def _rain(clean: Tensor, generator: torch.Generator, settings: RainConfig) -> tuple[Tensor, Tensor]:
@@ -140,9 +161,25 @@ def _blur(clean: Tensor, generator: torch.Generator, settings: BlurConfig) -> tu
 # Two pixels of demosaicing and three of smoothing see a border.
 _CAMERA_MARGIN = 5
 
+
+def _one_by_one(run: Callable[[Tensor, torch.Generator, Any], tuple[Tensor, Tensor]]) -> Any:
+    def apply(clean: Tensor, seeds: tuple[int, ...], settings: Any) -> tuple[Tensor, Tensor]:
+        made = [
+            run(clean[i : i + 1], torch.Generator(clean.device).manual_seed(seed), settings)
+            for i, seed in enumerate(seeds)
+        ]
+        return torch.cat([x for x, _ in made]), torch.cat([x for _, x in made])
+
+    return apply
+
+
+def _seeds(draws: Draws, size: tuple[int, int], settings: Any) -> tuple[int, ...]:
+    return tuple(int(seed) >> 2 for seed in draws.seeds)
+
+
 DEGRADATIONS: dict[str, Degradation] = {
-    "correlated": Degradation(_correlated, margin=lambda settings: 0),
-    "rain": Degradation(_rain, margin=lambda settings: 0),
-    "blur": Degradation(_blur, margin=lambda settings: settings.margin),
-    "camera": Degradation(_camera, margin=lambda settings: _CAMERA_MARGIN),
+    "correlated": Degradation(_draw_correlated, _correlated, margin=lambda settings: 0),
+    "rain": Degradation(_seeds, _one_by_one(_rain), margin=lambda settings: 0),
+    "blur": Degradation(_seeds, _one_by_one(_blur), margin=lambda settings: settings.margin),
+    "camera": Degradation(_seeds, _one_by_one(_camera), margin=lambda settings: _CAMERA_MARGIN),
 }

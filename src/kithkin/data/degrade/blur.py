@@ -16,7 +16,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kithkin.data.degrade.fields import between, choose, smooth_field, uniform
 from kithkin.data.degrade.kernels import (
     STEPS,
     disc_kernels,
@@ -29,6 +28,7 @@ from kithkin.data.degrade.kernels import (
     spectrum,
     spline_paths,
 )
+from kithkin.data.degrade.slow_fields import between, choose, smooth_field, uniform
 from kithkin.errors import InputError
 
 Range = tuple[float, float]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kithkin.data.degrade.fields import uniform
+from kithkin.data.degrade.slow_fields import uniform
 from kithkin.errors import InputError
 
 STEPS = 250

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kithkin.data.degrade.fields import field_keys, normal_field
+
 TAPS = 3  # on either side of the middle of a grain's kernel
 
 
@@ -14,22 +16,24 @@ def draw(count: int, bounds: tuple[float, float], generator: torch.Generator) ->
     return torch.rand(count, generator=generator, device=generator.device).mul_(high - low).add_(low)
 
 
-def gaussian_noise(clean: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
+def gaussian_noise(clean: Tensor, sigma: Tensor, keys: Tensor | torch.Generator) -> Tensor:
     """Add white Gaussian noise; neither clipped nor quantised, as DnCNN and its successors train.
 
     Args:
         clean: (B, 3, H, W) in [0, 1].
         sigma: (B,) standard deviation of each picture's noise, on the 0-255 scale.
-        generator: on the device of ``clean``.
+        keys: (B, 2) int32, of each picture's noise, or a generator that draws them; on the device of ``clean``.
 
     Returns:
         (B, 3, H, W), values may leave [0, 1].
     """
-    noise = torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
-    return clean + noise * (sigma.to(clean) / 255).view(-1, 1, 1, 1)
+    noise = normal_field(field_keys(keys, len(clean)), tuple(clean.shape[1:])).to(clean.dtype)
+    return torch.addcmul(clean, noise, (sigma.to(clean) / 255).view(-1, 1, 1, 1))
 
 
-def correlated_noise(clean: Tensor, sigma: Tensor, grain: Tensor, chroma: Tensor, generator: torch.Generator) -> Tensor:
+def correlated_noise(
+    clean: Tensor, sigma: Tensor, grain: Tensor, chroma: Tensor, keys: Tensor | torch.Generator
+) -> Tensor:
     """Add Gaussian noise that is alike in neighbouring pixels and channels, as resizing and phones leave it.
 
     White noise through a Gaussian kernel, divided by the kernel's norm, so the stated level holds for every grain and
@@ -42,14 +46,14 @@ def correlated_noise(clean: Tensor, sigma: Tensor, grain: Tensor, chroma: Tensor
             seven taps is cut short.
         chroma: (B,) in [0, 1], the share of the variance that is drawn for every channel alone; the rest is one gray
             field. The correlation between two channels is 1 - chroma.
-        generator: on the device of ``clean``.
+        keys: (B, 2) int32, of each picture's noise, or a generator that draws them; on the device of ``clean``.
 
     Returns:
         (B, 3, H, W), values may leave [0, 1].
     """
     batch, channels, height, width = clean.shape
-    size = (batch, channels + 1, height + 2 * TAPS, width + 2 * TAPS)
-    white = torch.randn(size, generator=generator, device=clean.device, dtype=clean.dtype)
+    size = (channels + 1, height + 2 * TAPS, width + 2 * TAPS)
+    white = normal_field(field_keys(keys, batch), size).to(clean.dtype)
     share = chroma.to(clean).view(-1, 1, 1, 1)
     mixed = white[:, :channels] * share.sqrt() + white[:, channels:] * (1 - share).sqrt()
     taps = _taps(grain.to(clean))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kithkin.data.degrade.fields import between, choose, log_between, smooth_field, uniform
+from kithkin.data.degrade.slow_fields import between, choose, log_between, smooth_field, uniform
 from kithkin.errors import InputError
 
 Range = tuple[float, float]

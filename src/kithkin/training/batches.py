@@ -1,0 +1,43 @@
+"""The batches of a run: where its pictures are kept, and what is drawn and read beside the training step."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+
+from kithkin.config import DataConfig, RunConfig
+from kithkin.data import Batch, degrade_crops, draw_crops, open_training_data, share_of_rank
+from kithkin.data.ahead import drawn_ahead
+from kithkin.data.sampling import Crops, Dataset, Plan, plan_crops
+from kithkin.data.store import PhotoStore, store_on
+from kithkin.training.distributed import Ranks
+
+
+def open_batches(config: DataConfig, device: str) -> tuple[Dataset, str | None]:
+    """What a run trains on and, on a GPU, a sentence on where it is kept: in the GPU's memory, where it fits."""
+    dataset = open_training_data(config)
+    if torch.device(device).type == "cpu":
+        return dataset, None
+    found = store_on(device, dataset, config.cache_gb)
+    if isinstance(found, PhotoStore):
+        return found, f"the training pictures are decoded into the memory of {device}"
+    return dataset, f"the training pictures are read beside the training: {found}"
+
+
+@contextmanager
+def prefetched(
+    dataset: Dataset, config: RunConfig, first: int, steps: int, ranks: Ranks
+) -> Iterator[Iterator[list[Batch]]]:
+    """This process's share of the batches of the steps from ``first`` on, each in the parts that are accumulated;
+    what describes them is drawn, and their files are read, a few steps ahead."""
+    share = share_of_rank(config.schedule.batch_size, ranks.rank, ranks.world_size)
+    workers = 0 if isinstance(dataset, PhotoStore) else config.data.workers
+    with drawn_ahead(partial(_draw, dataset, config, share), range(first, steps), workers) as parts:
+        yield ([degrade_crops(crops, config.data, ranks.device, plan) for crops, plan in drawn] for drawn in parts)
+
+
+def _draw(dataset: Dataset, config: RunConfig, share: range, step: int) -> list[tuple[Crops, Plan]]:
+    size = config.schedule.batch_size
+    crops = draw_crops(dataset, config.data, batch_size=size, seed=config.seed, step=step, share=share)
+    return [(part, plan_crops(part, config.data)) for part in crops.parts(config.schedule.accumulate)]
