@@ -19,7 +19,9 @@ from torch import Tensor
 
 from kithkin.config import CameraConfig, CorrelatedConfig
 from kithkin.data import degrade_photos, gaussian_noise, margin
-from kithkin.data.degrade import correlated_noise, jpeg, raw_noise, reduce_noise
+from kithkin.data.degrade import correlated_noise, draw_cameras, jpeg, raw_noise, reduce_noise
+from kithkin.data.degrade.fields import as_draws
+from kithkin.data.transfer import moved
 from kithkin.images import find_pictures, read_picture
 
 CELL, LABEL, ZOOM = 128, 18, 2
@@ -39,7 +41,8 @@ def correlated(clean: Tensor, generator: torch.Generator, chroma: float) -> Tens
 
 
 def sensor(clean: Tensor, generator: torch.Generator) -> Tensor:
-    return raw_noise(clean, whole(0.003, clean), whole(1e-5, clean), generator)
+    cameras = moved(draw_cameras(as_draws(generator, len(clean))), "cpu")
+    return raw_noise(clean, whole(0.003, clean), whole(1e-5, clean), generator, cameras)
 
 
 def reduced(clean: Tensor, generator: torch.Generator) -> Tensor:

@@ -25,6 +25,8 @@ from kithkin.data.degrade import (
     smooth,
     unprocess,
 )
+from kithkin.data.degrade.draws import Draws
+from kithkin.data.transfer import moved
 from kithkin.degradation_config import BlurConfig, CameraConfig, CorrelatedConfig, RainConfig
 from kithkin.errors import InputError
 
@@ -35,6 +37,10 @@ def seeded(seed=0):
 
 def every(value, count=2):
     return torch.full((count,), float(value))
+
+
+def cameras_of(count):
+    return moved(draw_cameras(Draws.of_step(0, 0, range(count))), "cpu")
 
 
 def scene(height=90, width=120, seed=0):
@@ -100,7 +106,7 @@ def test_smoothing_keeps_the_mean_and_does_nothing_without_grain():
 def test_a_picture_comes_back_from_the_sensor():
     picture = torch.rand(4, 3, 32, 32, generator=seeded())
     picture[0, :, :4], picture[0, :, 4:8] = 0, 1
-    cameras = draw_cameras(4, seeded(1))
+    cameras = cameras_of(4)
     raw, factors = unprocess(picture, cameras)
     assert (raw - picture).abs().max() > 0.2
     torch.testing.assert_close(process(raw, factors, cameras), picture, rtol=0, atol=1e-5)
@@ -108,7 +114,7 @@ def test_a_picture_comes_back_from_the_sensor():
 
 def test_gray_and_white_by_hand():
     """Gray stays gray in every camera: tone curve 3x² - 2x³, gamma 2.2 and the gains alone. White stays saturated."""
-    cameras = Cameras(draw_cameras(1, seeded()).matrix, torch.tensor([[2.5, 1.25, 2.0]]))
+    cameras = Cameras(cameras_of(1).matrix, torch.tensor([[2.5, 1.25, 2.0]]))
     linear = np.array([0.01, 0.18, 0.6])
     toned = linear ** (1 / 2.2)
     picture = torch.tensor(3 * toned**2 - 2 * toned**3).float().view(1, 1, 1, 3).expand(1, 3, 1, 3)
@@ -120,7 +126,7 @@ def test_gray_and_white_by_hand():
 
 
 def test_cameras_are_drawn_from_the_published_ranges():
-    cameras = draw_cameras(500, seeded())
+    cameras = cameras_of(500)
     torch.testing.assert_close(cameras.matrix.sum(dim=2), torch.ones(500, 3))
     assert (torch.linalg.cond(cameras.matrix) < 20).all()
     red, blue = cameras.gains[:, 0] / cameras.gains[:, 1], cameras.gains[:, 2] / cameras.gains[:, 1]
@@ -141,7 +147,7 @@ def test_cameras_are_drawn_from_the_published_ranges():
     ids=["DND", "SIDD"],
 )
 def test_noise_levels_follow_the_published_line(share, low, high, slope, offset, spread, log):
-    shot, read = (x.double().numpy() for x in draw_noise_levels(2000, share, seeded()))
+    shot, read = (x.astype(float) for x in draw_noise_levels(Draws.of_step(0, 0, range(2000)), share))
     assert low * 0.999 <= shot.min() < low * 1.05
     assert high * 0.95 < shot.max() <= high * 1.001
     assert log(shot).mean() == pytest.approx((log(low) + log(high)) / 2, abs=0.05 * (log(high) - log(low)))
@@ -151,10 +157,8 @@ def test_noise_levels_follow_the_published_line(share, low, high, slope, offset,
 
 
 def test_a_share_of_the_levels_is_that_of_phones():
-    shot, _ = draw_noise_levels(4000, 0.5, seeded())
-    assert (shot > 0.012).float().mean().item() == pytest.approx(
-        0.5 * np.log(2.195 / 1.2) / np.log(219.5 / 6.8674), abs=0.02
-    )
+    shot, _ = draw_noise_levels(Draws.of_step(0, 0, range(4000)), 0.5)
+    assert (shot > 0.012).mean() == pytest.approx(0.5 * np.log(2.195 / 1.2) / np.log(219.5 / 6.8674), abs=0.02)
 
 
 def test_sensor_noise_has_the_variance_of_shot_and_read():
@@ -217,7 +221,9 @@ def test_demosaicing_a_gray_slope_is_exact(size):
 
 def test_without_noise_the_picture_stays_as_it_was():
     picture = scene()
-    torch.testing.assert_close(raw_noise(picture, every(0, 1), every(0, 1), seeded()), picture, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        raw_noise(picture, every(0, 1), every(0, 1), seeded(), cameras_of(1)), picture, rtol=0, atol=1e-5
+    )
 
 
 def test_developed_noise_is_that_of_the_sensor_through_the_pipeline():

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from kithkin.data.degrade.blur import BlurSettings, add_blur
 from kithkin.data.degrade.camera import (
+    CameraNumbers,
     Cameras,
+    apply_camera,
     camera_noise,
     demosaic,
+    draw_camera,
     draw_cameras,
     draw_noise_levels,
     mosaic,
@@ -131,10 +134,9 @@ def _rain(clean: Tensor, generator: torch.Generator, settings: RainConfig) -> tu
     return torch.where(dry, clean, rainy), clean
 
 
-def _camera(clean: Tensor, generator: torch.Generator, settings: CameraConfig) -> tuple[Tensor, Tensor]:
+def _camera(clean: Tensor, numbers: CameraNumbers, settings: CameraConfig) -> tuple[Tensor, Tensor]:
     inside = slice(_CAMERA_MARGIN, -_CAMERA_MARGIN)
-    degraded = camera_noise(clean, generator, settings)
-    return degraded[..., inside, inside], clean[..., inside, inside]
+    return apply_camera(clean, numbers)[..., inside, inside], clean[..., inside, inside]
 
 
 def _blur(clean: Tensor, generator: torch.Generator, settings: BlurConfig) -> tuple[Tensor, Tensor]:
@@ -181,5 +183,5 @@ DEGRADATIONS: dict[str, Degradation] = {
     "correlated": Degradation(_draw_correlated, _correlated, margin=lambda settings: 0),
     "rain": Degradation(_seeds, _one_by_one(_rain), margin=lambda settings: 0),
     "blur": Degradation(_seeds, _one_by_one(_blur), margin=lambda settings: settings.margin),
-    "camera": Degradation(_seeds, _one_by_one(_camera), margin=lambda settings: _CAMERA_MARGIN),
+    "camera": Degradation(draw_camera, _camera, margin=lambda settings: _CAMERA_MARGIN),
 }

@@ -9,12 +9,16 @@ Source: Brooks et al., Unprocessing Images for Learned Raw Denoising (CVPR 2019)
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kithkin.data.degrade.jpeg import jpeg
-from kithkin.data.degrade.noise import correlated_noise, draw, smooth
+from kithkin.data.degrade.draws import Draws
+from kithkin.data.degrade.fields import Source, as_draws, field_keys, normal_field
+from kithkin.data.degrade.jpeg import Compression, compressed, draw_compression, mix_channels
+from kithkin.data.degrade.noise import correlated_noise, smooth
+from kithkin.data.transfer import Numbers, moved
 from kithkin.degradation_config import CameraConfig
 
 # XYZ -> camera RGB of the four cameras of the Darmstadt Noise Dataset, as tabulated by Brooks et al.
@@ -46,22 +50,21 @@ class Cameras(NamedTuple):
         gains: (B, 3), by which developing multiplies red, green and blue: white balance times brightness.
     """
 
-    matrix: Tensor
-    gains: Tensor
+    matrix: Numbers
+    gains: Numbers
 
 
-def draw_cameras(count: int, generator: torch.Generator) -> Cameras:
+def draw_cameras(draws: Draws) -> Cameras:
     """Random cameras: a convex mix of four colour matrices, red gain U(1.9, 2.4), blue gain U(1.5, 1.9), brightness
     1 / N(0.8, 0.1) (kept above 1 / 1.2). Source: Brooks et al., Sec. 3 and their code."""
-    device = generator.device
-    weights = torch.rand(count, len(XYZ_TO_CAMERA), generator=generator, device=device)
-    weights = weights / weights.sum(dim=1, keepdim=True)
-    mixed = torch.einsum("bk,kij->bij", weights, torch.tensor(XYZ_TO_CAMERA, device=device))
-    matrix = mixed @ torch.tensor(RGB_TO_XYZ, device=device)
-    matrix = matrix / matrix.sum(dim=2, keepdim=True)
-    red, blue = draw(count, (1.9, 2.4), generator), draw(count, (1.5, 1.9), generator)
-    darkness = torch.randn(count, generator=generator, device=device).mul_(0.1).add_(0.8).clamp_(0.4, 1.2)
-    return Cameras(matrix, torch.stack([red, torch.ones_like(red), blue], dim=1) / darkness[:, None])
+    weights = draws.uniform("camera", len(XYZ_TO_CAMERA))
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    matrix = np.tensordot(weights, np.array(XYZ_TO_CAMERA), 1) @ np.array(RGB_TO_XYZ)
+    matrix = matrix / matrix.sum(axis=2, keepdims=True)
+    red, blue = draws.between("red", (1.9, 2.4)), draws.between("blue", (1.5, 1.9))
+    darkness = (0.8 + 0.1 * draws.normal("darkness", 1)).clip(0.4, 1.2)
+    gains = np.stack([red, np.ones_like(red), blue], axis=1) / darkness
+    return Cameras(matrix.astype(np.float32), gains.astype(np.float32))
 
 
 def unprocess(image: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
@@ -79,7 +82,7 @@ def unprocess(image: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
     Steps: inverse of the tone curve 3x² - 2x³, gamma 2.2, colour matrix, inverse gains. Source: Brooks et al., Sec. 3.
     """
     toned = 0.5 - torch.sin(torch.asin(1 - 2 * image.clamp(0, 1)) / 3)
-    camera = _colours(toned.clamp_(min=0).pow_(GAMMA), cameras.matrix)
+    camera = mix_channels(toned.clamp_(min=0).pow_(GAMMA), cameras.matrix)
     gray = camera.mean(dim=1, keepdim=True)
     bright = ((gray - 0.9).clamp_(min=0) / 0.1).square_().clamp_(max=1)
     inverse = (1 / cameras.gains).to(image)[..., None, None]
@@ -97,39 +100,38 @@ def process(raw: Tensor, factors: Tensor, cameras: Cameras) -> Tensor:
     Returns:
         (B, 3, H, W) sRGB in [0, 1]; the picture itself to 1e-5 where nothing was done to ``raw``.
     """
-    linear = _colours(raw / factors, torch.linalg.inv(cameras.matrix)).clamp_(0, 1)
+    linear = mix_channels(raw / factors, torch.linalg.inv_ex(cameras.matrix)[0]).clamp_(0, 1)
     toned = linear.pow_(1 / GAMMA)
     return toned.square() * (3 - 2 * toned)
 
 
-def draw_noise_levels(count: int, sidd_share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_noise_levels(draws: Draws, sidd_share: float) -> tuple[np.ndarray, np.ndarray]:
     """Random noise levels: (B,) shot and (B,) read, for a variance of shot·x + read where x is 1 at saturation.
 
     Args:
-        count: B.
+        draws: of B pictures.
         sidd_share: of pictures with the noise of phones (SIDD), the rest has that of cameras (DND).
-        generator: of the draws.
 
     DND: log shot ~ U(log 1e-4, log 0.012), log read ~ 2.18 log shot + 1.20 + N(0, 0.26), natural logarithms (Brooks et
     al.). SIDD: log10 shot ~ U(log10 6.8674e-4, log10 0.02195), log10 read ~ 1.85 log10 shot + 0.30 + N(0, 0.20)
     (Zamir et al., CycleISP, CVPR 2020).
     """
-    place, normal = draw(count, (0, 1), generator), torch.randn(count, generator=generator, device=generator.device)
-    phone = draw(count, (0, 1), generator) < sidd_share
+    (place, kind), normal = draws.uniform("level", 2).T, draws.normal("level", 1)[:, 0]
     shot = 1e-4 * (0.012 / 1e-4) ** place
-    read = torch.exp(2.18 * shot.log() + 1.20 + 0.26 * normal)
+    read = np.exp(2.18 * np.log(shot) + 1.20 + 0.26 * normal)
     phone_shot = 6.8674e-4 * (0.02195 / 6.8674e-4) ** place
-    phone_read = 10 ** (1.85 * phone_shot.log10() + 0.30 + 0.20 * normal)
-    return torch.where(phone, phone_shot, shot), torch.where(phone, phone_read, read)
+    phone_read = 10 ** (1.85 * np.log10(phone_shot) + 0.30 + 0.20 * normal)
+    both = np.where(kind < sidd_share, [phone_shot, phone_read], [shot, read]).astype(np.float32)
+    return both[0], both[1]
 
 
-def sensor_noise(values: Tensor, shot: Tensor, read: Tensor, generator: torch.Generator) -> Tensor:
+def sensor_noise(values: Tensor, shot: Tensor, read: Tensor, keys: Tensor | torch.Generator) -> Tensor:
     """Shot and read noise of a sensor: Gaussian of variance shot·x + read, cut where x plus noise passes saturation.
 
     Args:
         values: (B, …) linear, 1 at saturation.
         shot, read: (B,).
-        generator: on the device of ``values``.
+        keys: (B, 2) int32, of each picture's noise, or a generator that draws them; on the device of ``values``.
 
     Returns:
         The noise alone, of the shape of ``values``.
@@ -137,7 +139,7 @@ def sensor_noise(values: Tensor, shot: Tensor, read: Tensor, generator: torch.Ge
     shape = (-1,) + (1,) * (values.ndim - 1)
     seen = values.clamp(0, 1)
     deviation = torch.addcmul(read.to(values).view(shape), seen, shot.to(values).view(shape)).sqrt_()
-    noise = torch.randn(values.shape, generator=generator, device=values.device, dtype=values.dtype).mul_(deviation)
+    noise = normal_field(field_keys(keys, len(values)), tuple(values.shape[1:])).to(values.dtype).mul_(deviation)
     return torch.minimum(noise, 1 - seen)
 
 
@@ -163,23 +165,20 @@ def demosaic(bayer: Tensor) -> Tensor:
     return rgb
 
 
-def raw_noise(
-    clean: Tensor, shot: Tensor, read: Tensor, generator: torch.Generator, cameras: Cameras | None = None
-) -> Tensor:
+def raw_noise(clean: Tensor, shot: Tensor, read: Tensor, keys: Tensor | torch.Generator, cameras: Cameras) -> Tensor:
     """A picture with the noise of a camera's sensor, developed: neither denoised nor compressed by the camera.
 
     Args:
         clean: (B, 3, H, W) in [0, 1].
         shot, read: (B,) as ``draw_noise_levels`` returns them.
-        generator: on the device of ``clean``.
-        cameras: B of them; None draws some.
+        keys: (B, 2) int32, of each picture's noise, or a generator that draws them; on the device of ``clean``.
+        cameras: B of them.
 
     Returns:
         (B, 3, H, W) in [0, 1], not quantised.
     """
-    cameras = cameras or draw_cameras(len(clean), generator)
     raw, factors = unprocess(clean, cameras)
-    noise = demosaic(sensor_noise(mosaic(raw), shot, read, generator))
+    noise = demosaic(sensor_noise(mosaic(raw), shot, read, keys))
     return process(raw + noise, factors, cameras)
 
 
@@ -195,56 +194,109 @@ def reduce_noise(noise: Tensor, luma_grain: Tensor, chroma_grain: Tensor) -> Ten
     return smooth(noise - gray, both[:, 1]) + smooth(gray, both[:, 0])
 
 
+class Developed(NamedTuple):
+    """The numbers of pictures with the noise of a sensor: levels, cameras, and what their noise reduction does."""
+
+    shot: Numbers
+    read: Numbers
+    keys: Numbers
+    cameras: Cameras
+    left: Numbers
+    luma: Numbers
+    chroma: Numbers
+
+
+class CameraNumbers(NamedTuple):
+    """What describes the noise of a batch.
+
+    Attributes:
+        developed, correlated: places of the pictures with a sensor's noise, and with correlated noise; int64.
+        sensor: the numbers of the former.
+        level, grain, chroma, keys: of the latter, as ``correlated_noise`` takes them.
+        order: (B,) places in the row of these two groups.
+        packed: places of the pictures that are compressed.
+        files: how.
+    """
+
+    developed: Numbers
+    correlated: Numbers
+    sensor: Developed
+    level: Numbers
+    grain: Numbers
+    chroma: Numbers
+    keys: Numbers
+    order: Numbers
+    packed: Numbers
+    files: Compression
+
+
+def draw_camera(draws: Draws, size: tuple[int, int], settings: CameraConfig) -> CameraNumbers:
+    """Draw what ``apply_camera`` does to pictures of this size."""
+    kind, file = draws.uniform("kind", 2).T
+    other, packed = kind < settings.correlated_share, np.flatnonzero(file < settings.jpeg_share)
+    places = np.flatnonzero(~other), np.flatnonzero(other)
+    some, rest = draws.take(places[0]), draws.take(places[1])
+    shot, read = draw_noise_levels(some, settings.phone_share)
+    left, luma, chroma = (
+        some.between(name, bounds).astype(np.float32)
+        for name, bounds in (
+            ("left", settings.noise_left),
+            ("luma", settings.luma_grain),
+            ("chroma", settings.chroma_grain),
+        )
+    )
+    low, high = settings.luma_grain
+    return CameraNumbers(
+        *places,
+        Developed(shot, read, some.keys("sensor"), draw_cameras(some), left, luma, chroma),
+        rest.between("sigma", settings.correlated_sigma).astype(np.float32),
+        (low + (high - low) * rest.uniform("grain", 2)).astype(np.float32),
+        rest.uniform("mix", 1)[:, 0].astype(np.float32),
+        rest.keys("noise"),
+        np.argsort(np.concatenate(places)),
+        packed,
+        draw_compression(draws.take(packed), size, settings.jpeg_quality),
+    )
+
+
 @torch.no_grad()
-def camera_noise(clean: Tensor, generator: torch.Generator, settings: CameraConfig) -> Tensor:
+def camera_noise(clean: Tensor, source: Source, settings: CameraConfig) -> Tensor:
     """Photographs as cameras and phones hand them over: noise of the sensor, some noise reduction, 8 bits, mostly JPEG.
 
     A share of the pictures has correlated noise of a fixed level instead, as other ways of developing, resizing and
-    sharing leave it. Chroma sub-sampling and the place of JPEG's grid are drawn once a batch, all else for each
-    picture.
+    sharing leave it.
 
     Args:
         clean: (B, 3, H, W) in [0, 1].
-        generator: on the device of ``clean``.
+        source: of all random numbers, see ``degrade_photos``.
         settings: ranges and shares.
 
     Returns:
         (B, 3, H, W) in [0, 1], in steps of 1/255.
     """
-    count = len(clean)
-    noisy = clean.clone()
-    developed = draw(count, (0, 1), generator) >= settings.correlated_share
-    for rows, degrade in ((developed, _developed), (~developed, _correlated)):
-        places = rows.nonzero().flatten()
-        if len(places):
-            noisy[places] = degrade(clean[places], generator, settings)
-    quality = draw(count, settings.jpeg_quality, generator)
-    packed = (draw(count, (0, 1), generator) < settings.jpeg_share).view(-1, 1, 1, 1)
-    top, left, halved = (int(x) for x in (torch.rand(3, generator=generator, device=clean.device) * 16).tolist())
+    numbers = draw_camera(as_draws(source, len(clean)), (clean.shape[2], clean.shape[3]), settings)
+    return apply_camera(clean, moved(numbers, clean.device))
+
+
+def apply_camera(clean: Tensor, numbers: CameraNumbers) -> Tensor:
+    """``camera_noise`` by numbers that have been drawn, and moved to the device of the pictures."""
+    parts = []
+    if len(numbers.developed):
+        parts.append(_developed(clean.index_select(0, numbers.developed), numbers.sensor))
+    if len(numbers.correlated):
+        some = clean.index_select(0, numbers.correlated)
+        parts.append(correlated_noise(some, numbers.level, numbers.grain, numbers.chroma, numbers.keys))
+    noisy = parts[0] if len(parts) == 1 else torch.cat(parts).index_select(0, numbers.order)
     noisy = noisy.clamp_(0, 1).mul_(255).round_().div_(255)
-    return torch.where(packed, jpeg(noisy, quality.round(), subsample=halved < 8, offset=(top, left)), noisy)
+    if len(numbers.packed):
+        noisy.index_copy_(0, numbers.packed, compressed(noisy.index_select(0, numbers.packed), numbers.files))
+    return noisy
 
 
-def _developed(clean: Tensor, generator: torch.Generator, settings: CameraConfig) -> Tensor:
-    count = len(clean)
-    shot, read = draw_noise_levels(count, settings.phone_share, generator)
-    noise = raw_noise(clean, shot, read, generator) - clean
-    left, luma, chroma = (
-        draw(count, bounds, generator) for bounds in (settings.noise_left, settings.luma_grain, settings.chroma_grain)
-    )
-    return clean + reduce_noise(noise, luma, chroma) * left.view(-1, 1, 1, 1)
-
-
-def _correlated(clean: Tensor, generator: torch.Generator, settings: CameraConfig) -> Tensor:
-    count = len(clean)
-    sigma = draw(count, settings.correlated_sigma, generator)
-    grain = torch.stack([draw(count, settings.luma_grain, generator) for _ in range(2)], dim=1)
-    return correlated_noise(clean, sigma, grain, draw(count, (0, 1), generator), generator)
-
-
-def _colours(picture: Tensor, matrices: Tensor) -> Tensor:
-    """A matrix for each picture, on its channels."""
-    return (matrices.to(picture) @ picture.flatten(2)).view(picture.shape)
+def _developed(clean: Tensor, numbers: Developed) -> Tensor:
+    noise = raw_noise(clean, numbers.shot, numbers.read, numbers.keys, numbers.cameras) - clean
+    reduced = reduce_noise(noise, numbers.luma, numbers.chroma)
+    return torch.addcmul(clean, reduced, numbers.left.to(clean).view(-1, 1, 1, 1))
 
 
 @lru_cache(maxsize=8)

@@ -1,10 +1,15 @@
 """JPEG, on tensors: what the compression does to a picture, without the file."""
 
 from functools import lru_cache
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from kithkin.data.degrade.draws import Draws
+from kithkin.data.transfer import Numbers, moved
 
 # ITU-T T.81, tables K.1 and K.2, row by row.
 LUMA = (
@@ -32,12 +37,49 @@ TO_YCC = (
 )
 
 
-def jpeg(image: Tensor, quality: Tensor, *, subsample: bool = False, offset: tuple[int, int] = (0, 0)) -> Tensor:
+class Compression(NamedTuple):
+    """How pictures are compressed.
+
+    Attributes:
+        steps: (B, 2, 64) float32, steps of quantisation of luma and chroma.
+        corner: (B, 2) int32, how many pixels of the first block lie above and to the left of each picture.
+        full, halved: places of the pictures whose colours are kept at full size, 4:4:4, and at half, 4:2:0; int64.
+        order: (B,) places in the row of the full and the halved ones.
+        blocks: pixels down and across that hold every picture, wherever its corner lies; multiples of 16.
+    """
+
+    steps: Numbers
+    corner: Numbers
+    full: Numbers
+    halved: Numbers
+    order: Numbers
+    blocks: tuple[int, int]
+
+
+def draw_compression(draws: Draws, size: tuple[int, int], qualities: tuple[float, float]) -> Compression:
+    """Compressions of pictures of one size, of whole qualities between these two, half of them 4:2:0, with the grid
+    of blocks anywhere."""
+    quality, place = np.rint(draws.between("quality", qualities)), draws.uniform("grid", 3)
+    corner = (place[:, :2] * 16).astype(np.int32)
+    return compression(quality, place[:, 2] < 0.5, corner, (size[0] + 15, size[1] + 15))
+
+
+def compression(quality: np.ndarray, halved: np.ndarray, corner: np.ndarray, size: tuple[int, int]) -> Compression:
+    """What ``compressed`` needs, on the host, for pictures that end within ``size`` from the first block's corner."""
+    scale = np.floor(np.where(quality < 50, 5000 / quality, 200 - 2 * quality))[:, None, None]
+    steps = np.floor((np.array([LUMA, CHROMA]).reshape(2, 64) * scale + 50) / 100).clip(1, 255)
+    places = np.flatnonzero(~halved), np.flatnonzero(halved)
+    blocks = (-(-size[0] // 16) * 16, -(-size[1] // 16) * 16)
+    order = np.argsort(np.concatenate(places))
+    return Compression(steps.astype(np.float32), corner.astype(np.int32), *places, order, blocks)
+
+
+def jpeg(image: Tensor, quality: Any, *, subsample: bool = False, offset: tuple[int, int] = (0, 0)) -> Tensor:
     """A picture as it comes back from a JPEG file of 8 bits, by libjpeg's scale of quality.
 
     Args:
         image: (B, 3, H, W) RGB; rounded to 8 bits and clipped to [0, 1] before it is compressed.
-        quality: (B,) in [1, 100], one for each picture.
+        quality: (B,) in [1, 100], one for each picture; an array or a tensor on the CPU.
         subsample: halve the colours' sides, 4:2:0; otherwise 4:4:4.
         offset: how many pixels of the first block lie above and to the left of the picture, as in one that was cut.
 
@@ -47,38 +89,77 @@ def jpeg(image: Tensor, quality: Tensor, *, subsample: bool = False, offset: tup
 
     Sources: ITU-T T.81 (transform, tables K.1 and K.2), ITU-T T.871 (colours), libjpeg's ``jpeg_set_quality``.
     """
-    size, unit = image.shape[-2:], 16 if subsample else 8
-    top, left = offset
-    padding = (left, -(left + size[1]) % unit, top, -(top + size[0]) % unit)
-    whole = F.pad(image.clamp(0, 1).mul(255).round_(), padding, mode="replicate")
-    matrix = torch.tensor(TO_YCC, device=image.device, dtype=image.dtype)
-    ycc = torch.einsum("dc,bchw->bdhw", matrix, whole).round_()
-    luma = _compress(ycc[:, :1] - 128, _table(LUMA, quality.to(image))) + 128
-    chroma, table = ycc[:, 1:], _table(CHROMA, quality.to(image))
-    if subsample:
-        small = _compress(F.avg_pool2d(chroma, 2), table)
-        chroma = F.interpolate(small, scale_factor=2, mode="bilinear")
-    else:
-        chroma = _compress(chroma, table)
-    back = torch.einsum("dc,bchw->bdhw", torch.linalg.inv(matrix), torch.cat([luma, chroma], dim=1))
-    return back[..., top : top + size[0], left : left + size[1]].round().clamp_(0, 255).div_(255)
+    count = len(image)
+    size = (image.shape[2] + offset[0], image.shape[3] + offset[1])
+    how = compression(np.asarray(quality), np.full(count, subsample), np.tile(np.array(offset), (count, 1)), size)
+    return compressed(image, moved(how, image.device))
 
 
-def _table(table: tuple[tuple[int, ...], ...], quality: Tensor) -> Tensor:
-    """(B, 1, 64): the steps of quantisation at each quality."""
-    scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).floor_()[:, None, None]
-    steps = torch.tensor(table, device=quality.device, dtype=quality.dtype).view(1, 1, 64)
-    return (steps * scale + 50).div_(100).floor_().clamp_(1, 255)
+def compressed(image: Tensor, how: Compression) -> Tensor:
+    """``jpeg``, with a compression for each picture, moved to its device."""
+    size, blocks = (image.shape[2], image.shape[3]), how.blocks
+    matrix = _to_ycc(image.device, image.dtype)
+    pixels = image.clamp(0, 1).mul_(255).round_()
+    levels = mix_channels(pixels, matrix).round_()
+    levels[:, :1] -= 128
+    # What stands beyond the border repeats it.
+    whole = _window(levels, -how.corner, blocks)
+    steps = how.steps.to(image)[:, :, None]
+    luma = _compress(whole[:, :1], steps[:, 0]) + 128
+    chroma = _chroma(whole[:, 1:], steps[:, 1], how)
+    seen = _window(torch.cat([luma, chroma], dim=1), how.corner, size)
+    return mix_channels(seen, torch.linalg.inv_ex(matrix)[0]).round_().clamp_(0, 255).div_(255)
+
+
+def _chroma(planes: Tensor, steps: Tensor, how: Compression) -> Tensor:
+    parts = []
+    if len(how.full):
+        some = planes.index_select(0, how.full), steps.index_select(0, how.full)
+        parts.append(_compress(*some))
+    if len(how.halved):
+        some = planes.index_select(0, how.halved), steps.index_select(0, how.halved)
+        small = _compress(F.avg_pool2d(some[0], 2), some[1])
+        parts.append(F.interpolate(small, scale_factor=2, mode="bilinear"))
+    return parts[0] if len(parts) == 1 else torch.cat(parts).index_select(0, how.order)
+
+
+def _window(planes: Tensor, corner: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, *size) of planes (B, C, H, W), from a corner (B, 2) of each picture on, which may lie outside."""
+    batch, channels, height, width = planes.shape
+    row, column = (
+        (corner[:, i : i + 1] + torch.arange(size[i], dtype=torch.int32, device=planes.device)).clamp_(0, side - 1)
+        for i, side in enumerate((height, width))
+    )
+    plane = torch.arange(batch * channels, dtype=torch.int32, device=planes.device) * (height * width)
+    start = plane.view(batch, channels, 1) + (row * width).view(batch, 1, -1)
+    index = start.unsqueeze(-1) + column.view(batch, 1, 1, -1)
+    return planes.flatten().index_select(0, index.flatten()).view(batch, channels, *size)
 
 
 def _compress(planes: Tensor, table: Tensor) -> Tensor:
     """(B, C, H, W) through the transform of 8×8 blocks, quantisation and back, clipped as 8 bits less 128."""
     batch, channels, height, width = planes.shape
-    transform = _transform(planes.device, planes.dtype)
+    # A GPU may multiply float32 with the 10 bits of TensorFloat-32, which decide other roundings.
+    exact = torch.float64 if planes.is_cuda else planes.dtype
+    transform = _transform(planes.device, exact)
     blocks = planes.view(batch, channels, height // 8, 8, width // 8, 8).transpose(3, 4).reshape(batch, -1, 64)
-    coefficients = (blocks @ transform).div_(table).round_().mul_(table)
-    blocks = (coefficients @ transform.T).view(batch, channels, height // 8, width // 8, 8, 8)
+    coefficients = (blocks.to(exact) @ transform).div_(table).round_().mul_(table)
+    blocks = (coefficients @ transform.T).to(planes.dtype).view(batch, channels, height // 8, width // 8, 8, 8)
     return blocks.transpose(3, 4).reshape(planes.shape).clamp_(-128, 127)
+
+
+def mix_channels(picture: Tensor, matrices: Tensor) -> Tensor:
+    """A matrix for each picture, (B, 3, 3) or (1, 3, 3), on its channels (B, 3, H, W)."""
+    column = matrices.to(picture)[..., None, None].unbind(2)
+    mixed = column[0] * picture[:, :1]
+    for i in (1, 2):
+        mixed.addcmul_(column[i], picture[:, i : i + 1])
+    return mixed
+
+
+@lru_cache(maxsize=8)
+def _to_ycc(device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.tensor([TO_YCC], dtype=dtype).to(device)
 
 
 @lru_cache(maxsize=8)

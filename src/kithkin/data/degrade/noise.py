@@ -10,12 +10,6 @@ from kithkin.data.degrade.fields import field_keys, normal_field
 TAPS = 3  # on either side of the middle of a grain's kernel
 
 
-def draw(count: int, bounds: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """(count,) float32, uniform between the bounds, on the device of the generator."""
-    low, high = bounds
-    return torch.rand(count, generator=generator, device=generator.device).mul_(high - low).add_(low)
-
-
 def gaussian_noise(clean: Tensor, sigma: Tensor, keys: Tensor | torch.Generator) -> Tensor:
     """Add white Gaussian noise; neither clipped nor quantised, as DnCNN and its successors train.
 
