@@ -4,13 +4,25 @@ import json
 import os
 import pickle
 import struct
+import time
+import tracemalloc
 
 import pytest
 import torch
 from safetensors.torch import safe_open, save, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kithkin.checkpoint
-from kithkin.checkpoint import FORMAT, read_model, read_tensors, save_model, weights_of, write_tensors
+from kithkin.checkpoint import (
+    CONFIG_TENSOR,
+    FORMAT,
+    config_of,
+    read_model,
+    read_tensors,
+    save_model,
+    weights_of,
+    write_tensors,
+)
 from kithkin.errors import CheckpointError
 from kithkin.model import KiT, KiTConfig
 
@@ -317,3 +329,89 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path):
     (tmp_path / "plain").write_text("")
     modes = [(tmp_path / name).stat().st_mode for name in ("a.safetensors", "plain")]
     assert modes[0] == modes[1]
+
+
+# Few bytes, much memory
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that is made outside the meta device while it is on."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for made in out if isinstance(out, list | tuple) else [out]:
+            if isinstance(made, torch.Tensor) and made.device.type != "meta":
+                self.bytes = max(self.bytes, made.numel() * made.element_size())
+        return out
+
+
+GREEDY = [
+    {"width": 512},
+    {"width": 2**40},
+    {"n_hashes": 256, "n_buckets": 2**14},
+    {"n_hashes": 30000},
+    {"n_stages": 10**9},
+    {"depth": 10**9},
+    {"depth": 256, "n_stages": 8},
+    {"patch_size": 2**31},
+    {"n_buckets": 2**60},
+    {"ffn_ratio": 1e308},
+    {"width": 1024, "n_stages": 8},
+]
+
+
+@pytest.mark.parametrize("config", [*map(json.dumps, GREEDY), '{"ffn_ratio": Infinity}', '{"width": NaN}'])
+def test_a_few_bytes_can_not_ask_for_much_memory(tmp_path, config):
+    few = tmp_path / "few.safetensors"
+    few.write_bytes(save({}, metadata={"format": FORMAT, "config": config}))
+    whole = tmp_path / "whole.safetensors"
+    save_model(network(), whole)
+    rewritten(whole, config=config)
+    for path in (few, whole):
+        start = time.perf_counter()
+        tracemalloc.start()
+        try:
+            with Largest() as largest:
+                refused(path)
+            assert tracemalloc.get_traced_memory()[1] < 20e6  # of NumPy, and of Python's own objects
+        finally:
+            tracemalloc.stop()
+        assert largest.bytes < 1e6
+        assert time.perf_counter() - start < 5
+
+
+def test_the_hash_rotations_of_a_tiny_network_are_bounded(tmp_path):
+    """No weight depends on their number."""
+    path = tmp_path / "a.safetensors"
+    save_model(network(), path)
+    most = {"n_hashes": 256, "n_buckets": 8192}
+    rewritten(path, config=json.dumps({**network().config.to_dict(), **most}))
+    assert "lower n_hashes, n_buckets or patch_size" in refused(path)
+
+
+@pytest.mark.parametrize("config", ["[" * 10**5, '{"a":' * 10**5, '{"width": ' + "9" * 5000 + "}"], ids=len)
+def test_a_configuration_that_no_parser_takes(tmp_path, config):
+    path = tmp_path / "a.safetensors"
+    save_model(network(), path)
+    rewritten(path, config=config)
+    assert "don't fit" in refused(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
+def test_weights_that_are_no_real_numbers(tmp_path, dtype):
+    path = tmp_path / "a.safetensors"
+    save_model(network(), path)
+    rewritten(path, change=lambda tensors: {**tensors, "stem.conv1.bias": torch.zeros(8, dtype=dtype)})
+    assert "expected one of F32" in refused(path)
+
+
+def test_the_configuration_among_the_tensors_is_short():
+    assert config_of({}) is None
+    assert config_of({CONFIG_TENSOR: torch.tensor(list(b'{"width": 16}'), dtype=torch.uint8)}) == KiTConfig(width=16)
+    for stored in (torch.zeros(2**16 + 1, dtype=torch.uint8), torch.zeros(8), torch.full((9,), ord("["))):
+        with pytest.raises(CheckpointError, match="no configuration"):
+            config_of({CONFIG_TENSOR: stored})

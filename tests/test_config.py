@@ -381,3 +381,34 @@ def test_rain_without_a_look_is_refused():
     shares = {f"data.degradation.{look}": 0.0 for look in ("light", "medium", "heavy")}
     with pytest.raises(InputError, match="at least one look"):
         load_config("derain-tiny", shares)
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 10**5, "a = " + "9" * 5000], ids=["nested", "long"])
+def test_toml_that_no_parser_takes_is_refused(tmp_path, text):
+    (tmp_path / "a.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"a\.toml is not a TOML file"):
+        load_config(tmp_path / "a.toml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("data.crop", 10**6, "8192"),
+        ("schedule.batch_size", 10**9, "65536"),
+        ("schedule.steps", 10**12, "1000000000"),
+        ("schedule.lr", float("inf"), "finite"),
+        ("data.workers", 10**6, "1024"),
+        ("model.width", 10**6, "width must be at most 8192"),
+        ("model.n_hashes", 256, "lower n_hashes, n_buckets or patch_size"),
+        ("model.n_stages", 8, "lower width, n_stages, depth or ffn_ratio"),
+    ],
+)
+def test_sizes_that_ask_for_more_than_is_meant_are_refused(key, value, said):
+    wide = {"model.width": 1024, "model.n_hashes": 1} if key == "model.n_stages" else {}
+    with pytest.raises(InputError, match=said):
+        load_config("denoise-tiny", {**wide, key: value})
+
+
+def test_crops_and_their_number_are_bounded_together():
+    with pytest.raises(InputError, match="pixels a step"):
+        load_config("denoise-tiny", {"data.crop": 4096, "schedule.batch_size": 1024})

@@ -2,6 +2,8 @@
 
 import sys
 import warnings
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -266,3 +268,57 @@ def test_a_missing_package_is_named_with_the_install_line(monkeypatch, spec, pac
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(KithkinError, match=rf'pip install "kithkin\[{extra}\]"'):
         open_method(spec)
+
+
+def peak_memory():
+    """The most bytes that this process held since the last call."""
+    held = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    Path("/proc/self/clear_refs").write_text("5")
+    return int(held.split()[1]) * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_few_bytes_of_onnx_do_not_ask_for_gigabytes_when_they_are_opened(tmp_path):
+    from onnx import TensorProto, helper
+
+    sides = helper.make_tensor("sides", TensorProto.INT64, [1], [2**28])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, "h", "w"]) for name in "xy")
+    nodes = [
+        helper.make_node("ConstantOfShape", ["sides"], ["zeros"]),
+        helper.make_node("ReduceMax", ["zeros"], ["most"], keepdims=0),
+        helper.make_node("Add", ["x", "most"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "g", [x], [y], initializer=[sides])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, str(tmp_path / "few.onnx"))
+    peak_memory()
+    before = peak_memory()
+    open_method(tmp_path / "few.onnx")
+    assert peak_memory() - before < 2**28
+
+
+def test_onnx_of_a_fixed_size_beyond_any_picture_is_refused(tmp_path):
+    path = write_onnx(tmp_path / "vast.onnx", [1, 3, 100000, 64])
+    with pytest.raises(InputError, match="64 x 100000 pixels alone"):
+        open_method(path)
+
+
+def test_programs_are_announced_before_their_code_runs(tmp_path, scripted, monkeypatch):
+    said = []
+    monkeypatch.setattr(torch.jit, "load", lambda *args, **options: said.append("loaded") or Strict())
+    open_method(scripted, note=said.append)
+    assert said == [
+        "strict.pt: opening this file runs the code in it, with your rights; open only files that you trust",
+        "loaded",
+    ]
+
+
+@pytest.mark.parametrize("name", ["bomb.pt", "bomb.pt2"])
+def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("bomb/data.pkl", bytes(70_000_000))
+    with (
+        pytest.raises(CheckpointError, match=r"unpack to 70000000, which no network needs"),
+        pytest.warns(match="trust"),
+    ):
+        open_method(tmp_path / name)

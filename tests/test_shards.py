@@ -535,3 +535,9 @@ def test_what_cant_have_an_index_is_refused(tmp_path):
         write_indexes(path, print)
     with pytest.raises(InputError, match="is no tar shard"):
         write_indexes(tmp_path, print)
+
+
+@pytest.mark.parametrize("pattern", ["a-{0..99999999999}.tar", "{0..9999}-{0..9999}.tar"])
+def test_braces_that_name_more_shards_than_there_can_be_are_refused(pattern):
+    with pytest.raises(InputError, match="1048576"):
+        expand_braces(pattern)

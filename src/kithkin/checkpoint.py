@@ -1,7 +1,8 @@
 """Checkpoints: safetensors with the network's configuration in the header."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from kithkin.errors import CheckpointError, InputError
+from kithkin.errors import CheckpointError, InputError, KithkinError
 from kithkin.files import replacing
+from kithkin.layers import KNNLocalAttention
 from kithkin.model import KiT, KiTConfig
 
 FORMAT = "kithkin-1"
 CONFIG_TENSOR = "kithkin.config"
 """Holds the configuration once more, as the bytes of its JSON: programs that pass only tensors on don't lose it."""
+LONGEST_CONFIG = 2**16
+STORED = ("F32", "F16", "BF16", "F64")
+"""What weights may be stored in, as safetensors calls it."""
 
 
 def save_model(
@@ -53,17 +58,57 @@ def read_model(path: str | Path) -> KiT:
         CheckpointError: missing, not a safetensors file, truncated, of another make, or not what its own
             configuration says.
     """
-    tensors, header = read_tensors(path)
-    if header.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is a safetensors file, but not a kithkin checkpoint ({FORMAT})")
-    try:
-        with torch.random.fork_rng(devices=[]):
-            model = KiT(KiTConfig.from_dict(json.loads(header["config"])))
-        model.load_state_dict({name: x.float() for name, x in weights_of(tensors).items()})
-    except (KeyError, TypeError, json.JSONDecodeError, InputError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: the weights don't fit the configuration in the header: {reason}") from error
+    with _opened(path) as file:
+        header = file.metadata() or {}
+        if header.get("format") != FORMAT:
+            raise CheckpointError(f"{path} is a safetensors file, but not a kithkin checkpoint ({FORMAT})")
+        try:
+            model = outline(KiTConfig.from_dict(json.loads(header["config"])), _shapes_of(file))
+            model.to_empty(device="cpu")
+            for module in model.modules():
+                if isinstance(module, KNNLocalAttention):
+                    module.redraw_rotations()
+            model.load_state_dict({name: file.get_tensor(name).float() for name in model.state_dict()})
+        except (KeyError, TypeError, ValueError, RecursionError, InputError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{path}: the weights don't fit the configuration in the header: {reason}") from error
     return model.eval()
+
+
+def outline(config: KiTConfig, shapes: Mapping[str, Sequence[int]]) -> KiT:
+    """The network of a configuration on the meta device, where it needs no memory, once tensors of these shapes fit it:
+    no configuration makes anything larger than the tensors that come with it.
+
+    Raises:
+        InputError: the tensors are of another network.
+    """
+    blocks = (2 * config.n_stages + 1) * config.depth
+    if blocks > len(shapes):
+        raise InputError(f"it has {blocks} blocks, there are {len(shapes)} tensors")
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = KiT(config)
+    wanted = {name: list(x.shape) for name, x in model.state_dict().items()}
+    for names, what in ((wanted.keys() - shapes.keys(), "missing"), (shapes.keys() - wanted.keys(), "not part of it")):
+        if names:
+            listed = ", ".join(sorted(names)[:3])
+            raise InputError(f"{len(names)} tensors are {what}: {listed}{', …' if len(names) > 3 else ''}")
+    for name, shape in wanted.items():
+        if list(shapes[name]) != shape:
+            raise InputError(f"{name} should be {shape}, it is {list(shapes[name])}")
+    return model
+
+
+def _shapes_of(file: Any) -> dict[str, list[int]]:
+    """Of the weights in an open file, from its header alone."""
+    shapes = {}
+    for name in file.keys():  # noqa: SIM118
+        if name == CONFIG_TENSOR:
+            continue
+        tensor = file.get_slice(name)
+        if tensor.get_dtype() not in STORED:
+            raise InputError(f"{name} is of {tensor.get_dtype()}, expected one of {', '.join(STORED)}")
+        shapes[name] = tensor.get_shape()
+    return shapes
 
 
 def weights_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -79,9 +124,12 @@ def config_of(tensors: Mapping[str, torch.Tensor]) -> KiTConfig | None:
     """
     if CONFIG_TENSOR not in tensors:
         return None
+    stored = tensors[CONFIG_TENSOR]
     try:
-        return KiTConfig.from_dict(json.loads(bytes(tensors[CONFIG_TENSOR].tolist())))
-    except (ValueError, TypeError) as error:
+        if stored.dtype != torch.uint8 or stored.numel() > LONGEST_CONFIG:
+            raise ValueError(f"expected up to {LONGEST_CONFIG} bytes, got {stored.numel()} numbers of {stored.dtype}")
+        return KiTConfig.from_dict(json.loads(bytes(stored.flatten().tolist())))
+    except (ValueError, TypeError, RecursionError, InputError) as error:
         raise CheckpointError(f"the tensor {CONFIG_TENSOR} holds no configuration: {error}") from error
 
 
@@ -99,12 +147,21 @@ def write_tensors(tensors: dict[str, torch.Tensor], path: str | Path, header: di
 
 def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The named tensors and the header of a safetensors file; raises CheckpointError where that fails."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """A safetensors file of which nothing but the header was read."""
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
         with safe_open(str(path), "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+            yield file
+    except (SafetensorError, OSError, RuntimeError, ValueError, OverflowError) as error:
+        if isinstance(error, KithkinError):
+            raise
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}); is the copy complete?") from error
 
 

@@ -15,6 +15,10 @@ from kithkin.errors import InputError
 from kithkin.model import KiTConfig
 
 Positive = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=1, le=8192)]
+Count = Annotated[int, Field(ge=0, le=10**9)]
+MOST_PIXELS = 2**33
+"""Of a step, over all processes: 100 GB in float32, beyond what is meant."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -46,14 +50,14 @@ class DataConfig(Section):
 
     kind: Literal["photos", "pairs"]
     folders: tuple[Source, ...]
-    crop: Positive
+    crop: Side
     sigma: Sigmas | None = None
     degradation: DegradationConfig | None = None
     degraded_share: Share = 1.0
     pairs: tuple[Source, ...] = ()
     pairs_share: Share = 0.0
     cache_gb: Annotated[float, Field(ge=0)]
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
 
     @model_validator(mode="after")
     def _degradations_go_with_photos(self) -> "DataConfig":
@@ -83,7 +87,7 @@ class ValidationConfig(Section):
 
     folder: Source | None = None
     sigmas: tuple[Sigma, ...] = ()
-    crop: Positive
+    crop: Side
     every: Positive
 
 
@@ -99,11 +103,11 @@ class ScheduleConfig(Section):
         checkpoint_seconds: between two checkpoints; one is written at the end and at a stop in any case.
     """
 
-    batch_size: Positive
-    accumulate: Positive = 1
-    steps: Annotated[int, Field(ge=0)]
-    epochs: Annotated[int, Field(ge=0)]
-    warmup: Annotated[int, Field(ge=0)]
+    batch_size: Annotated[int, Field(ge=1, le=2**16)]
+    accumulate: Annotated[int, Field(ge=1, le=2**16)] = 1
+    steps: Count
+    epochs: Count
+    warmup: Count
     lr: Annotated[float, Field(gt=0)]
     final_lr: Annotated[float, Field(ge=0)]
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 300.0
@@ -160,7 +164,7 @@ class DistributedConfig(Section):
     """
 
     kind: Literal["ddp", "fsdp"] = "ddp"
-    timeout: Annotated[float, Field(gt=0)] = 600.0
+    timeout: Annotated[float, Field(gt=0, le=10**7)] = 600.0
 
 
 class RunConfig(Section):
@@ -189,6 +193,11 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _model_is_sound(self) -> "RunConfig":
         KiTConfig.from_dict(self.model)
+        if (pixels := self.schedule.batch_size * self.data.crop**2) > MOST_PIXELS:
+            raise ValueError(
+                f"schedule.batch_size crops of data.crop² are {pixels:.2g} pixels a step, at most {MOST_PIXELS:.2g} "
+                "are taken; lower one of them"
+            )
         if self.data.kind == "pairs" and self.validation.sigmas:
             raise ValueError("validation.sigmas go with data.kind = 'photos', and only with it")
         watched = self.validation.sigmas or self.data.degradation
@@ -223,7 +232,7 @@ def load_config(source: str | Path, changes: dict[str, Any] | None = None) -> Ru
         raise InputError(f"{source} is neither a file nor a recipe; the recipes are {', '.join(list_recipes())}")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of its encoding, a number too long, too deeply nested
         raise InputError(f"{path} is not a TOML file: {error}") from error
     return parse_config(values, changes, source=str(path))
 

@@ -27,7 +27,7 @@ Qualities = Annotated[tuple[Quality, Quality], AfterValidator(_rising)]
 class Section(BaseModel):
     """A table of a recipe: unknown keys are refused, values stay as they were read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class CorrelatedConfig(Section):

@@ -123,9 +123,10 @@ class KNNLocalAttention(nn.Module):
         """
         if generator is not None:
             self.rotations.normal_(generator=generator)
-        else:
-            fixed = np.random.RandomState(self.seed).standard_normal(tuple(self.rotations.shape))
-            self.rotations.copy_(torch.from_numpy(fixed))
+        elif not self.rotations.is_meta:  # a network without numbers: its shapes are looked at
+            random = np.random.RandomState(self.seed)
+            for one_round in self.rotations:
+                one_round.copy_(torch.from_numpy(random.standard_normal(tuple(one_round.shape))))
 
     def _project(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value: one product where they are three projections."""

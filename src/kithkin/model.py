@@ -1,6 +1,7 @@
 """KiT, the k-NN Image Transformer: a U-shaped network that predicts a residual (Fig. 2)."""
 
 import math
+import reprlib
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from typing import Any
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from kithkin.errors import InputError
 from kithkin.layers import HASH_INPUTS, Downsample, KNNTransformerBlock, Pointwise, Upsample, shuffle_pixels
 from kithkin.ops import WEIGHTINGS
-from kithkin.ops.grouping import FEATURES
+from kithkin.ops.grouping import FEATURES, MAX_BUCKETS
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"width": 24, "ffn_ratio": 3.0},
@@ -20,6 +21,24 @@ SIZES: dict[str, dict[str, Any]] = {
     "base": {"width": 96, "ffn_ratio": 3.0},
 }
 
+
+# What no network that is meant needs more of. A checkpoint's header is read before its tensors, and a recipe before any
+# picture: neither may ask for gigabytes with a few bytes.
+LARGEST: dict[str, int] = {
+    "width": 8192,
+    "n_stages": 8,
+    "depth": 256,
+    "ffn_ratio": 64,
+    "patch_size": 128,
+    "k": 2**20,
+    "n_hashes": 256,
+    "n_buckets": 2**14,
+    "n_heads": 8192,
+    "n_pairs": 2**20,
+    "rotation_seed": 2**63,
+}
+MOST_WEIGHTS = 2**32
+MOST_ROTATIONS = 2**26
 
 _BEFORE_GELU = ("stem.conv1", "stem.conv2", "head.conv1", "head.conv2", "ffn.widen", "ffn.depthwise")
 
@@ -47,7 +66,8 @@ class KiTConfig:
         rotation_seed: of the fixed hash rotations (decision D12).
 
     Raises:
-        InputError: a value is out of range.
+        InputError: a value is out of range (``LARGEST``), or the network would hold more than ``MOST_WEIGHTS`` weights
+            or ``MOST_ROTATIONS`` numbers of hash rotations.
     """
 
     width: int = 32
@@ -87,6 +107,28 @@ class KiTConfig:
         for name, allowed in (("weighting", WEIGHTINGS), ("hash_input", HASH_INPUTS), ("hash_features", FEATURES)):
             if getattr(self, name) not in allowed:
                 raise InputError(f"KiTConfig: {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        self._check_size()
+
+    def _check_size(self) -> None:
+        """Refuse what would need more memory than any network that is meant; the weights are those of the blocks."""
+        weights = rotations = 0
+        for stage in range(self.n_stages + 1):
+            channels = self.width * 2**stage
+            blocks = self.depth * (1 if stage == self.n_stages else 2)
+            weights += blocks * channels**2 * (3 + 2 * self.ffn_ratio)
+            features = channels * (1 if self.hash_features == "pooled" else self.patch_size**2)
+            if self.k > 1 and stage < self.n_stages:
+                rotations += blocks * self.n_hashes * features * ((self.n_buckets or MAX_BUCKETS) // 2)
+        if weights > MOST_WEIGHTS:
+            raise InputError(
+                f"KiTConfig: the network would have {weights:.2g} weights, at most {MOST_WEIGHTS:.2g} are taken; lower "
+                "width, n_stages, depth or ffn_ratio"
+            )
+        if rotations > MOST_ROTATIONS:
+            raise InputError(
+                f"KiTConfig: the hash rotations would be {rotations:.2g} numbers, at most {MOST_ROTATIONS:.2g} are "
+                "taken; lower n_hashes, n_buckets or patch_size"
+            )
 
     def _check_types(self) -> None:
         for field in fields(self):
@@ -95,7 +137,9 @@ class KiTConfig:
                 kind = type(None) if value is None else int
             right = isinstance(value, int | float if kind is float else kind)
             if not right or (isinstance(value, bool) and kind is not bool):
-                raise InputError(f"KiTConfig: {field.name} must be {kind.__name__}, got {value!r}")
+                raise InputError(f"KiTConfig: {field.name} must be {kind.__name__}, got {reprlib.repr(value)}")
+            if field.name in LARGEST and value is not None and value > LARGEST[field.name]:
+                raise InputError(f"KiTConfig: {field.name} must be at most {LARGEST[field.name]}, got {value!r}")
 
     @classmethod
     def named(cls, size: str, **changes: Any) -> "KiTConfig":

@@ -146,7 +146,9 @@ class _Job:
         if len(self.methods) > 1:
             raise typer.BadParameter("a submission holds one method's pictures", param_hint="--method")
         samples = open_samples(folder, dataset)
-        method = open_method(*(self.methods or [self._default(dataset)]), device=self.device, tile=self.tile)
+        method = open_method(
+            *(self.methods or [self._default(dataset)]), device=self.device, tile=self.tile, note=_note
+        )
         with self._watching(samples.title, method.name) as watch:
             reports = [submit(method, samples, path, watch=watch)]
         self._write_report(reports, [])
@@ -165,7 +167,7 @@ class _Job:
         from kithkin.errors import InputError
         from kithkin.methods import open_method
 
-        methods = [open_method(spec, device=self.device, tile=self.tile) for spec in specs]
+        methods = [open_method(spec, device=self.device, tile=self.tile, note=_note) for spec in specs]
         names = [method.name for method in methods]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(
@@ -285,3 +287,7 @@ def _print_text(reports: list["Report"], per_image: bool) -> None:
 
 def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _note(sentence: str) -> None:
+    typer.echo(f"kithkin: {sentence}", err=True)

@@ -6,6 +6,7 @@ wds2idx, version 1.2: a line a sample, an ending, offset, size and name for each
 """
 
 import itertools
+import math
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ from kithkin.errors import InputError
 INPUT_KEYS, TARGET_KEYS = ("input", "lq"), ("target", "gt")
 _SIDES = re.compile(rf"(.+)\.({'|'.join(INPUT_KEYS + TARGET_KEYS)})")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+MOST_SHARDS = 2**20
 INDEX_VERSION = "v1.2"
 _CONVENTION = (
     "a pair lies in one shard as KEY.input.png and KEY.target.png (or .lq and .gt), or as input/KEY.png and "
@@ -51,6 +53,10 @@ def expand_braces(pattern: str) -> list[str]:
     """``a-{00..02}.tar`` -> ``a-00.tar``, ``a-01.tar``, ``a-02.tar``; ``{x,y}`` likewise, also several braces."""
     pieces = re.split(r"\{(\d+\.\.\d+|[^{}]*,[^{}]*)\}", pattern)
     choices = [_choices(piece) if i % 2 else [piece] for i, piece in enumerate(pieces)]
+    if (count := math.prod(len(several) for several in choices)) > MOST_SHARDS:
+        raise InputError(
+            f"{pattern} names {count} shards, at most {MOST_SHARDS} are taken; check the numbers in braces"
+        )
     return ["".join(chosen) for chosen in itertools.product(*choices)]
 
 
@@ -144,6 +150,8 @@ def _choices(inside: str) -> list[str]:
     if int(first) > int(last):
         raise InputError(f"{{{inside}}} runs from low to high; the shards of a set are {{{last}..{first}}}")
     width = len(first) if first.startswith("0") else 0
+    if int(last) - int(first) >= MOST_SHARDS:
+        raise InputError(f"{{{inside}}} names more than {MOST_SHARDS} shards; check the numbers")
     return [f"{number:0{width}}" for number in range(int(first), int(last) + 1)]
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from kithkin.checkpoint import CONFIG_TENSOR, config_of, read_tensors, weights_of
-from kithkin.errors import CheckpointError, KithkinError
+from kithkin.checkpoint import CONFIG_TENSOR, config_of, outline, read_tensors, weights_of
+from kithkin.errors import CheckpointError, InputError, KithkinError
 from kithkin.model import KiT, KiTConfig
 from kithkin.zoo import list_models, load_model
 
@@ -66,7 +66,8 @@ def read_state(state_dict: dict[str, Any]) -> tuple[KiTConfig, dict[str, Any]]:
     """The configuration and the weights among a checkpoint's tensors.
 
     Raises:
-        CheckpointError: the configuration is not among them, and they are not those of a model that ships.
+        CheckpointError: the configuration is not among them, and they are not those of a model that ships; or it is of
+            another network than they are.
     """
     weights = weights_of(state_dict)
     config = config_of(state_dict) or _config_of_shipped(weights)
@@ -75,6 +76,10 @@ def read_state(state_dict: dict[str, Any]) -> tuple[KiTConfig, dict[str, Any]]:
             f"these weights come without the tensor {CONFIG_TENSOR}, and their shapes don't tell k or the hash rounds; "
             "write the file again: kithkin.save_model(kithkin.load_model(OLD), NEW)"
         )
+    try:
+        outline(config, {name: x.shape for name, x in weights.items()})
+    except InputError as error:
+        raise CheckpointError(f"the weights don't fit the configuration in {CONFIG_TENSOR}: {error}") from error
     return config, weights
 
 

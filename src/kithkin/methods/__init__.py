@@ -19,7 +19,16 @@ from kithkin.ensemble import PASSES
 from kithkin.errors import InputError, KithkinError
 from kithkin.export import open_exported
 from kithkin.methods.classical import Classical, bm3d_filter, nlm_filter, once, sigma_estimator
-from kithkin.methods.exported import SCRIPTED, Exported, digest, largest_tile, open_onnx, open_scripted, split_multiple
+from kithkin.methods.exported import (
+    SCRIPTED,
+    Exported,
+    check_archive,
+    digest,
+    largest_tile,
+    open_onnx,
+    open_scripted,
+    split_multiple,
+)
 from kithkin.model import KiT
 from kithkin.restoration import CLEANER, OVERLAP, check_tiling, restore
 from kithkin.zoo import find_model, load_model
@@ -71,7 +80,8 @@ def open_method(
             other sizes. A network of one fixed size restores overlapping tiles of that size.
         device: where networks run, ONNX excepted.
         tile: ``"off"``, ``"auto"`` or a side in pixels, as in ``kithkin.restoration.restore``, for networks.
-        note: called once with a sentence where a noise level must be estimated; None makes it a warning.
+        note: called once with a sentence where a noise level must be estimated, and before a file is opened whose code
+            runs (TorchScript, torch.export): open only files that you trust. None makes it a warning.
 
     Raises:
         InputError: the spec names nothing, the file is no such network, or its inputs are others.
@@ -94,9 +104,12 @@ def open_method(
         return Exported(path.name, network, fixed, largest_tile(tile, "cpu", multiple), multiple, digest(path))
     if suffix == ".pt2":
         largest = largest_tile(tile, "cpu", multiple)
+        _say_before(path, tell)
+        check_archive(path)
         return Exported(path.name, open_exported(path), (None, None), largest, multiple, digest(path))
     if suffix in SCRIPTED:
         largest = largest_tile(tile, device, multiple)
+        _say_before(path, tell)
         return Exported(path.name, open_scripted(path, device), (None, None), largest, multiple, digest(path))
     named = text
     text, ensemble = _passes(text)
@@ -114,6 +127,11 @@ def open_method(
     name = (card.name if card else Path(text).name) + (f"+{curve}" if curve else "")
     name += f"+{ensemble}" if ensemble > 1 else ""
     return ModelMethod(load_model(text, device=device), name, tile, ensemble, curve)
+
+
+def _say_before(path: Path, tell: Callable[[str], None]) -> None:
+    if path.is_file():
+        tell(f"{path.name}: opening this file runs the code in it, with your rights; open only files that you trust")
 
 
 def _passes(spec: str) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,12 @@ from kithkin.methods._picture import missing, on_one_line, reflected
 from kithkin.restoration import CPU_TILE, CUDA_TILE, OVERLAP, out_of_memory
 
 SCRIPTED = (".pt", ".ts", ".torchscript")
+LARGEST_FIXED = 8192
+"""Pixels of a side that a network may insist on: a picture is extended to it, however small."""
+FOLDED_BYTES = 2**26
+"""Of a constant that onnxruntime makes when it opens a file: a few bytes may ask for gigabytes of them."""
+UNPACKED_BYTES, UNPACKED_RATIO = 2**26, 8
+"""What an archive may unpack to: so much, or its own size so many times. Tensors lie in it unpacked."""
 
 Network = Callable[[np.ndarray], np.ndarray]
 """(1, 3, H, W) float32 -> what a network makes of it."""
@@ -94,6 +101,22 @@ def largest_tile(tile: str | int, device: str, multiple: int) -> int | None:
     return max((auto if tile == "auto" else int(tile)) // multiple, 1) * multiple
 
 
+def check_archive(path: Path) -> None:
+    """Refuse a zip archive that unpacks to far more than its size; raises CheckpointError. Other files pass."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is a damaged archive ({error}); export the network again") from error
+    if unpacked > max(UNPACKED_BYTES, UNPACKED_RATIO * path.stat().st_size):
+        raise CheckpointError(
+            f"{path} holds {path.stat().st_size} bytes that unpack to {unpacked}, which no network needs; "
+            "export the network again"
+        )
+
+
 def _starts(length: int, side: int) -> list[int]:
     """Where tiles of one side begin that cover a length and share OVERLAP pixels, or a quarter of small ones."""
     step = side - min(OVERLAP, side // 4)
@@ -118,6 +141,7 @@ def open_onnx(path: Path) -> tuple[Network, tuple[int | None, int | None]]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # what goes wrong is said by the exception
+    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(FOLDED_BYTES))
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -134,12 +158,18 @@ def open_onnx(path: Path) -> tuple[Network, tuple[int | None, int | None]]:
         return np.asarray(session.run(None, {name: batch})[0])
 
     height, width = (side if isinstance(side, int) else None for side in shape[2:])
+    if not all(1 <= (side or 1) <= LARGEST_FIXED for side in (height, width)):
+        raise InputError(
+            f"{path}: takes pictures of {width} x {height} pixels alone, expected sides from 1 to {LARGEST_FIXED}; "
+            "export it for any size"
+        )
     return run, (height, width)
 
 
 def open_scripted(path: Path, device: str) -> Network:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; check the path")
+    check_archive(path)
     try:
         module = torch.jit.load(str(path), map_location=device).eval()
     except Exception as error:

@@ -11,9 +11,10 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -23,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from kithkin.checkpoint import model_header, read_tensors, weights_of, write_tensors
+from kithkin.checkpoint import model_header, outline, read_tensors, weights_of, write_tensors
 from kithkin.config import RunConfig
 from kithkin.errors import CheckpointError, InputError, KithkinError
 from kithkin.files import sync_folder, write_whole
@@ -173,16 +174,18 @@ class TrainState:
             found = {
                 name: weights_of(read_tensors(folder / f"{name}.safetensors")[0]) for name in (*networks, *MOMENTS)
             }
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}; {_remedy(folder)}") from error
+            for name in networks:
+                outline(self.model.config, {key: x.shape for key, x in found[name].items()})
+        except (CheckpointError, InputError) as error:
+            raise CheckpointError(f"{folder}: {error}; {_remedy(folder)}") from error
         state = {}
         orthogonalised = {
             id(p) for o in self.optimizers if isinstance(o, Muon) for g in o.param_groups for p in g["params"]
         }
         for name, parameter in self.model.named_parameters():
             kept = MOMENTS[:1] if id(parameter) in orthogonalised else MOMENTS
-            if any(name not in found[moment] for moment in kept):
-                raise CheckpointError(f"{folder} has no optimiser state for {name}")
+            if any(name not in found[moment] or found[moment][name].shape != parameter.shape for moment in kept):
+                raise CheckpointError(f"{folder} has no optimiser state for {name} that fits")
             moments = {moment: found[moment][name] for moment in kept}
             state[name] = {"step": torch.tensor(float(self.step)), **moments}
         return found | {"optimizer": {"state": state}}
@@ -207,12 +210,22 @@ def _optimizers(model: KiT, run: RunConfig) -> tuple[torch.optim.Optimizer, ...]
     return Muon(hidden, lr=0.0, weight_decay=config.weight_decay, dtype=dtype, **chosen), adamw
 
 
+class _Written(BaseModel):
+    """What ``TrainState.save`` writes of a run beside the tensors."""
+
+    step: Annotated[int, Field(ge=0, lt=10**9)]
+    seconds: float
+    losses: list[float | list[float]]
+    config: dict[str, Any]
+    items: int = 0
+
+
 def read_run(folder: Path) -> dict[str, Any]:
     """What a checkpoint knows of its run beside the tensors; raises CheckpointError where it is damaged."""
     try:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        return {key: run[key] for key in ("step", "seconds", "losses", "config")} | {"items": run.get("items", 0)}
-    except (OSError, ValueError, KeyError) as error:
+        return _Written.model_validate(run, strict=True).model_dump()
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder} is damaged ({error}); {_remedy(folder)}") from error
 
 
