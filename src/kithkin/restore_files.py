@@ -256,7 +256,7 @@ def restore_file(
         progress: called with the finished fraction in [0, 1].
 
     Returns:
-        Sentences on what was changed or lost; depth, alpha, profile, EXIF and resolution stay if the format has them.
+        Sentences on what was changed or lost; depth, alpha and metadata stay if the format has them.
 
     Raises:
         ImageError: the source can't be read, the target exists already (without ``overwrite``) or can't be written.

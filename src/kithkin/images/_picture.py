@@ -15,6 +15,8 @@ from kithkin.errors import InputError
 MAX_PIXELS = 2**28
 """Pictures with more pixels (width x height) than this are refused before they are decoded."""
 
+CREDENTIALS = "its content credentials (C2PA) are not kept: they vouch for the picture as it was"
+
 
 class Refusal(Exception):
     """Why one file can't be read or written, without its path: the public functions put that in front."""
@@ -31,7 +33,13 @@ class Picture:
     gray: the source had one colour channel; `pixels` then holds it three times, and files written from
         this picture hold the plain mean of the three channels.
     icc: the source's ICC profile, unchanged.
-    exif: the source's EXIF block without the leading "Exif" marker, unchanged but for the orientation, which is 1.
+    exif: the source's EXIF block without the leading "Exif" marker, unchanged but for the orientation, which is 1; of
+        a TIFF, its descriptive tags, EXIF and GPS data as such a block.
+    xmp: the source's XMP packet, unchanged but for the orientation, which is 1.
+    iptc: the source's IPTC data (IIM).
+    comment: of a JPEG, or the text "Comment" of a PNG.
+    chunks: kind and body of a PNG's chunks on its colours (cICP, gAMA, cHRM, sRGB, sBIT, ...), its texts, and whatever
+        else its kind allows to copy into a changed picture.
     dpi: dots per inch along x and along y, of the upright picture.
     notes: sentences about what reading could not keep or had to guess, for the caller to show.
 
@@ -46,6 +54,10 @@ class Picture:
     exif: bytes | None = None
     dpi: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
+    xmp: bytes | None = None
+    iptc: bytes | None = None
+    comment: bytes | None = None
+    chunks: tuple[tuple[bytes, bytes], ...] = ()
 
     def __post_init__(self) -> None:
         p = self.pixels
@@ -79,11 +91,12 @@ def make_picture(
     dpi: Any = None,
     orientation: int | None = None,
     notes: tuple[str, ...] = (),
+    **more: Any,
 ) -> Picture:
     """Return the Picture of samples (H, W) or (H, W, C) uint8 or uint16, C = gray, gray + alpha, RGB or RGBA.
 
     `orientation` is the EXIF code 1..8 to undo; where it is None, the one in `exif` counts. `dpi` is what
-    the decoder said, of any type; nonsense is dropped.
+    the decoder said, of any type; nonsense is dropped. `more` holds further fields of the Picture.
     """
     exif, from_exif = upright_exif(exif) if exif else (None, 1)
     orientation = from_exif if orientation is None else orientation
@@ -101,6 +114,7 @@ def make_picture(
         exif=exif,
         dpi=dots[::-1] if dots and orientation in (5, 6, 7, 8) else dots,
         notes=notes,
+        **more,
     )
 
 

@@ -5,12 +5,14 @@ number of pixels, which could only be changed for the whole process.
 """
 
 import io
+import re
 import struct
 
 import numpy as np
 from PIL import BmpImagePlugin, Image, ImageChops, ImageCms, JpegImagePlugin, WebPImagePlugin
 
-from kithkin.images._picture import Picture, Refusal, check_size, make_picture
+from kithkin.images._metadata import IPTC_RESOURCE, still_xmp, upright_xmp
+from kithkin.images._picture import CREDENTIALS, Picture, Refusal, check_size, make_picture
 
 _TARGET_MODES = {"1": "L", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "YCbCr": "RGB", "PA": "RGBA"}
 
@@ -57,7 +59,8 @@ def read_jpeg(data: bytes) -> Picture:
     check_size(*image.size)
     # A file whose tail is zeros decodes to gray without an error. The end marker can't occur within the pixel
     # data, so where none follows the header (at which the stream now stands), the tail is lost.
-    if image.fp is None or data.find(b"\xff\xd9", image.fp.tell()) < 0:
+    start = image.fp.tell() if image.fp else len(data)
+    if data.find(b"\xff\xd9", start) < 0:
         raise Refusal("is cut off or overwritten: the end of the JPEG is missing; use a complete copy of it")
     image.load()
     icc = image.info.get("icc_profile")
@@ -69,9 +72,47 @@ def read_jpeg(data: bytes) -> Picture:
         icc, notes = None, (note,)
     else:
         samples = samples_of(image)
-    if "mp" in image.info:
-        notes = (*notes, "holds more than one picture (MPO); only the first was read")
-    return make_picture(samples, icc=icc, exif=image.info.get("exif"), dpi=image.info.get("dpi"), notes=notes)
+    resources = image.info.get("photoshop", {})
+    comments = [body for name, body in image.applist if name == "COM"]
+    xmp, video = image.info.get("xmp"), _holds_video(data, start)
+    if xmp:
+        xmp = upright_xmp(still_xmp(xmp) if video else xmp)
+    notes += _jpeg_notes(image, data, start, video)
+    return make_picture(
+        samples,
+        icc=icc,
+        exif=image.info.get("exif"),
+        dpi=image.info.get("dpi"),
+        notes=notes,
+        xmp=xmp,
+        iptc=resources.get(IPTC_RESOURCE),
+        comment=b"\n".join(comments) or None,
+    )
+
+
+def _holds_video(data: bytes, start: int) -> bool:
+    """Whether an MP4 or QuickTime film lies in a JPEG file behind its header, as a phone's motion photo stores it."""
+    return re.search(rb"ftyp(?:mp4|isom|iso\d|avc1|qt  |M4V|3gp|hvc1)", memoryview(data)[start:]) is not None
+
+
+def _jpeg_notes(image: JpegImagePlugin.JpegImageFile, data: bytes, start: int, video: bool) -> tuple[str, ...]:
+    """Say what a JPEG file holds beside its picture that no result can hold."""
+    notes = []
+    behind = len(data[data.find(b"\xff\xd9", start) + 2 :].rstrip(b"\0"))
+    if video:
+        notes.append("holds a video behind the picture (a motion photo), which is not kept")
+    elif "mp" in image.info:
+        notes.append("holds more than one picture (MPO); only the first was read")
+    elif behind:
+        notes.append(f"{behind} bytes behind the end of the JPEG are not kept")
+    segments = [(name, body[:30]) for name, body in image.applist]
+    if any(name == "APP11" and body.startswith(b"JP") for name, body in segments):
+        notes.append(CREDENTIALS)
+    if any(name == "APP1" and body.startswith(b"http://ns.adobe.com/xmp/ext") for name, body in segments):
+        notes.append("the part of its XMP data that exceeds 64 KB is not kept")
+    if any(2000 <= number < 2998 for number in image.info.get("photoshop", {})):
+        notes.append("Photoshop's paths are not kept")
+    return tuple(notes)
 
 
 def read_webp(data: bytes) -> Picture:
@@ -85,7 +126,13 @@ def read_webp(data: bytes) -> Picture:
     if frames > 1:
         raise Refusal(f"is an animation of {frames} pictures; save the one to restore as a picture of its own")
     image.load()
-    return make_picture(samples_of(image), icc=image.info.get("icc_profile"), exif=image.info.get("exif"))
+    xmp = image.info.get("xmp")
+    return make_picture(
+        samples_of(image),
+        icc=image.info.get("icc_profile"),
+        exif=image.info.get("exif"),
+        xmp=upright_xmp(xmp) if xmp else None,
+    )
 
 
 def read_bmp(data: bytes) -> Picture:

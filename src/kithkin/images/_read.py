@@ -35,11 +35,10 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     """Read a PNG, JPEG, WebP, TIFF or BMP file, recognised by its content, as an upright Picture.
 
     Gray, palette, RGB, each with or without transparency, at up to 8 or 16 bits a channel; CMYK, which is
-    converted to sRGB with the profile in the file (the profile is then dropped). ICC profile, EXIF and
-    resolution are kept; XMP, IPTC and comments are not, nor is the EXIF block of a TIFF.
-    `Picture.notes` names what was dropped or guessed.
+    converted to sRGB with the profile in the file (the profile is then dropped). ICC profile, EXIF, XMP, IPTC,
+    comments, a PNG's texts and resolution are kept; `Picture.notes` names what was dropped or guessed.
 
-    16 bit colour PNG, and 16 bit TIFF with a compression such as LZW, need the package imagecodecs.
+    16 bit colour PNG, and TIFF with a rare compression or 16 bit and LZW, need the package imagecodecs.
 
     Raises ImageError, with one line that names the path, for everything that does not give a complete
     picture: a missing or unreadable file, another format, damage, a cut off file, animations, several

@@ -5,11 +5,12 @@ import os
 import struct
 from pathlib import Path
 
-from PIL import BmpImagePlugin, JpegImagePlugin, TiffImagePlugin
+from PIL import BmpImagePlugin, JpegImagePlugin
 
 from kithkin.errors import ImageError
 from kithkin.images._picture import Refusal, one_line, shown
 from kithkin.images._read import _HEAD, _format_of
+from kithkin.images._tiff import tiff_size
 
 
 def measure_picture(data: bytes, name: str | os.PathLike[str]) -> tuple[int, int]:
@@ -56,6 +57,6 @@ _SIZES = {
     "PNG": _png,
     "WebP": _webp,
     "JPEG": lambda data: JpegImagePlugin.JpegImageFile(io.BytesIO(data)).size,
-    "TIFF": lambda data: TiffImagePlugin.TiffImageFile(io.BytesIO(data)).size,
+    "TIFF": tiff_size,
     "BMP": lambda data: BmpImagePlugin.BmpImageFile(io.BytesIO(data)).size,
 }

@@ -1,51 +1,113 @@
-"""TIFF: tifffile reads the structure and 16 bit pixels, Pillow decodes up to 8 bits, tifffile writes."""
+"""TIFF: tifffile reads and writes it; Pillow decodes what tifffile can't without imagecodecs, up to 8 bits."""
 
 import io
 import math
+import struct
 from typing import Any
 
 import numpy as np
 import tifffile
 from PIL import TiffImagePlugin
 
+from kithkin.images import _ifd
+from kithkin.images._metadata import IPTC_RESOURCE, Fitting, photoshop_resources, upright_xmp
 from kithkin.images._picture import Picture, Refusal, check_size, imagecodecs_for, make_picture, one_line
 from kithkin.images._pillow import samples_of, samples_of_cmyk
 
-_ICC, _ORIENTATION, _EXIF, _DNG_VERSION, _RESOLUTION_UNIT = 34675, 274, 34665, 50706, 296
+_ICC, _ORIENTATION, _DNG_VERSION, _RESOLUTION_UNIT = 34675, 274, 50706, 296
 _OLD_JPEG = 6
+_COLOURS = {0: 1, 1: 1, 2: 3}
+"""Channels of the kinds of colour that are decoded here: gray with white or black as zero, RGB."""
+_SEPARATED = 5
+_MOST_CHANNELS = 32
+_COLOURS_OF_PILLOW = (3, 4, _SEPARATED, 6)  # palette, mask, CMYK, YCbCr
 _NO_EXTRA_CODEC = (1, 8, 32773, 32946)  # none, deflate, PackBits, deflate under its old number
+
+
+_BY_PILLOW = (2, 3, 4, 5, 6, 7)  # of up to 8 bits: fax, LZW, JPEG
+
+
+def tiff_size(data: bytes) -> tuple[int, int]:
+    """Return (width, height) as stored; raises what `read_tiff` raises before it looks at pixels, or how many they are."""
+    with tifffile.TiffFile(io.BytesIO(data)) as tif:
+        page = _only_page(tif)
+        _check_kind(page)
+        return page.imagewidth, page.imagelength
 
 
 def read_tiff(data: bytes) -> Picture:
     """Decode a TIFF file with one picture: gray, palette, RGB, CMYK or YCbCr up to 8 bits, gray or RGB in 16.
 
-    The EXIF block is not kept (a note says so). Raises Refusal, or what Pillow, tifffile and imagecodecs raise.
+    Raises Refusal, or what Pillow, tifffile and imagecodecs raise.
     """
     with tifffile.TiffFile(io.BytesIO(data)) as tif:
         page = _only_page(tif)
-        _check_page(page, data)
+        check_size(page.imagewidth, page.imagelength)
+        _check_kind(page)
+        _check_data(page, data)
         tags = {tag.code: tag.value for tag in page.tags}
         icc = bytes(tags[_ICC]) if _ICC in tags else None
-        notes: tuple[str, ...] = ("the EXIF data of the TIFF is not kept",) if _EXIF in tags else ()
-        if page.bitspersample == 16:
-            samples = _decode16(page)
-            orientation = int(tags.get(_ORIENTATION, 1))
+        described, notes = _described(data)
+        stored = int(tags.get(_ORIENTATION, 1))
+        image = None if _plain(page) else _by_pillow(data, page)
+        if image is None:
+            samples, turned = _decode(page), False
         else:
-            image = TiffImagePlugin.TiffImageFile(io.BytesIO(data))
             image.load()  # This also turns the picture upright.
-            orientation = 1
+            turned = True
             if image.mode == "CMYK":
                 samples, note = samples_of_cmyk(image, icc)
                 icc, notes = None, (*notes, note)
             else:
                 samples = samples_of(image)
         dpi = _dpi(tags)
-        if tags.get(_ORIENTATION) in (5, 6, 7, 8) and orientation == 1 and dpi:
+        if stored in (5, 6, 7, 8) and turned and dpi:
             dpi = dpi[::-1]
         dropped = _dropped_channels(page)
     if dropped:
         notes = (*notes, f"{dropped} extra channel(s) of the TIFF are neither colour nor alpha and are not kept")
-    return make_picture(samples, icc=icc, dpi=dpi, orientation=orientation, notes=notes)
+    return make_picture(samples, icc=icc, dpi=dpi, orientation=1 if turned else stored, notes=notes, **described)
+
+
+def _plain(page: Any) -> bool:
+    """Whether tifffile decodes the page without Pillow: gray or RGB in whole bytes, not packed by JPEG, LZW or fax."""
+    whole = page.bitspersample in (8, 16) and int(page.photometric) in _COLOURS
+    return whole and (page.bitspersample == 16 or page.compression not in _BY_PILLOW)
+
+
+def _by_pillow(data: bytes, page: Any) -> TiffImagePlugin.TiffImageFile | None:
+    """Return the picture opened by Pillow; None where it does not know it, but tifffile does."""
+    try:
+        return TiffImagePlugin.TiffImageFile(io.BytesIO(data))
+    except SyntaxError:
+        if page.bitspersample == 8 and int(page.photometric) in _COLOURS:
+            return None
+        raise
+
+
+def _described(data: bytes) -> tuple[dict[str, bytes | None], tuple[str, ...]]:
+    """Return the picture's EXIF, XMP and IPTC data, and sentences about what of them is not kept."""
+    try:
+        tags = _ifd.first_directory(data)
+        exif = _ifd.exif_of_tiff(data)
+    except (ValueError, struct.error):
+        return {}, ("the EXIF data and tags of the TIFF are damaged and not kept",)
+    notes = []
+    if _ifd.LAYERS in tags:
+        notes.append("Photoshop's layers are not kept")
+    if exif and _ifd.has_maker_note(exif):
+        notes.append("the camera maker's notes in the EXIF data have moved: some programs won't understand them")
+    xmp = tags[_ifd.XMP].raw if _ifd.XMP in tags else None
+    resources = photoshop_resources(tags[_ifd.PHOTOSHOP].raw) if _ifd.PHOTOSHOP in tags else {}
+    iptc = _iptc(tags[_ifd.IPTC].raw) if _ifd.IPTC in tags else resources.get(IPTC_RESOURCE)
+    return {"exif": exif, "xmp": upright_xmp(xmp) if xmp else None, "iptc": iptc}, tuple(notes)
+
+
+def _iptc(raw: bytes) -> bytes:
+    """IPTC data are bytes, which many programs store as numbers of 4 bytes: in a file of the other order, reversed."""
+    if raw[:1] == b"\x1c" or len(raw) % 4:
+        return raw
+    return np.frombuffer(raw, ">u4").astype("<u4").tobytes()
 
 
 def _only_page(tif: tifffile.TiffFile) -> Any:
@@ -64,15 +126,8 @@ def _only_page(tif: tifffile.TiffFile) -> Any:
     return pages[0]
 
 
-def _check_page(page: Any, data: bytes) -> None:
-    """Raise Refusal where the page is too large, of a kind not handled, or has pixel data missing."""
-    check_size(page.imagewidth, page.imagelength)
-    if page.imagedepth > 1:
-        raise Refusal("is a TIFF volume, not a picture; save one slice of it as a file of its own")
-    if page.sampleformat != 1 or page.bitspersample not in (1, 2, 4, 8, 16):
-        kind = {2: "signed integer", 3: "float", 5: "complex integer", 6: "complex"}.get(page.sampleformat, "integer")
-        bits = one_line(page.bitspersample)  # A tuple where the channels differ.
-        raise Refusal(f"is a TIFF of {bits} bit {kind} samples; save it with 8 or 16 bit integers first")
+def _check_data(page: Any, data: bytes) -> None:
+    """Raise Refusal where pixel data are missing."""
     if page.compression == _OLD_JPEG:
         return  # Its data are not where the offsets say.
     starts, sizes = page.dataoffsets, page.databytecounts
@@ -82,27 +137,47 @@ def _check_page(page: Any, data: bytes) -> None:
         raise Refusal("is cut off or damaged: pixel data of the TIFF are missing; use a complete copy of it")
 
 
-def _decode16(page: Any) -> np.ndarray:
-    """Return the page as (H, W, 1..4) uint16, gray or RGB, with alpha last and not premultiplied."""
-    colours = {0: 1, 1: 1, 2: 3}.get(int(page.photometric))
-    if colours is None:
-        name = getattr(page.photometric, "name", page.photometric)
-        raise Refusal(f"is a 16 bit TIFF with {name} colours; save it as RGB or gray first")
-    if page.compression not in _NO_EXTRA_CODEC:
-        imagecodecs_for(f"a 16 bit TIFF with {getattr(page.compression, 'name', page.compression)} compression")
+def _check_kind(page: Any) -> None:
+    """Raise Refusal for samples, colours and codecs that are not handled."""
+    if page.imagedepth > 1:
+        raise Refusal("is a TIFF volume, not a picture; save one slice of it as a file of its own")
+    if page.sampleformat != 1 or page.bitspersample not in (1, 2, 4, 8, 16):
+        kind = {2: "signed integer", 3: "float", 5: "complex integer", 6: "complex"}.get(page.sampleformat, "integer")
+        bits = one_line(page.bitspersample)  # A tuple where the channels differ.
+        raise Refusal(f"is a TIFF of {bits} bit {kind} samples; save it with 8 or 16 bit integers first")
+    if page.samplesperpixel > _MOST_CHANNELS:
+        raise Refusal(f"is a TIFF of {page.samplesperpixel} channels, not a photograph; save it as RGB or gray first")
+    name = getattr(page.photometric, "name", page.photometric)
+    colours = int(page.photometric)
+    if colours not in _COLOURS and (page.bitspersample == 16 or colours not in _COLOURS_OF_PILLOW):
+        raise Refusal(f"is a {page.bitspersample} bit TIFF with {name} colours; save it as RGB or gray first")
+    if colours == _SEPARATED and page.samplesperpixel != 4:
+        raise Refusal(f"is a CMYK TIFF of {page.samplesperpixel} channels; save it as RGB first")
+    if page.compression in (*_NO_EXTRA_CODEC, *(_BY_PILLOW if page.bitspersample != 16 else ())):
+        return
+    codec = getattr(page.compression, "name", page.compression)
+    if not _plain(page):
+        raise Refusal(f"is a TIFF with {name} colours and {codec} compression; save it as RGB or gray first")
+    imagecodecs_for(f"a {page.bitspersample} bit TIFF with {codec} compression")
+
+
+def _decode(page: Any) -> np.ndarray:
+    """Return the page as (H, W, 1..4) uint8 or uint16, gray or RGB, with alpha last and not premultiplied."""
+    colours, dtype = _COLOURS[int(page.photometric)], np.uint8 if page.bitspersample == 8 else np.uint16
+    top = np.iinfo(dtype).max
     planes = page.asarray(squeeze=False)[:, 0]  # (planes, H, W, channels); one of the two numbers is 1
-    samples = planes.transpose(1, 2, 0, 3).reshape(*planes.shape[1:3], -1).astype(np.uint16, copy=False)
+    samples = planes.transpose(1, 2, 0, 3).reshape(*planes.shape[1:3], -1).astype(dtype, copy=False)
     colour = samples[..., :colours]
     if page.photometric == 0:
-        colour = 65535 - colour
+        colour = top - colour
     kind = _alpha_kind(page)
     if kind is None:
         return colour
     alpha = samples[..., colours : colours + 1]
     if kind == 1:
         with np.errstate(divide="ignore", invalid="ignore"):
-            straight = np.nan_to_num(colour * 65535.0 / alpha, nan=0.0, posinf=0.0)
-        colour = np.minimum(straight + 0.5, 65535).astype(np.uint16)
+            straight = np.nan_to_num(colour * float(top) / alpha, nan=0.0, posinf=0.0)
+        colour = np.minimum(straight + 0.5, top).astype(dtype)
     return np.concatenate([colour, alpha], axis=2)
 
 
@@ -128,7 +203,7 @@ def _dpi(tags: dict[int, Any]) -> tuple[float, float] | None:
         return None
 
 
-def encode_tiff(samples: np.ndarray, icc: bytes | None, dpi: tuple[float, float] | None) -> bytes:
+def encode_tiff(samples: np.ndarray, dpi: tuple[float, float] | None, held: Fitting) -> bytes:
     """Encode (H, W) or (H, W, 2..4) uint8 or uint16 as a deflate-compressed TIFF; the last of 2 or 4 is alpha."""
     channels = samples.shape[2] if samples.ndim == 3 else 1
     options: dict[str, Any] = {"resolution": dpi, "resolutionunit": "INCH"} if dpi else {}
@@ -137,15 +212,59 @@ def encode_tiff(samples: np.ndarray, icc: bytes | None, dpi: tuple[float, float]
     if channels in (2, 4):
         options["extrasamples"] = ["unassalpha"]
     buffer = io.BytesIO()
+    extra: list[Any] = []
+    if held.exif:
+        # The file begins with the EXIF block, for which it is a TIFF without a picture, and goes on with the pixels
+        # and a new first directory. So all that the block points to stays where it says, makers' notes included.
+        buffer, extra = _begun_with(held.exif)
+        options["append"] = "force"
+    if held.xmp:
+        extra.append((_ifd.XMP, 1, None, held.xmp, True))
+    if held.iptc:
+        extra.append((_ifd.IPTC, 7, None, held.iptc, True))
+    if held.comment:
+        extra.append((_ifd.DESCRIPTION, 2, None, held.comment, True))
     tifffile.imwrite(
         buffer,
         np.ascontiguousarray(samples),
         photometric="rgb" if channels > 2 else "minisblack",
         compression="zlib",
         predictor=True,
-        iccprofile=icc,
+        iccprofile=held.icc,
         metadata=None,
         software=False,
+        extratags=extra,
         **options,
     )
-    return buffer.getvalue()
+    return _finished(buffer.getvalue(), len(held.exif)) if held.exif else buffer.getvalue()
+
+
+_STAND_INS = {_ifd.EXIF_IFD: _ifd.EXIF_IFD - 1, _ifd.GPS_IFD: _ifd.GPS_IFD - 1}
+"""tifffile writes no tags of these two kinds, so they go under unused numbers beside them, and are renamed."""
+
+
+def _begun_with(exif: bytes) -> tuple[io.BytesIO, list[Any]]:
+    """Return the beginning of a TIFF that holds an EXIF block, and the tags to write into its first directory."""
+    order = _ifd.byte_order(exif)
+    tags = _ifd.first_directory(exif)
+    moved = _ifd.descriptive(tags)
+    moved |= {stand_in: tags[pointer] for pointer, stand_in in _STAND_INS.items() if pointer in tags}
+    base = exif + bytes(len(exif) % 2)
+    empty = struct.pack(order + "HI", 0, 0)  # a directory without tags, which the new one follows
+    begun = base[:4] + struct.pack(order + "I", len(base)) + base[8:] + empty
+    return io.BytesIO(begun), [(tag, entry.kind, None, entry.raw, True) for tag, entry in moved.items()]
+
+
+def _finished(data: bytes, length: int) -> bytes:
+    """Make the new directory the first one, and give the tags with stand-ins their numbers."""
+    file = bytearray(data)
+    order = _ifd.byte_order(data)
+    file[4:8] = file[length + length % 2 + 2 :][:4]
+    (at,) = struct.unpack_from(order + "I", file, 4)
+    (count,) = struct.unpack_from(order + "H", file, at)
+    for entry in range(at + 2, at + 2 + 12 * count, 12):
+        (number,) = struct.unpack_from(order + "H", file, entry)
+        for tag, stand_in in _STAND_INS.items():
+            if number == stand_in:
+                struct.pack_into(order + "H", file, entry, tag)
+    return bytes(file)

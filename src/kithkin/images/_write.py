@@ -12,6 +12,7 @@ from PIL import Image
 from kithkin.errors import ImageError, InputError
 from kithkin.files import replacing
 from kithkin.images._find import SUFFIXES
+from kithkin.images._metadata import fitting, with_jpeg_segments, with_png_chunks
 from kithkin.images._picture import Picture, Refusal, one_line, os_reason, shown, to_samples
 from kithkin.images._pillow import encode_bmp_alpha
 from kithkin.images._png import PNG_LEVEL, encode_png16
@@ -20,7 +21,6 @@ from kithkin.images._tiff import encode_tiff
 _FORMATS = dict(zip(SUFFIXES, ("PNG", "JPEG", "JPEG", "WebP", "TIFF", "TIFF", "BMP"), strict=True))
 _HOLDS_16_BITS = ("PNG", "TIFF")
 _HOLDS_ALPHA = ("PNG", "TIFF", "WebP", "BMP")
-_JPEG_EXIF_LIMIT = 65533 - len(b"Exif\0\0")
 
 
 def losses(picture: Picture, path: str | os.PathLike[str]) -> list[str]:
@@ -34,12 +34,7 @@ def losses(picture: Picture, path: str | os.PathLike[str]) -> list[str]:
         found.append(f"{kind} holds 8 bits a channel: 16 are reduced to 8")
     if kind not in _HOLDS_ALPHA and _transparent(picture):
         found.append(f"{kind} holds no transparency: the picture is laid over white")
-    if picture.icc and not _icc_for(picture, kind):
-        why = "no gray pictures, so no gray colour profile" if kind == "WebP" else "no colour profile"
-        found.append(f"{kind} holds {why}: it is dropped")
-    if picture.exif and not _exif_for(picture, kind):
-        why = f"at most {_JPEG_EXIF_LIMIT} bytes of EXIF data" if kind == "JPEG" else "no EXIF data in kithkin"
-        found.append(f"{kind} holds {why}: they are dropped")
+    found += fitting(picture, kind).lost
     return found
 
 
@@ -64,8 +59,8 @@ def write_picture(
     """Write `picture` in the format that the ending of `path` names: PNG, JPEG, WebP, TIFF or BMP.
 
     Pixels are clamped to [0, 1] and rounded half up. Gray pictures are written as gray (the plain mean of the
-    channels), in WebP as RGB with equal channels. 16 bits, alpha, ICC profile, EXIF and resolution are kept
-    where the format holds them: see `losses`. JPEG is written with `quality` 1..100 and full colour
+    channels), in WebP as RGB with equal channels. 16 bits, alpha and all that the source
+    said beside its pixels are kept where the format holds them: see `losses` and docs/formats.md. JPEG is written with `quality` 1..100 and full colour
     resolution (4:4:4), everything else without loss. The same picture gives the same bytes.
 
     The file appears complete or not at all: it is written under a hidden temporary name in the same folder
@@ -127,26 +122,31 @@ def _encoded(picture: Picture, kind: str, quality: int) -> bytes:
     """Return the bytes of the file; raise Refusal where the picture does not go into the format."""
     try:
         samples = _samples(picture, kind)
-        icc, exif, dpi = _icc_for(picture, kind), _exif_for(picture, kind), picture.dpi
+        held, dpi = fitting(picture, kind), picture.dpi
         if kind == "TIFF":
-            return encode_tiff(samples, icc, dpi)
+            return encode_tiff(samples, dpi, held)
         if kind == "BMP" and samples.shape[2:] == (4,):
             return encode_bmp_alpha(samples, dpi)
         if kind == "PNG" and samples.ndim == 3 and samples.dtype == np.uint16:
-            return encode_png16(samples, icc, exif, dpi)
-        options: dict[str, Any] = {"icc_profile": icc, "exif": b"Exif\0\0" + exif if exif else None, "dpi": dpi}
+            return with_png_chunks(encode_png16(samples, held.icc, held.exif, dpi), held, samples.shape[2], 16)
+        exif = b"Exif\0\0" + held.exif if held.exif else None
+        options: dict[str, Any] = {"icc_profile": held.icc, "exif": exif, "dpi": dpi}
         if kind == "JPEG":
-            options |= {"quality": quality, "subsampling": 0}
+            options |= {"quality": quality, "subsampling": 0, "comment": held.comment}
         if kind == "PNG":
             options["compress_level"] = PNG_LEVEL
         if kind == "WebP":
             # exact: without it, the colours under transparent pixels are lost. quality and method are the effort
             # here: a sixth of the time of the defaults for files about 6 percent larger.
-            options |= {"lossless": True, "exact": True, "quality": 20, "method": 1}
+            options |= {"lossless": True, "exact": True, "quality": 20, "method": 1, "xmp": held.xmp}
         buffer = io.BytesIO()
         kept = {key: value for key, value in options.items() if value is not None}
         Image.fromarray(samples).save(buffer, kind.upper(), **kept)
-        return buffer.getvalue()
+        data = buffer.getvalue()
+        if kind == "PNG":
+            channels = samples.shape[2] if samples.ndim == 3 else 1
+            return with_png_chunks(data, held, channels, 8 * samples.itemsize)
+        return with_jpeg_segments(data, held) if kind == "JPEG" else data
     except Refusal:
         raise
     except MemoryError as error:
@@ -170,15 +170,3 @@ def _samples(picture: Picture, kind: str) -> np.ndarray:
 
 def _transparent(picture: Picture) -> bool:
     return picture.alpha is not None and bool((picture.alpha < 1).any())
-
-
-def _icc_for(picture: Picture, kind: str) -> bytes | None:
-    """Return the profile as far as the format takes it; one for gray does not fit to RGB pixels."""
-    misfit = kind == "WebP" and picture.icc is not None and picture.icc[16:20] == b"GRAY"
-    return None if kind == "BMP" or misfit else picture.icc
-
-
-def _exif_for(picture: Picture, kind: str) -> bytes | None:
-    """Return the EXIF block as far as the format takes it."""
-    too_long = kind == "JPEG" and picture.exif is not None and len(picture.exif) > _JPEG_EXIF_LIMIT
-    return None if kind in ("BMP", "TIFF") or too_long else picture.exif
