@@ -28,7 +28,7 @@ _BY_PILLOW = (2, 3, 4, 5, 6, 7)  # of up to 8 bits: fax, LZW, JPEG
 
 
 def tiff_size(data: bytes) -> tuple[int, int]:
-    """Return (width, height) as stored; raises what `read_tiff` raises before it looks at pixels, or how many they are."""
+    """Return (width, height) as stored; raises what `read_tiff` raises before it looks at the pixels."""
     with tifffile.TiffFile(io.BytesIO(data)) as tif:
         page = _only_page(tif)
         _check_kind(page)

@@ -59,9 +59,9 @@ def write_picture(
     """Write `picture` in the format that the ending of `path` names: PNG, JPEG, WebP, TIFF or BMP.
 
     Pixels are clamped to [0, 1] and rounded half up. Gray pictures are written as gray (the plain mean of the
-    channels), in WebP as RGB with equal channels. 16 bits, alpha and all that the source
-    said beside its pixels are kept where the format holds them: see `losses` and docs/formats.md. JPEG is written with `quality` 1..100 and full colour
-    resolution (4:4:4), everything else without loss. The same picture gives the same bytes.
+    channels), in WebP as RGB with equal channels. 16 bits, alpha and all that the source said beside its pixels
+    are kept where the format holds them: see `losses` and docs/formats.md. JPEG is written with `quality` 1..100
+    and full colour resolution (4:4:4), everything else without loss. The same picture gives the same bytes.
 
     The file appears complete or not at all: it is written under a hidden temporary name in the same folder
     and then renamed, so a failure leaves an existing file as it was. A link at `path` is followed when
