@@ -168,6 +168,7 @@ def test_every_mistake_is_listed():
         ("seed", -1),
         ("seed", 2**64),
         ("precision", "float16"),
+        ("backend", "cudnn"),
         ("name", None),
         ("data.kind", "video"),
         ("data.crop", 0),

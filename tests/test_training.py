@@ -29,6 +29,7 @@ from kithkin.model import KiT
 from kithkin.training import batches, train
 from kithkin.training.distributed import Ranks
 from kithkin.training.plot import plot_curves
+from kithkin.training.resume import take_over
 from kithkin.training.schedule import learning_rate
 from kithkin.training.state import TrainState, checkpoints
 from kithkin.training.validation import validate
@@ -523,6 +524,14 @@ def test_a_changed_configuration_is_not_resumed(tmp_path, photos, changes, named
         train(run_config(photos, changes), tmp_path / "out", resume=True)
     after = bits_of(checkpoints(tmp_path / "out")[-1])
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_run_takes_the_backend_it_names_and_is_resumed_with_another(tmp_path, photos):
+    train(run_config(photos, {"backend": "blocked"}), tmp_path / "out", minutes=0)
+    state = TrainState.create(run_config(photos, {"backend": "reference"}), Ranks())
+    take_over(state, tmp_path / "out", run_config(photos, {"backend": "reference"}), True, None)
+    layers = [m for m in state.model.modules() if isinstance(m, KNNLocalAttention)]
+    assert {layer.backend for layer in layers} == {"reference"}
 
 
 def test_a_run_of_an_older_recipe_is_resumed(tmp_path, photos, often):

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 from kithkin.degradation_config import DegradationConfig, Section, Share, Sigma, Sigmas
 from kithkin.errors import InputError
 from kithkin.model import KiTConfig
+from kithkin.ops.dispatch import BACKENDS
 
 Positive = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=1, le=8192)]
@@ -175,6 +176,7 @@ class RunConfig(Section):
         task: what it is for: denoise, deblur or derain.
         seed: every random choice of the run follows from it and the step.
         precision: ``"bfloat16"`` runs the network under autocast, and Muon's iteration in it.
+        backend: of the operator, a name from ``kithkin.available_backends``; ``"auto"`` takes the first that can serve.
         model: the keyword arguments of ``kithkin.model.KiTConfig``.
     """
 
@@ -182,6 +184,7 @@ class RunConfig(Section):
     task: Literal["denoise", "deblur", "derain"]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     precision: Literal["float32", "bfloat16"]
+    backend: str = "auto"
     model: dict[str, Any]
     data: DataConfig
     validation: ValidationConfig
@@ -198,6 +201,8 @@ class RunConfig(Section):
                 f"schedule.batch_size crops of data.crop² are {pixels:.2g} pixels a step, at most {MOST_PIXELS:.2g} "
                 "are taken; lower one of them"
             )
+        if self.backend not in ("auto", *BACKENDS):
+            raise ValueError(f"no backend is called {self.backend!r}; there are auto, {', '.join(BACKENDS)}")
         if self.data.kind == "pairs" and self.validation.sigmas:
             raise ValueError("validation.sigmas go with data.kind = 'photos', and only with it")
         watched = self.validation.sigmas or self.data.degradation

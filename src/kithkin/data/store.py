@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kithkin.data.folders import Mixed, Pairs, Photos
+from kithkin.data.storage import Member, Place, is_url, read_members
 from kithkin.data.transfer import Numbers
 from kithkin.errors import ImageError, InputError
 from kithkin.images import measure_picture
@@ -129,11 +129,11 @@ class PhotoStore:
 
 def store_on(device: str | torch.device, dataset: Photos | Pairs | Mixed, cache_gb: float) -> PhotoStore | str:
     """The pictures of a data set, decoded into the memory of a device; or why they aren't: they need more than
-    ``cache_gb`` of it or than two fifths of what a GPU has free, or they don't lie in files of their own."""
+    ``cache_gb`` of it or than two fifths of what a GPU has free, or they lie behind URLs."""
     parts = [dataset.photos, dataset.pairs] if isinstance(dataset, Mixed) else [dataset]
     places = [x for part in parts for place in part.paths for x in (place if isinstance(place, tuple) else (place,))]
-    if not all(isinstance(place, Path) for place in places):
-        return "they lie in shards or behind URLs"
+    if any(isinstance(place, Member) and is_url(place.file) for place in places):
+        return "they lie behind URLs"
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         gigabytes = sum(3 * width * height for width, height in pool.map(_measured, places)) / 1e9
         if gigabytes > cache_gb:
@@ -144,11 +144,13 @@ def store_on(device: str | torch.device, dataset: Photos | Pairs | Mixed, cache_
     return PhotoStore(decoded[0], mixed=decoded[1] if len(decoded) > 1 else (), names=dataset.paths, device=device)
 
 
-def _measured(path: Path) -> tuple[int, int]:
+def _measured(place: Place) -> tuple[int, int]:
+    if isinstance(place, Member):
+        return measure_picture(read_members([place])[place], str(place))
     try:
-        return measure_picture(path.read_bytes(), path)
+        return measure_picture(place.read_bytes(), place)
     except OSError as error:
-        raise ImageError(f"{path}: can't be read: {error.strerror or error}; check that the disk is there") from error
+        raise ImageError(f"{place}: can't be read: {error.strerror or error}; check that the disk is there") from error
 
 
 def _sides_of(picture: Picture, number: int) -> tuple[np.ndarray, ...]:

@@ -9,10 +9,10 @@ from kithkin.errors import InputError
 from kithkin.files import write_whole
 from kithkin.training.state import TrainState, checkpoints, read_run
 
-# What may differ when a run is resumed: where it ends, what is watched, which processes do it, and how much of the
-# pictures a step sees (crops that grow while training goes on); not what is learned.
+# What may differ when a run is resumed: where it ends, what is watched, which processes and kernels do it, and how much
+# of the pictures a step sees (crops that grow while training goes on); not what is learned.
 # The cosine follows the new end from here on.
-FREE_SECTIONS = {"validation", "name", "distributed"}
+FREE_SECTIONS = {"validation", "name", "distributed", "backend"}
 FREE_KEYS = {
     "schedule": {"steps", "epochs", "accumulate", "checkpoint_seconds", "batch_size"},
     "data": {"crop", "cache_gb", "workers"},

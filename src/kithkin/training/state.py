@@ -72,6 +72,7 @@ class TrainState:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would reseed every GPU as well
             model = KiT(config.network).to(ranks.device).train()
+        model.set_backend(None if config.backend == "auto" else config.backend)
         average = copy.deepcopy(model).eval() if config.optimizer.ema_decay else model
         for network in {id(model): model, id(average): average}.values():
             ranks.shard(network)

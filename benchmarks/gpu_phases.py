@@ -1,0 +1,131 @@
+"""What ``gpu.py`` measures, each in a process of its own: a kernel that fails can spoil a process's GPU for good.
+
+    python benchmarks/gpu_phases.py PHASE RESULT.json '{"device": "cuda", …}'
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Result:
+    """A phase's findings, on disk after each: what was measured survives what comes next."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.values = path, {}  # type: Path, dict[str, Any]
+
+    def add(self, **values: Any) -> None:
+        self.values |= values
+        part = self._path.with_suffix(".part")
+        part.write_text(json.dumps(self.values), encoding="utf-8")
+        part.replace(self._path)
+
+
+def machine(device: str) -> dict[str, Any]:
+    """The device and the versions that a number belongs to."""
+    found: dict[str, Any] = {"torch": torch.__version__, "python": sys.version.split()[0]}
+    try:
+        import triton
+
+        found["triton"] = triton.__version__
+    except ImportError:
+        found["triton"] = None
+    if torch.device(device).type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {
+            "gpu": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory_gb": round(properties.total_memory / 1e9, 1),
+        }
+    return found
+
+
+def operator(result: Result, options: dict[str, Any]) -> None:
+    """Parity and gradients of every backend, then their speed."""
+    import operator_gpu
+
+    device = options["device"]
+    result.add(machine=machine(device))
+    result.add(**operator_gpu.measure(device, options["seconds"]))
+
+
+def throughput(result: Result, options: dict[str, Any]) -> None:
+    """Crops a second of the data alone, of the step alone and of both, for one backend and several batches."""
+    from kithkin.config import load_config
+    from kithkin.training.batches import open_batches
+
+    device, changes = options["device"], options["changes"]
+    config = load_config(options["recipe"], changes)
+    result.add(machine=machine(device))
+    started = time.perf_counter()
+    dataset, where = open_batches(config.data, device)
+    result.add(store={"pictures": len(dataset), "seconds": round(time.perf_counter() - started, 2), "where": where})
+    share = options["seconds"] / len(options["batches"])
+    rows: list[dict[str, Any]] = []
+    for size in options["batches"]:
+        sized = load_config(options["recipe"], changes | {"schedule.batch_size": size})
+        try:
+            rows.append({"batch": size, **_rates(sized, dataset, device, options["backend"], share)})
+        except torch.OutOfMemoryError as error:
+            rows.append({"batch": size, "failed": str(error).splitlines()[0]})
+            torch.cuda.empty_cache()
+        result.add(rows=rows)
+
+
+def _rates(config: Any, dataset: Any, device: str, backend: str | None, seconds: float) -> dict[str, Any]:
+    """Crops a second; ``first_step_s`` is what compiling and capturing take."""
+    from kithkin.training.batches import prefetched
+    from kithkin.training.step import TrainingStep
+
+    step = TrainingStep(config, device)
+    step.state.model.set_backend(backend)
+    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+    size = config.schedule.batch_size
+    steps = 10**6
+    with prefetched(dataset, config, 0, steps, step.state.ranks) as batches:
+        parts = next(batches)
+        started = time.perf_counter()
+        step.run(parts)
+        wait()
+        first = time.perf_counter() - started
+        for _ in range(4):  # whatever is captured, is captured by now
+            step.run(parts)
+        found = {"first_step_s": round(first, 2)}
+        for name, act in _work(step, parts, batches):
+            found[name] = round(size * _per_second(act, wait, seconds / 4), 1)
+    if torch.device(device).type == "cuda":
+        found["memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 1e9, 2)
+    found["loss"] = round(float(step.state.losses[-1]), 5)
+    return found
+
+
+def _work(step: Any, parts: Any, batches: Iterator[Any]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    yield "step_crops_per_s", lambda: step.run(parts)
+    yield "data_crops_per_s", lambda: next(batches)
+    yield "both_crops_per_s", lambda: step.run(next(batches))
+
+
+def _per_second(act: Callable[[], Any], wait: Callable[[], Any], seconds: float) -> float:
+    """Calls a second, the device's work included."""
+    act()
+    wait()
+    count, started = 0, time.perf_counter()
+    while (now := time.perf_counter()) - started < seconds or count < 2:
+        act()
+        count += 1
+        if count % 8 == 0:
+            wait()  # else the host runs ahead of the clock
+    wait()
+    now = time.perf_counter()
+    return count / (now - started)
+
+
+if __name__ == "__main__":
+    phase, path, given = sys.argv[1:]
+    {"operator": operator, "throughput": throughput}[phase](Result(Path(path)), json.loads(given))

@@ -1,0 +1,80 @@
+"""The one command for a few minutes of a GPU, on the CPU: everything it measures, trains and leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, str(ROOT / "benchmarks/gpu.py"), "--dry-run"]
+MOST_FILES, LARGEST = 8, 16 * 2**20  # what a machine may hand back
+ALONE = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+
+
+def results(out):
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert len(files) <= MOST_FILES, files
+    assert all(path.stat().st_size <= LARGEST for path in files)
+    return json.loads((out / "gpu.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_the_dry_run_measures_trains_and_goes_on(tmp_path):
+    started = time.monotonic()
+    first = subprocess.run([*COMMAND, "--out", tmp_path / "a", "--minutes", "1"], env=ALONE, capture_output=True, text=True)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert time.monotonic() - started < 120
+    found = results(tmp_path / "a")
+    assert found["operator"]["parity"]
+    rows = found["throughput"]["blocked"]["rows"]
+    assert [row["batch"] for row in rows] == [2, 4]
+    assert all(row[f"{what}_crops_per_s"] > 0 for row in rows for what in ("data", "step", "both"))
+    assert found["best"]["both_crops_per_s"] == max(row["both_crops_per_s"] for row in rows)
+    assert found["training"]["finished"]
+    assert "psnr" in found["training"]["last"][-1]
+    assert (tmp_path / "a/denoise-small.safetensors").is_file()
+    last = json.loads((tmp_path / "a/checkpoint.json").read_text())["step"]
+    # Goes on from what came back alone, for one step more.
+    more = ["--skip", "operator", "throughput", "--resume", tmp_path / "a", "--set", f"schedule.steps={last + 1}"]
+    second = subprocess.run(
+        [*COMMAND, "--out", tmp_path / "b", "--minutes", "1", *more], env=ALONE, capture_output=True, text=True
+    )
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert results(tmp_path / "b")["resumed"] == {"step": last, "whole": True}
+    assert results(tmp_path / "b")["training"]["last"][-1]["step"] == last + 1
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_training_with_a_checkpoint_to_go_on_from(tmp_path):
+    command = [*COMMAND, "--out", tmp_path / "out", "--minutes", "5", "--skip", "operator", "throughput"]
+    process = subprocess.Popen(command, env=ALONE, stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "out/checkpoint.json").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    found = results(tmp_path / "out")
+    assert found["stopped"]
+    assert not found["training"]["finished"]
+    assert json.loads((tmp_path / "out/checkpoint.json").read_text())["step"] > 0
+
+
+def test_it_needs_photographs_on_a_gpu(tmp_path):
+    run = subprocess.run(
+        [sys.executable, COMMAND[1], "--out", tmp_path], env=ALONE, capture_output=True, text=True
+    )
+    assert run.returncode == 2
+    assert "kithkin data pack" in run.stderr
+
+
+def test_a_phase_that_fails_is_named_and_the_others_go_on(tmp_path):
+    command = [*COMMAND, "--out", tmp_path, "--minutes", "1", "--skip", "operator", "train", "--recipe", "none"]
+    run = subprocess.run(command, env=ALONE, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "neither a file nor a recipe" in json.dumps(results(tmp_path)["failures"])
