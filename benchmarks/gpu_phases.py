@@ -1,11 +1,12 @@
 """What ``gpu.py`` measures, each in a process of its own: a kernel that fails can spoil a process's GPU for good.
 
-    python benchmarks/gpu_phases.py PHASE RESULT.json '{"device": "cuda", …}'
+python benchmarks/gpu_phases.py PHASE RESULT.json '{"device": "cuda", …}'
 """
 
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,8 @@ def _rates(config: Any, dataset: Any, device: str, backend: str | None, seconds:
         found = {"first_step_s": round(first, 2)}
         for name, act in _work(step, parts, batches):
             found[name] = round(size * _per_second(act, wait, seconds / 4), 1)
+        if torch.device(device).type == "cuda":
+            found |= _waits_and_launches(lambda: step.run(next(batches)))
     if torch.device(device).type == "cuda":
         found["memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 1e9, 2)
     found["loss"] = round(float(step.state.losses[-1]), 5)
@@ -109,6 +112,23 @@ def _work(step: Any, parts: Any, batches: Iterator[Any]) -> Iterator[tuple[str, 
     yield "step_crops_per_s", lambda: step.run(parts)
     yield "data_crops_per_s", lambda: next(batches)
     yield "both_crops_per_s", lambda: step.run(next(batches))
+
+
+def _waits_and_launches(act: Callable[[], Any]) -> dict[str, Any]:
+    """In one step with its data: how often the host waits for the GPU, and what it asks of it, by kind of call."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            act()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    waits = [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        act()
+        torch.cuda.synchronize()
+    calls = {event.key: event.count for event in profile.key_averages() if event.key.startswith("cuda")}
+    return {"waits": len(waits), "first_wait": waits[:1], "calls": calls}
 
 
 def _per_second(act: Callable[[], Any], wait: Callable[[], Any], seconds: float) -> float:

@@ -26,7 +26,9 @@ def results(out):
 @pytest.mark.slow
 def test_the_dry_run_measures_trains_and_goes_on(tmp_path):
     started = time.monotonic()
-    first = subprocess.run([*COMMAND, "--out", tmp_path / "a", "--minutes", "1"], env=ALONE, capture_output=True, text=True)
+    first = subprocess.run(
+        [*COMMAND, "--out", tmp_path / "a", "--minutes", "1"], env=ALONE, capture_output=True, text=True
+    )
     assert first.returncode == 0, first.stdout + first.stderr
     assert time.monotonic() - started < 120
     found = results(tmp_path / "a")
@@ -66,9 +68,7 @@ def test_a_signal_ends_the_training_with_a_checkpoint_to_go_on_from(tmp_path):
 
 
 def test_it_needs_photographs_on_a_gpu(tmp_path):
-    run = subprocess.run(
-        [sys.executable, COMMAND[1], "--out", tmp_path], env=ALONE, capture_output=True, text=True
-    )
+    run = subprocess.run([sys.executable, COMMAND[1], "--out", tmp_path], env=ALONE, capture_output=True, text=True)
     assert run.returncode == 2
     assert "kithkin data pack" in run.stderr
 

@@ -1,5 +1,7 @@
 """Pictures in one memory: the same crops as from files, gathered together."""
 
+import tarfile
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +75,16 @@ def test_what_does_not_fit_is_said_and_read_as_before(tmp_path):
     said = store_on("cpu", dataset, 4.9 * chart(0).nbytes / 1e9)
     assert "data.cache_gb allows" in said
     assert open_batches(config, "cpu")[1] is None
+
+
+def test_shards_of_this_machine_are_kept_as_well(tmp_path):
+    folder = photos(tmp_path)
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        tar.add(folder, ".")
+    config = of_photos(tmp_path / "set.tar")
+    store, dataset = store_on("cpu", open_training_data(config), 1), open_training_data(of_photos(folder))
+    gathered, read = (sample_batch(x, config, batch_size=4, seed=3, step=0) for x in (store, dataset))
+    assert torch.equal(gathered.degraded, read.degraded)
 
 
 def test_a_damaged_file_is_named(tmp_path):
