@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kithkin.containers import Restorable, check_values, open_image
+from kithkin.containers import BEYOND, Restorable, check_values, open_image
 from kithkin.deconvolution import check_curve, remove_uniform_blur, too_small
 from kithkin.ensemble import check_ensemble, run_ensemble
 from kithkin.errors import InputError, KithkinError
@@ -54,9 +54,9 @@ def restore(
     Args:
         model: the network, on the device where it shall run.
         image: one of
-            torch (C, H, W) or (B, C, H, W), floating in [0, 1], uint8 or uint16, with 1 (gray), 3 or 4 channels;
-            numpy (H, W) or (H, W, C), float32 or float64 in [0, 1], uint8 or uint16, with 1 to 4 channels;
-            a PIL image (a palette comes back as RGB, a bitmap as L, transparency as an alpha channel);
+            torch (H, W), (C, H, W) or (B, C, H, W), floating in [0, 1], uint8 or uint16, with 1 (gray) to 4 channels;
+            numpy (H, W) or (H, W, C), floating in [0, 1], uint8 or uint16, with 1 to 4 channels;
+            a PIL image (a palette and CMYK come back as RGB, a bitmap as L, transparency as an alpha channel);
             a Picture;
             the path of a picture file: the result is written beside it, photo.jpg as photo-restored.jpg, and its path
             comes back. Alpha (the second of two channels, the fourth of four) is kept as it is; a gray picture stays
@@ -73,7 +73,8 @@ def restore(
             restored by the model alone (``kithkin.deconvolution``).
         progress: called with the finished fraction in [0, 1] after each tile; it falls when a picture is started again.
             What it raises (but for MemoryError and RuntimeError) ends the work there.
-        note: called with a sentence for the user when the memory made the tiles smaller, or when no uniform blur was
+        note: called with a sentence for the user when values lie beyond [0, 1] (they may, from -4 to 5, as noise
+            carries them), when CMYK becomes RGB, when the memory made the tiles smaller, or when no uniform blur was
             found; None makes it a warning.
 
     Raises:
@@ -90,11 +91,13 @@ def restore(
     way = _Way(tile, overlap, ensemble, uniform_blur)
     if isinstance(image, str | os.PathLike):
         return _restore_path(model, image, way, strength, progress, note)  # type: ignore[return-value]
-    planes, rebuild = open_image(image)
-    check_values(planes)
+    note = note or _warn
+    planes, rebuild = open_image(image, note)
+    if check_values(planes):
+        note(BEYOND)
     if strength == 0:
         return rebuild(planes.clamp(0, 1))
-    result = _restored(model, planes, way, progress or (lambda fraction: None), note or _warn).to(planes.dtype)
+    result = _restored(model, planes, way, progress or (lambda fraction: None), note).to(planes.dtype)
     if strength != 1:
         torch.lerp(planes, result, strength, out=result)
     return rebuild(result.clamp_(0, 1))

@@ -99,8 +99,10 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu") 
         device: where it goes.
 
     Raises:
+        InputError: the device can't be used here.
         CheckpointError: no such model or file, or it is damaged; a shipped file must have the card's sha256.
     """
+    _check_device(device)
     card = find_model(str(name_or_path))
     if card is None:
         path = Path(name_or_path)
@@ -113,6 +115,17 @@ def load_model(name_or_path: str | Path, *, device: str | torch.device = "cpu") 
     if found != card.sha256:
         raise CheckpointError(f"{card.path}: its sha256 is {found}, the card says {card.sha256}; install kithkin again")
     return read_model(card.path).to(device)
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # Which one depends on how PyTorch was built.
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"load_model: the device {str(device)!r} can't be used ({reason}); take 'cpu', or install a PyTorch that "
+            "knows the device"
+        ) from error
 
 
 def _folder() -> Path:

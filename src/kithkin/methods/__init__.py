@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from kithkin.containers import BEYOND
 from kithkin.deconvolution import CURVES
 from kithkin.ensemble import PASSES
 from kithkin.errors import InputError, KithkinError
@@ -222,4 +223,12 @@ class ModelMethod:
         return weights.hexdigest()[:12]
 
     def __call__(self, image: np.ndarray, *, sigma: float | None = None) -> np.ndarray:
-        return restore(self.model, image, tile=self.tile, ensemble=self.ensemble, uniform_blur=self.uniform_blur)
+        return restore(
+            self.model, image, tile=self.tile, ensemble=self.ensemble, uniform_blur=self.uniform_blur, note=_note
+        )
+
+
+def _note(sentence: str) -> None:
+    """A warning, but for what a measurement knows: noise that isn't clipped goes beyond [0, 1]."""
+    if sentence != BEYOND:
+        warnings.warn(sentence, stacklevel=2)
