@@ -1,0 +1,147 @@
+"""What a hash sees of a noisy picture: how alike, free of noise, the patches are that it brings together.
+
+    python benchmarks/hash_content.py PHOTOGRAPHS
+
+For the pictures of fine repeated structures of ``validation_sets.tsv``: patches are grouped by what is known of them
+under noise, and compared by what they are without it. A value is the mean squared difference between a patch and its
+nearest candidate other than itself, over that of random candidates; 1 is no better than chance, 0 a perfect copy. As
+many candidates for every row: rounds of chunks of four, each with the chunk before it. No network is trained.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kithkin.data import benchmark_noise
+from kithkin.images import read_picture
+from kithkin.ops import PatchGroups, partition, sort_by_hash
+from kithkin.ops.grouping import default_n_buckets, draw_rotations
+from kithkin.ops.reference import candidates_of_each_patch
+
+from measure import keep
+from network_variants import central
+from validation_sets import split
+from variant_networks import window_order
+
+K, SIGMA = 4, 50.0
+
+
+def hashed(features: Tensor, rounds: int, *, by_projection: bool = False) -> Tensor:
+    """Order (rounds, N) of patches (N, F) by hash value; ties by index, or by a projection of its own."""
+    count = len(features)
+    half = default_n_buckets(count, K) // 2
+    rotations = draw_rotations(features.shape[1], rounds, half * 2, generator=torch.Generator().manual_seed(0))
+    projected = torch.einsum("nf,hfm->hnm", features, rotations)
+    buckets = torch.cat([projected, -projected], dim=-1).argmax(dim=-1)
+    if not by_projection:
+        return sort_by_hash(buckets[None])[0]
+    line = torch.randn(features.shape[1], rounds, generator=torch.Generator().manual_seed(1))
+    along = (features @ line).T
+    rank = along.argsort(dim=-1).argsort(dim=-1)
+    return (buckets * count + rank).argsort(dim=-1)
+
+
+def along_lines(features: Tensor, rounds: int) -> Tensor:
+    """Order by one random projection a round, without buckets."""
+    line = torch.randn(features.shape[1], rounds, generator=torch.Generator().manual_seed(1))
+    return (features @ line).T.argsort(dim=-1)
+
+
+def ways(noisy: Tensor, side: int, rounds: int) -> Iterator[tuple[str, Tensor]]:
+    """(name, order (rounds, N)) of every way to group the patches of a picture (1, S, S, 3)."""
+    grid = noisy.shape[1] // side
+    flat = partition(noisy, side)[0]
+    shape = (grid, grid)
+    centred = flat - flat.mean(dim=0)
+    texture = centred - centred.mean(dim=1, keepdim=True)
+    generator = torch.Generator().manual_seed(0)
+    yield "random", torch.stack([torch.randperm(grid * grid, generator=generator) for _ in range(rounds)])
+    yield "windows", torch.stack([window_order(shape, j % 2) for j in range(rounds)])
+    yield "hash", hashed(flat.flatten(1), rounds)
+    yield "centred", hashed(centred.flatten(1), rounds)
+    yield "centred, ties by projection", hashed(centred.flatten(1), rounds, by_projection=True)
+    yield "texture", hashed(texture.flatten(1), rounds)
+    yield "projection alone", along_lines(centred.flatten(1), rounds)
+    wide = _surroundings(noisy, side)
+    yield "centred, patch of twice the side", hashed(wide - wide.mean(dim=0), rounds)
+    for cells in (1, 2):
+        yield f"centred, means of {cells}×{cells} cells", hashed(_cells(centred, side, cells), rounds)
+    for reach in (3, 5):
+        smooth = _smoothed(noisy, reach)
+        smooth = partition(smooth, side)[0].flatten(1)
+        yield f"centred, smoothed {reach}×{reach}", hashed(smooth - smooth.mean(dim=0), rounds)
+
+
+def _cells(patches: Tensor, side: int, cells: int) -> Tensor:
+    """Patches (N, P, C) by the means of cells×cells parts: (N, cells²·C)."""
+    maps = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    return F.adaptive_avg_pool2d(maps, cells).flatten(1)
+
+
+def _smoothed(picture: Tensor, reach: int) -> Tensor:
+    """A picture (1, S, S, C) under a box of reach² pixels."""
+    maps = F.avg_pool2d(picture.permute(0, 3, 1, 2), reach, 1, reach // 2, count_include_pad=False)
+    return maps.permute(0, 2, 3, 1)
+
+
+def _surroundings(noisy: Tensor, side: int) -> Tensor:
+    """The pixels of each patch and half a side around it: (N, F)."""
+    edge = side // 2
+    wide = F.pad(noisy.permute(0, 3, 1, 2), (edge,) * 4, mode="reflect")
+    return F.unfold(wide, side + 2 * edge, stride=side)[0].T
+
+
+def exact(features: Tensor, count: int) -> Tensor:
+    """(N, count) nearest other patches."""
+    return torch.cdist(features, features).fill_diagonal_(torch.inf).topk(count, largest=False).indices
+
+
+def likeness(clean: Tensor, candidates: Tensor) -> tuple[float, float]:
+    """Mean squared difference of a patch (N, F) to the nearest of its candidates (N, M), and to all, not to itself."""
+    own = torch.arange(len(clean))[:, None]
+    distance = (clean[:, None] - clean[candidates.clamp(min=0)]).square().mean(dim=-1)
+    other = (candidates != own) & (candidates >= 0)
+    nearest = distance.masked_fill(~other, torch.inf).amin(dim=1)
+    return float(nearest.mean()), float(distance[other].mean())
+
+
+def of_picture(pixels: np.ndarray, side: int, rounds: int) -> dict[str, tuple[float, float]]:
+    """``likeness`` of every way on one picture."""
+    noisy = torch.from_numpy(benchmark_noise(pixels, SIGMA))[None]
+    clean = partition(torch.from_numpy(pixels)[None], side)[0].flatten(1)
+    found = {
+        name: likeness(clean, candidates_of_each_patch(PatchGroups(order[None].contiguous(), k=K))[0])
+        for name, order in ways(noisy, side, rounds)
+    }
+    flat = partition(noisy, side)[0].flatten(1)
+    others = rounds * (2 * K - 1)
+    return found | {
+        "exact, noisy": likeness(clean, exact(flat, others)),
+        "exact, clean": likeness(clean, exact(clean, others)),
+    }
+
+
+def main(photographs: Path) -> None:
+    torch.set_num_threads(1)
+    pictures = [central(read_picture(file).pixels) for file in split(photographs).kinds["repeated"]]
+    table: dict[str, dict[str, list[float]]] = {}
+    for side in (4, 8, 16):
+        for rounds in (1, 2):
+            found = [of_picture(pixels, side, rounds) for pixels in pictures]
+            means = {name: np.mean([row[name] for row in found], axis=0) for name in found[0]}
+            column = f"{side}², {rounds} round{'s' if rounds > 1 else ''}"
+            chance = means["random"]
+            for name, value in means.items():
+                table.setdefault(name, {})[column] = [round(float(x), 3) for x in value / chance]
+    keep("hash_content", {"sigma": SIGMA, "k": K, "pictures": len(pictures), "nearest and mean over random": table})
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]))

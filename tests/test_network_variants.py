@@ -1,0 +1,95 @@
+"""The networks that the experiments compare do what their names say."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from kithkin.ops import partition, unpartition
+from kithkin.ops.reference import aggregate, candidates_of_each_patch, pairwise_attention
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+from network_variants import attentions, draw
+from variant_networks import Attention, Plan, build, window_order
+
+GROUPINGS = ("hash", "centered", "cells", "random", "windows", "mixed")
+
+
+def normal(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_every_round_of_a_grouping_holds_every_patch_once(grouping):
+    layer = Attention(8, Plan(grouping=grouping, n_hashes=2), seed=3).eval()
+    x = normal(2, 24, 32, 8)
+    layer(x)
+    groups = layer.group(partition(x, 4))
+    assert groups.order.shape == (2, 2, 48)
+    assert torch.equal(groups.order.sort(dim=-1).values, torch.arange(48).expand(2, 2, 48))
+    assert torch.equal(groups.order, layer.group(partition(x, 4)).order)
+
+
+def test_a_patch_alone_sees_itself():
+    layer = Attention(8, Plan(grouping="self"), seed=0)
+    assert layer.group(partition(normal(1, 16, 16, 8), 4)).candidates_per_patch == 1
+
+
+def test_windows_are_blocks_of_four_patches_moved_by_one():
+    assert window_order((4, 4), 0).view(4, 4).tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    assert window_order((4, 4), 1).tolist()[:5] == [0, 1, 2, 3, 4]
+    assert {5, 6, 9, 10} == set(window_order((4, 4), 1).tolist()[6:10])
+
+
+def test_cells_tell_patches_apart_that_differ_little_from_what_all_share():
+    kinds = torch.arange(32) % 2
+    patches = (20 + normal(2, 16, 8)[kinds] + 0.05 * normal(32, 16, 8))[None]
+    layer = Attention(8, Plan(grouping="cells"), seed=0).eval()
+    first, second = (set(layer._hashes(patches)[0, 0, kinds == kind].tolist()) for kind in (0, 1))
+    assert not first & second
+    layer.grouping = "hash"
+    assert len(set(layer._hashes(patches).flatten().tolist())) == 1
+
+
+def test_a_descriptor_adds_a_scaled_cosine_to_the_pair_s_logit():
+    layer = Attention(16, Plan(descriptor=4), seed=0).eval()
+    x = normal(1, 16, 32, 16)
+    patches = partition(x, 4)
+    described = layer.describe(patches.flatten(2))
+    described = F.normalize(described - described.mean(dim=1, keepdim=True), dim=-1)
+    query, key = (F.pad(proj(patches), (0, 4)) for proj in (layer.query_proj, layer.key_proj))
+    layer(x)
+    listed = candidates_of_each_patch(layer.group(described.unsqueeze(2)))[0]
+    logits = torch.einsum("npc,nmpc->nm", query[0], key[0][listed]) / (16 * 4)
+    logits = logits + layer.scale**2 * torch.einsum("nd,nmd->nm", described[0], described[0][listed])
+    outputs = pairwise_attention(query[0][:, None], key[0][listed], layer.value_proj(patches)[0][listed])
+    expected = aggregate(torch.softmax(logits, dim=-1), outputs)
+    torch.testing.assert_close(layer(x), unpartition(expected[None], 4, (16, 32)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "plan", [Plan(blocks="na cf g ac n", width=8, descriptor=2, meter=True), Plan(width=8, grouping="windows")]
+)
+def test_an_untrained_network_returns_its_input_and_learns_in_every_parameter(plan):
+    model, image = build(plan), torch.rand(2, 3, 53, 42)
+    torch.testing.assert_close(model(image), image)
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    model(image).square().mean().backward()
+    assert [name for name, p in model.named_parameters() if not p.grad.abs().sum() > 0] == []
+    assert len(attentions(model)) == (2 if plan.blocks else 7)
+
+
+def test_a_step_s_crops_follow_from_the_seed_and_the_step():
+    windows = np.random.default_rng(0).integers(0, 256, (5, 224, 224, 3), np.uint8)
+    args = argparse.Namespace(seed=1, crop=32, batch=3, sigma=(25.0, 25.0))
+    noisy, clean = draw(windows, args, 7)
+    again = draw(windows, args, 7)
+    assert torch.equal(noisy, again[0])
+    assert torch.equal(clean, again[1])
+    assert not torch.equal(clean, draw(windows, args, 8)[1])
+    assert (noisy - clean).std().item() * 255 == pytest.approx(25, rel=0.05)
