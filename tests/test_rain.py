@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kithkin.data.degrade import rain
+from kithkin.data.degrade.draws import Draws
 from kithkin.data.degrade.rain import (
     HEAVY,
     LIGHT,
@@ -20,7 +21,9 @@ from kithkin.data.degrade.rain import (
     seeds,
     streak_kernels,
     streak_layers,
+    streaks_of,
 )
+from kithkin.data.transfer import moved
 from kithkin.errors import InputError
 
 DRY = RainLook(density=(0, 0))
@@ -46,9 +49,21 @@ def one(**values):
     count = max(len(v) if isinstance(v, list) else 1 for v in values.values())
     numbers = dict.fromkeys(rain.Rain._fields, 0.0) | {"length": 20.0, "width": 2.0, "strength": 0.1, "radius": 4.0}
     numbers |= {"density": 0.01, "gray": 1.0, "screened": 1.0} | values
-    tensors = {name: torch.tensor(v).float().expand(count) for name, v in numbers.items()}
-    layered = {name: x[:, None] for name, x in tensors.items() if name in rain.Rain._fields[:7]}
-    return rain.Rain(**tensors | layered)
+    arrays = {name: np.broadcast_to(np.array(v, np.float32), count) for name, v in numbers.items()}
+    layered = {name: x[:, None] for name, x in arrays.items() if name in rain.Rain._fields[:7]}
+    return rain.Rain(**arrays | layered)
+
+
+def layers_of(numbers, size):
+    """(B, H, W), the only layer of each picture."""
+    count = len(numbers.density)
+    streaks = streaks_of(numbers, Draws.of_step(0, 0, range(count)), [np.arange(count)])
+    return streak_layers(moved(streaks, "cpu"), size, 60)
+
+
+def kernels_of(length, width, angle):
+    reach = math.ceil(max(length) / 2 + 1.5 * max(width) + 1)
+    return streak_kernels(*(torch.tensor(x).float() for x in (length, width, angle)), reach)
 
 
 def structure_angle(field):
@@ -66,7 +81,7 @@ def structure_angle(field):
 
 @pytest.mark.parametrize("density", [0.005, 0.03, 0.5])
 def test_seeds_lie_on_the_asked_fraction_of_pixels(density):
-    found = seeds(torch.tensor([density]), (1000, 1000), generator())[0]
+    found = seeds(torch.tensor([density]), (1000, 1000), torch.tensor([[3, 4]], dtype=torch.int32))[0]
     assert (found > 0).float().mean().item() == pytest.approx(density, abs=4 * math.sqrt(density / 1e6))
     bright = found[found > 0]
     assert bright.min() >= 0.5
@@ -75,8 +90,7 @@ def test_seeds_lie_on_the_asked_fraction_of_pixels(density):
 
 
 def test_kernels_sum_to_one_and_are_centred():
-    lengths, widths, angles = torch.tensor([15.0, 60.0, 33.3, 1.0]), torch.tensor([1.0, 5, 2, 1]), [-30.0, 0, 77, 10]
-    kernels = streak_kernels(lengths, widths, torch.tensor(angles)).double()
+    kernels = kernels_of([15.0, 60.0, 33.3, 1.0], [1.0, 5, 2, 1], [-30.0, 0, 77, 10]).double()
     steps = torch.arange(kernels.shape[1]) - kernels.shape[1] // 2
     torch.testing.assert_close(kernels.sum((1, 2)), torch.ones(4).double(), atol=1e-6, rtol=0)
     assert kernels.min() >= 0
@@ -90,7 +104,7 @@ def test_kernels_sum_to_one_and_are_centred():
 def test_kernels_have_the_spread_of_a_line(length, width, angle):
     """Second moments: length² / 12 of an even line (with ends that fade over the width, + width² / 12) along it, and
     width² / (8 log 2) of a Gaussian across it. The direction is that of the larger."""
-    kernel = streak_kernels(*(torch.tensor([float(x)]) for x in (length, width, angle)))[0].double().numpy()
+    kernel = kernels_of([length], [width], [angle])[0].double().numpy()
     steps = np.arange(len(kernel)) - len(kernel) // 2
     xx, yy = kernel.sum(0) @ steps**2, kernel.sum(1) @ steps**2
     xy = steps @ kernel @ steps
@@ -105,7 +119,7 @@ def test_kernels_have_the_spread_of_a_line(length, width, angle):
 @pytest.mark.parametrize(("length", "width"), [(20, 2), (50, 4)])
 def test_the_energy_of_a_kernel_is_that_of_an_even_line(length, width):
     """Sum of squares of an even line with a Gaussian profile: 1 / (length width) sqrt(2 log 2 / pi), less the ends."""
-    kernel = streak_kernels(torch.tensor([float(length)]), torch.tensor([float(width)]), torch.tensor([20.0]))
+    kernel = kernels_of([length], [width], [20])
     expected = math.sqrt(2 * math.log(2) / math.pi) / (length * width)
     assert kernel.square().sum().item() == pytest.approx(expected, rel=1.1 * width / length / 3)
 
@@ -117,45 +131,43 @@ def test_the_energy_of_a_kernel_is_that_of_an_even_line(length, width):
 @pytest.mark.parametrize(("length", "width"), [(15.0, 1.0), (60.0, 4.0)])
 def test_thresholds_are_in_standard_deviations_whatever_the_streaks(density, length, width):
     """Far below the mean nothing is cut off: mean and deviation come out as asked."""
-    layers = streak_layers(
-        one(density=density, length=length, width=width, threshold=[-30.0] * 4), (512, 512), generator()
-    )
+    layers = layers_of(one(density=density, length=length, width=width, threshold=[-30.0] * 4), (512, 512))
     assert layers.mean().item() == pytest.approx(3.0, abs=0.04)
     assert layers.std().item() == pytest.approx(0.1, rel=0.06)
 
 
 def test_a_dense_layer_is_bright_where_a_normal_variable_exceeds_the_threshold():
-    layer = streak_layers(one(density=0.5, length=40.0, width=4.0, threshold=[1.0] * 4), (512, 512), generator())
+    layer = layers_of(one(density=0.5, length=40.0, width=4.0, threshold=[1.0] * 4), (512, 512))
     assert (layer > 0).float().mean().item() == pytest.approx(0.1587, abs=0.015)
 
 
 @pytest.mark.parametrize("angle", [-60.0, -30.0, 0.0, 12.0, 45.0])
 def test_streaks_fall_as_asked(angle):
-    layer = streak_layers(one(angle=[angle], length=30.0), (256, 256), generator())[0, 0]
+    layer = layers_of(one(angle=[angle], length=30.0), (256, 256))[0]
     assert structure_angle(layer.double().numpy()) == pytest.approx(angle, abs=2)
 
 
 def test_a_streak_falls_to_the_left_where_the_angle_is_positive():
-    kernel = streak_kernels(torch.tensor([30.0]), torch.tensor([1.5]), torch.tensor([30.0]))[0]
+    kernel = kernels_of([30], [1.5], [30])[0]
     half = len(kernel) // 2
     assert kernel[half + 8 :, :half].sum() > 0.2
     assert kernel[half + 8 :, half + 1 :].sum() < 0.01
 
 
 def test_a_stronger_layer_is_proportionally_brighter():
-    weak, strong = (streak_layers(one(strength=s), (64, 64), generator()) for s in (0.1, 0.2))
+    weak, strong = (layers_of(one(strength=s), (64, 64)) for s in (0.1, 0.2))
     assert weak.max() > 0
     torch.testing.assert_close(strong, 2 * weak)
 
 
 def test_darkening_takes_the_mean_away():
-    plain, without = (streak_layers(one(darkening=d, density=0.03), (64, 64), generator()) for d in (0.0, 1.0))
+    plain, without = (layers_of(one(darkening=d, density=0.03), (64, 64)) for d in (0.0, 1.0))
     torch.testing.assert_close(without, plain - plain.mean())
     assert without.min() < 0
 
 
 def test_the_variation_is_slow_and_about_one():
-    even, uneven = (streak_layers(one(variation=[v] * 8, threshold=-30.0), (64, 64), generator()) for v in (0.0, 1.0))
+    even, uneven = (layers_of(one(variation=[v] * 8, threshold=-30.0), (64, 64)) for v in (0.0, 1.0))
     factor = uneven / even
     assert factor.min() >= 0
     assert factor.max() <= 2.001
@@ -164,7 +176,9 @@ def test_the_variation_is_slow_and_about_one():
 
 
 def test_drops_cover_the_asked_fraction():
-    layer = rain.drop_layers(one(drops=[0.03] * 8, radius=5.0), (256, 256), generator())
+    keys = Draws.of_step(0, 0, range(8)).keys("drops")
+    drops = rain.Drops(*(np.full(8, x, np.float32) for x in (0.03, 5.0, 0.1)), keys)
+    layer = rain.drop_layers(moved(drops, "cpu"), (256, 256), 11)
     assert (layer > 0.2 * layer.max()).float().mean().item() == pytest.approx(0.03, rel=0.2)
 
 
@@ -260,17 +274,18 @@ def test_pictures_may_be_smaller_than_a_streak(size):
 
 
 def test_shares_are_those_of_the_settings():
-    layers = draw_rain(4000, generator(), RainSettings((DRY, replace(LIGHT, layers=(1, 3))), (1.0, 3.0))).density > 0
-    counts = torch.bincount(layers.sum(1), minlength=4) / 4000
-    torch.testing.assert_close(counts, torch.full((4,), 0.25), atol=0.03, rtol=0)
-    blending = draw_rain(4000, generator(), RainSettings(blends=(1, 1, 2)))
-    assert blending.screened.mean().item() == pytest.approx(0.75, abs=0.03)
-    assert (blending.gray < 1).float().mean().item() == pytest.approx(0.5, abs=0.03)
+    draws = Draws.of_step(0, 0, range(4000))
+    layers = draw_rain(draws, RainSettings((DRY, replace(LIGHT, layers=(1, 3))), (1.0, 3.0))).density > 0
+    counts = np.bincount(layers.sum(1), minlength=4) / 4000
+    np.testing.assert_allclose(counts, 0.25, atol=0.03)
+    blending = draw_rain(draws, RainSettings(blends=(1, 1, 2)))
+    assert blending.screened.mean() == pytest.approx(0.75, abs=0.03)
+    assert (blending.gray < 1).mean() == pytest.approx(0.5, abs=0.03)
 
 
 @pytest.mark.parametrize("name", ["length", "width", "threshold", "strength", "darkening", "veil", "light", "radius"])
 def test_numbers_are_drawn_from_their_range(name):
-    drawn = getattr(draw_rain(2000, generator(), alone(HEAVY)), name)
+    drawn = getattr(draw_rain(Draws.of_step(0, 0, range(2000)), alone(HEAVY)), name)
     low, high = getattr(HEAVY, name)
     assert low <= drawn.min() < low + 0.05 * (high - low) + 1e-6
     assert high - 0.05 * (high - low) - 1e-6 < drawn.max() <= high + 1e-4

@@ -31,7 +31,7 @@ from kithkin.data.degrade.draws import Draws
 from kithkin.data.degrade.fields import Source, as_draws
 from kithkin.data.degrade.jpeg import jpeg
 from kithkin.data.degrade.noise import benchmark_noise, correlated_noise, gaussian_noise, smooth
-from kithkin.data.degrade.rain import LOOKS, RainSettings, add_rain
+from kithkin.data.degrade.rain import LOOKS, RainSettings, Shower, apply_rain, plan_rain
 from kithkin.data.transfer import Numbers, moved
 from kithkin.degradation_config import BlurConfig, CameraConfig, CorrelatedConfig, RainConfig
 from kithkin.errors import InputError
@@ -126,12 +126,16 @@ def _correlated(clean: Tensor, numbers: _Correlated, settings: CorrelatedConfig)
     return correlated_noise(clean, *numbers), clean
 
 
-def _rain(clean: Tensor, generator: torch.Generator, settings: RainConfig) -> tuple[Tensor, Tensor]:
-    shares = (settings.light, settings.medium, settings.heavy)
-    looks = tuple(LOOKS[name] for name in ("light", "medium", "heavy"))
-    rainy, _ = add_rain(clean, generator, RainSettings(looks, shares))
-    dry = torch.rand(len(clean), 1, 1, 1, generator=generator, device=clean.device) < settings.dry_share
-    return torch.where(dry, clean, rainy), clean
+def _rain_settings(settings: RainConfig) -> RainSettings:
+    return RainSettings(tuple(LOOKS.values()), (settings.light, settings.medium, settings.heavy))
+
+
+def _draw_rain(draws: Draws, size: tuple[int, int], settings: RainConfig) -> Shower:
+    return plan_rain(draws, _rain_settings(settings), settings.dry_share)
+
+
+def _rain(clean: Tensor, shower: Shower, settings: RainConfig) -> tuple[Tensor, Tensor]:
+    return apply_rain(clean, shower, _rain_settings(settings)), clean
 
 
 def _camera(clean: Tensor, numbers: CameraNumbers, settings: CameraConfig) -> tuple[Tensor, Tensor]:
@@ -181,7 +185,7 @@ def _seeds(draws: Draws, size: tuple[int, int], settings: Any) -> tuple[int, ...
 
 DEGRADATIONS: dict[str, Degradation] = {
     "correlated": Degradation(_draw_correlated, _correlated, margin=lambda settings: 0),
-    "rain": Degradation(_seeds, _one_by_one(_rain), margin=lambda settings: 0),
+    "rain": Degradation(_draw_rain, _rain, margin=lambda settings: 0),
     "blur": Degradation(_seeds, _one_by_one(_blur), margin=lambda settings: settings.margin),
     "camera": Degradation(draw_camera, _camera, margin=lambda settings: _CAMERA_MARGIN),
 }

@@ -6,9 +6,10 @@ the device from the keys that this gives, see ``kithkin.data.degrade.fields``.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -49,8 +50,7 @@ class Draws:
 
     def between(self, name: str, bounds: tuple[float, float]) -> np.ndarray:
         """(B,) float64, uniform between the bounds."""
-        low, high = bounds
-        return low + (high - low) * self.uniform(name, 1)[:, 0]
+        return between(*bounds, self.uniform(name, 1)[:, 0])
 
     def keys(self, name: str) -> np.ndarray:
         """(B, 2) int32: what fields of noise are drawn from on the device."""
@@ -63,6 +63,28 @@ class Draws:
     def take(self, places: np.ndarray) -> "Draws":
         """Those of some of the pictures, by a mask or by their places."""
         return Draws(self.seeds[places])
+
+
+def between(low: Any, high: Any, draw: np.ndarray) -> np.ndarray:
+    """Carry a draw in [0, 1) to the range from ``low`` to ``high``."""
+    carried: np.ndarray = low + (high - low) * draw
+    return carried
+
+
+def log_between(low: np.ndarray, high: np.ndarray, draw: np.ndarray) -> np.ndarray:
+    """Like ``between``, uniform in the logarithm where the range does not begin at 0."""
+    return np.where(low > 0, low * (high / np.maximum(low, 1e-9)) ** draw, between(low, high, draw))
+
+
+def choose(shares: Sequence[float], draw: np.ndarray) -> np.ndarray:
+    """Indices drawn with these shares (of any sum): int64, of the shape of ``draw``, which is uniform in [0, 1)."""
+    steps = np.cumsum(shares)
+    return np.searchsorted(steps[:-1], draw * steps[-1], side="right")
+
+
+def single(values: np.ndarray) -> np.ndarray:
+    """As float32."""
+    return values.astype(np.float32)
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

@@ -16,10 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kithkin.data.degrade.slow_fields import between, choose, log_between, smooth_field, uniform
+from kithkin.data.degrade.draws import Draws, between, choose, log_between, single
+from kithkin.data.degrade.fields import Source, as_draws, smooth_field, uniform_field
+from kithkin.data.transfer import Numbers, moved
 from kithkin.errors import InputError
 
 Range = tuple[float, float]
@@ -147,12 +150,12 @@ class RainSettings:
                 raise InputError(f"RainSettings: {name} are from 0, not all of them 0; got {value}")
 
 
-def add_rain(clean: Tensor, generator: torch.Generator, settings: RainSettings) -> tuple[Tensor, Tensor]:
+def add_rain(clean: Tensor, source: Source, settings: RainSettings) -> tuple[Tensor, Tensor]:
     """Draw rain over photographs.
 
     Args:
         clean: (B, 3, H, W) floats in [0, 1].
-        generator: draws everything; on the device of ``clean``.
+        source: of all random numbers, see ``degrade_photos``.
         settings: the kinds of rain and their shares.
 
     Returns:
@@ -165,22 +168,12 @@ def add_rain(clean: Tensor, generator: torch.Generator, settings: RainSettings) 
         raise InputError(
             f"add_rain: pictures are (B, 3, H, W) floats in [0, 1], got {clean.dtype} {tuple(clean.shape)}"
         )
-    size = (clean.shape[2], clean.shape[3])
-    picture = clean if clean.dtype == torch.float64 else clean.float()
-    rain = draw_rain(len(clean), generator, settings)
-    streaks, drops, veil = streak_layers(rain, size, generator), drop_layers(rain, size, generator), None
-    for layer in [*streaks.unbind(1), drops]:
-        picture = blend(picture, layer[:, None].to(picture), rain.gray, rain.screened)
-    if any(look.veil[1] > 0 for look in settings.looks):
-        veil = rain.veil.view(-1, 1, 1, 1) * between(0.5, 1.0, smooth_field(len(clean), size, _CELLS, generator))
-        picture = torch.lerp(picture, rain.light.view(-1, 1, 1, 1).to(picture), veil.to(picture))
-    if settings.quantised:
-        picture = picture.mul(255).round_().div_(255)
-    return picture.to(clean.dtype), clean
+    shower = plan_rain(as_draws(source, len(clean)), settings)
+    return apply_rain(clean, moved(shower, clean.device), settings), clean
 
 
 class Rain(NamedTuple):
-    """The numbers that describe the rain of each picture, drawn.
+    """The numbers that describe the rain of each picture, drawn: float32.
 
     Attributes:
         density, length, width, angle, threshold, strength, darkening: (B, L), of each layer, units as in
@@ -191,60 +184,191 @@ class Rain(NamedTuple):
         screened: (B,) 1 for screen and alpha blending, 0 where light is added.
     """
 
-    density: Tensor
-    length: Tensor
-    width: Tensor
-    angle: Tensor
-    threshold: Tensor
-    strength: Tensor
-    darkening: Tensor
-    variation: Tensor
-    veil: Tensor
-    light: Tensor
-    drops: Tensor
-    radius: Tensor
-    gray: Tensor
-    screened: Tensor
+    density: np.ndarray
+    length: np.ndarray
+    width: np.ndarray
+    angle: np.ndarray
+    threshold: np.ndarray
+    strength: np.ndarray
+    darkening: np.ndarray
+    variation: np.ndarray
+    veil: np.ndarray
+    light: np.ndarray
+    drops: np.ndarray
+    radius: np.ndarray
+    gray: np.ndarray
+    screened: np.ndarray
 
 
-def draw_rain(count: int, generator: torch.Generator, settings: RainSettings) -> Rain:
-    """Draw the rain of ``count`` pictures; the tensors lie on the generator's device."""
-    look = choose(settings.shares, uniform(count, 1, generator)[:, 0])
+def draw_rain(draws: Draws, settings: RainSettings) -> Rain:
+    """Draw the rain of B pictures, on the host."""
+    look = choose(settings.shares, draws.uniform("look", 1)[:, 0])
+    layers = max(1, *(look.layers[1] for look in settings.looks))
 
-    def limits(name: str) -> tuple[Tensor, Tensor]:
-        table = torch.tensor([getattr(x, name) for x in settings.looks], dtype=torch.float32, device=look.device)
-        chosen = table[look].view(count, -1, 1)
-        return chosen[:, 0], chosen[:, -1]
+    def limits(name: str) -> tuple[np.ndarray, np.ndarray]:
+        chosen = np.array([getattr(x, name) for x in settings.looks], np.float64)[look].reshape(len(look), -1)
+        return chosen[:, :1], chosen[:, -1:]
 
-    layers = max(look.layers[1] for look in settings.looks)
-
-    def each(name: str, columns: int = layers, scale: Callable[[Tensor, Tensor, Tensor], Tensor] = between) -> Tensor:
-        return scale(*limits(name), uniform(count, columns, generator))
+    def each(name: str, columns: int = layers, scale: Callable[..., np.ndarray] = between) -> np.ndarray:
+        return single(scale(*limits(name), draws.uniform(name, columns)))
 
     fewest, most = limits("layers")
-    present = (
-        torch.arange(layers, device=look.device) < fewest + (uniform(count, 1, generator) * (most - fewest + 1)).floor()
-    )
-    angle = limits("lean")[1] * (2 * uniform(count, 1, generator) - 1)
-    angle = angle + limits("spread")[1] * (2 * uniform(count, layers, generator) - 1)
-    blending = choose(settings.blends, uniform(count, 1, generator)[:, 0])
-    gray = between(*settings.gray, uniform(count, 1, generator)[:, 0])
+    present = np.arange(layers) < fewest + np.floor(draws.uniform("layers", 1) * (most - fewest + 1))
+    angle = limits("lean")[1] * (2 * draws.uniform("lean", 1) - 1)
+    angle = angle + limits("spread")[1] * (2 * draws.uniform("spread", layers) - 1)
+    blending = choose(settings.blends, draws.uniform("blend", 1)[:, 0])
+    gray = between(*settings.gray, draws.uniform("gray", 1)[:, 0])
     length, width = each("length", scale=log_between), each("width", scale=log_between)
     return Rain(
         density=each("density", scale=log_between) * present,
         length=length,
-        width=torch.minimum(width, (length / _SLENDER).clamp(min=1)),
-        angle=angle,
+        width=np.minimum(width, np.maximum(length / _SLENDER, 1)),
+        angle=single(angle),
         threshold=each("threshold"),
         strength=each("strength"),
         darkening=each("darkening"),
         **{name: each(name, 1)[:, 0] for name in ("variation", "veil", "light", "drops", "radius")},
-        gray=torch.where(blending == _BLENDS.index("alpha"), gray, 1.0),
-        screened=(blending != _BLENDS.index("add")).float(),
+        gray=single(np.where(blending == _BLENDS.index("alpha"), gray, 1.0)),
+        screened=single(blending != _BLENDS.index("add")),
     )
 
 
-def streak_layers(rain: Rain, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+class Streaks(NamedTuple):
+    """Layers of streaks: the numbers of N of them, as in ``Rain``, and the keys of their seeds and changes."""
+
+    density: Numbers
+    length: Numbers
+    width: Numbers
+    angle: Numbers
+    threshold: Numbers
+    strength: Numbers
+    darkening: Numbers
+    variation: Numbers
+    keys: Numbers
+    changes: Numbers
+
+
+class Drops(NamedTuple):
+    """Drops on the lens of N pictures: which share they cover, their radius and brightness, the keys of their seeds."""
+
+    share: Numbers
+    radius: Numbers
+    bright: Numbers
+    keys: Numbers
+
+
+class Shower(NamedTuple):
+    """What rain falls on a batch. The wet pictures are sorted, those with the most layers first, so that those that
+    have a second layer, a third one and so on are the first ones.
+
+    Attributes:
+        wet, dry: places of the pictures with rain, in that order, and without; int64.
+        order: (B,) places in the row of these two groups.
+        gray, screened: of the wet ones, as in ``Rain``.
+        counts: how many pictures have a first layer, a second one, …
+        streaks: the first layers of all pictures that have one, then the second ones, …
+        wearing, drops: places among the wet ones of those with drops on the lens, and their drops.
+        veiled, veil, light, keys: places among the wet ones of those with a veil, and its numbers.
+    """
+
+    wet: Numbers
+    dry: Numbers
+    order: Numbers
+    gray: Numbers
+    screened: Numbers
+    counts: tuple[int, ...]
+    streaks: Streaks
+    wearing: Numbers
+    drops: Drops
+    veiled: Numbers
+    veil: Numbers
+    light: Numbers
+    keys: Numbers
+
+
+def plan_rain(draws: Draws, settings: RainSettings, dry_share: float = 0.0) -> Shower:
+    """Draw the rain of B pictures, ``dry_share`` of which get none, and say which pictures have which parts of it."""
+    rain = draw_rain(draws, settings)
+    n_layers = (rain.density > 0).sum(axis=1)
+    is_dry = draws.uniform("dry", 1)[:, 0] < dry_share
+    by_layers = np.argsort(-n_layers, kind="stable")
+    wet, dry = by_layers[~is_dry[by_layers]], by_layers[is_dry[by_layers]]
+    counts = tuple(int((n_layers[wet] > i).sum()) for i in range(rain.density.shape[1]))
+    wearing, veiled = np.flatnonzero(rain.drops[wet] > 0), np.flatnonzero(rain.veil[wet] > 0)
+    wearers, covered = wet[wearing], wet[veiled]
+    drops = Drops(
+        rain.drops[wearers],
+        rain.radius[wearers],
+        rain.strength[wearers].mean(axis=1),
+        draws.take(wearers).keys("drops"),
+    )
+    return Shower(
+        wet,
+        dry,
+        np.argsort(np.concatenate([wet, dry])),
+        rain.gray[wet],
+        rain.screened[wet],
+        tuple(count for count in counts if count),
+        streaks_of(rain, draws, [wet[:count] for count in counts]),
+        wearing,
+        drops,
+        veiled,
+        rain.veil[covered],
+        rain.light[covered],
+        draws.take(covered).keys("veil"),
+    )
+
+
+def streaks_of(rain: Rain, draws: Draws, places: list[np.ndarray]) -> Streaks:
+    """The first layers of these pictures, the second ones of those, …: ``places`` for each layer, which they have."""
+    parts = []
+    for layer, chosen in enumerate(places):
+        own = draws.child(f"layer {layer}").take(chosen)
+        numbers = [x[chosen, layer] for x in rain[:7]]
+        parts.append([*numbers, rain.variation[chosen], own.keys("seeds"), own.keys("changes")])
+    if not parts:
+        return Streaks(*np.zeros((8, 0), np.float32), *np.zeros((2, 0, 2), np.int32))
+    return Streaks(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+
+
+def apply_rain(clean: Tensor, shower: Shower, settings: RainSettings) -> Tensor:
+    """Rainy pictures, by numbers that have been moved to the device of the clean ones (B, 3, H, W)."""
+    if not len(shower.wet):
+        return clean
+    size = (clean.shape[2], clean.shape[3])
+    picture = clean.index_select(0, shower.wet).to(torch.promote_types(clean.dtype, torch.float32))
+    gray, screened = (x.to(picture) for x in (shower.gray, shower.screened))
+    layers = streak_layers(shower.streaks, size, streak_reach(settings)) if shower.counts else picture[:0]
+    for layer, count in zip(layers.split(shower.counts), shower.counts, strict=True):
+        part = picture[:count]
+        part.copy_(blend(part, layer[:, None].to(picture), gray[:count], screened[:count]))
+    if len(shower.wearing):
+        part = picture.index_select(0, shower.wearing)
+        layer = drop_layers(shower.drops, size, drop_reach(settings))[:, None].to(picture)
+        own = gray.index_select(0, shower.wearing), screened.index_select(0, shower.wearing)
+        picture.index_copy_(0, shower.wearing, blend(part, layer, *own))
+    if len(shower.veiled):
+        veil = shower.veil.view(-1, 1, 1, 1) * smooth_field(shower.keys, size, _CELLS).mul_(0.5).add_(0.5)
+        light = shower.light.view(-1, 1, 1, 1).to(picture)
+        part = picture.index_select(0, shower.veiled)
+        picture.index_copy_(0, shower.veiled, torch.lerp(part, light, veil.to(picture)))
+    if settings.quantised:
+        picture = picture.mul_(255).round_().div_(255)
+    picture = picture.to(clean.dtype)
+    return torch.cat([picture, clean.index_select(0, shower.dry)]).index_select(0, shower.order)
+
+
+def streak_reach(settings: RainSettings) -> int:
+    """Pixels to each side of the middle that hold every streak that these settings draw."""
+    return max(math.ceil(look.length[1] / 2 + 1.5 * look.width[1] + 1) for look in settings.looks)
+
+
+def drop_reach(settings: RainSettings) -> int:
+    """Pixels to each side of the middle that hold every drop that these settings draw."""
+    return max(math.ceil(look.radius[1] + 1) for look in settings.looks)
+
+
+def streak_layers(streaks: Streaks, size: tuple[int, int], reach: int) -> Tensor:
     """Layers of streaks: how much each brightens every pixel.
 
     Seeds of random brightness, convolved with a line, less the threshold. The thresholds and strengths are in standard
@@ -252,43 +376,38 @@ def streak_layers(rain: Rain, size: tuple[int, int], generator: torch.Generator)
     A layer wraps around at its borders, which nothing shows.
 
     Args:
-        rain: the layers' numbers.
+        streaks: the numbers of N layers, moved to a device.
         size: (H, W) of the pictures.
-        generator: draws the seeds.
+        reach: as in ``streak_kernels``.
 
     Returns:
-        (B, L, H, W) float32; nowhere negative where the darkening is 0.
+        (N, H, W) float32; nowhere negative where the darkening is 0.
     """
-    count, layers = rain.density.shape
-    kept = rain.density.flatten() > 0
-    density, length, width, angle, threshold, strength, darkening = (x.flatten()[kept] for x in rain[:7])
-    field = torch.zeros(count * layers, *size, device=kept.device)
-    if not kept.any():
-        return field.view(count, layers, *size)
-    kernels = streak_kernels(length, width, angle)
-    wet = [max(side, kernels.shape[1]) for side in size]
-    spread = _wrapped(seeds(density, (wet[0], wet[1]), generator), kernels)[:, : size[0], : size[1]]
+    density, darkening = streaks.density, streaks.darkening.view(-1, 1, 1)
+    kernels = streak_kernels(streaks.length, streaks.width, streaks.angle, reach)
+    wet = (max(size[0], kernels.shape[1]), max(size[1], kernels.shape[1]))
+    spread = _wrapped(seeds(density, wet, streaks.keys), kernels)[:, : size[0], : size[1]]
     mean = density * (1 + _DIM) / 2
     square = density * (1 + _DIM + _DIM**2) / 3
     deviation = ((square - mean**2) * kernels.square().sum((1, 2))).sqrt()
-    crests = (spread - (mean + threshold * deviation).view(-1, 1, 1)).clamp_(min=0)
-    crests = crests * (strength / deviation).view(-1, 1, 1)
-    crests = crests - darkening.view(-1, 1, 1) * crests.mean((1, 2), keepdim=True)
-    field[kept] = crests * _changing(rain.variation, layers, size, generator).flatten(0, 1)[kept]
-    return field.view(count, layers, *size)
+    crests = (spread - (mean + streaks.threshold * deviation).view(-1, 1, 1)).clamp_(min=0)
+    crests.mul_((streaks.strength / deviation).view(-1, 1, 1))
+    crests.sub_(darkening * crests.mean((1, 2), keepdim=True))
+    changes = smooth_field(streaks.changes, size, _CELLS)[:, 0].mul_(2).sub_(1)
+    return crests.mul_(changes.mul_(streaks.variation.view(-1, 1, 1)).add_(1))
 
 
-def streak_kernels(length: Tensor, width: Tensor, angle: Tensor) -> Tensor:
+def streak_kernels(length: Tensor, width: Tensor, angle: Tensor, reach: int) -> Tensor:
     """Anti-aliased lines of sum 1: even along the streak with soft ends, Gaussian across it.
 
     Args:
         length, width: (N,) in pixels; the width is the full one at half the brightness.
         angle: (N,) degrees from the vertical, positive where the streak falls to the left.
+        reach: pixels to each side of the middle, at least length / 2 + 1.5 width + 1.
 
     Returns:
-        (N, K, K) float32, K odd and large enough for the longest.
+        (N, K, K) float32, K = 2 reach + 1.
     """
-    reach = math.ceil(length.max().item() / 2 + 1.5 * width.max().item() + 1)
     steps = torch.arange(-reach, reach + 1, device=length.device, dtype=torch.float32)
     down, right = steps.view(1, -1, 1), steps.view(1, 1, -1)
     turn = torch.deg2rad(angle).view(-1, 1, 1)
@@ -301,28 +420,20 @@ def streak_kernels(length: Tensor, width: Tensor, angle: Tensor) -> Tensor:
     return kernels / kernels.sum((1, 2), keepdim=True)
 
 
-def seeds(density: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+def seeds(density: Tensor, size: tuple[int, int], keys: Tensor) -> Tensor:
     """(N, H, W): zeros, and on a fraction ``density`` (N,) of the pixels numbers uniform in [0.5, 1]."""
-    draw = torch.rand(len(density), *size, generator=generator, device=density.device)
+    draw = uniform_field(keys, size)
     threshold = density.view(-1, 1, 1)
     return torch.where(draw < threshold, _DIM + (1 - _DIM) * draw / threshold, 0.0)
 
 
-def drop_layers(rain: Rain, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """(B, H, W) float32: drops out of focus, even discs with soft rims, each of its own brightness; 0 elsewhere."""
-    kept = rain.drops > 0
-    layer = torch.zeros(len(kept), *size, device=kept.device)
-    if not kept.any():
-        return layer
-    radius = rain.radius[kept].view(-1, 1, 1)
-    reach = math.ceil(radius.max().item() + 1)
-    steps = torch.arange(-reach, reach + 1, device=kept.device, dtype=torch.float32)
-    discs = (radius + 0.5 - torch.hypot(steps.view(1, -1, 1), steps.view(1, 1, -1))).clamp_(0, 1)
-    wet = [max(side, discs.shape[1]) for side in size]
-    found = seeds(rain.drops[kept] / discs.sum((1, 2)), (wet[0], wet[1]), generator)
-    bright = rain.strength[kept].mean(1).view(-1, 1, 1)
-    layer[kept] = (_wrapped(found, discs)[:, : size[0], : size[1]] * bright).clamp_(0, 1)
-    return layer
+def drop_layers(drops: Drops, size: tuple[int, int], reach: int) -> Tensor:
+    """(N, H, W) float32: drops out of focus, even discs with soft rims, each of its own brightness; 0 elsewhere."""
+    steps = torch.arange(-reach, reach + 1, device=drops.radius.device, dtype=torch.float32)
+    discs = (drops.radius.view(-1, 1, 1) + 0.5 - torch.hypot(steps.view(-1, 1), steps)).clamp_(0, 1)
+    wet = (max(size[0], discs.shape[1]), max(size[1], discs.shape[1]))
+    found = seeds(drops.share / discs.sum((1, 2)), wet, drops.keys)
+    return _wrapped(found, discs)[:, : size[0], : size[1]].mul(drops.bright.view(-1, 1, 1)).clamp_(0, 1)
 
 
 def blend(picture: Tensor, layer: Tensor, gray: Tensor, screened: Tensor) -> Tensor:
@@ -344,9 +455,3 @@ def _wrapped(fields: Tensor, kernels: Tensor) -> Tensor:
     size = fields.shape[1:]
     product = torch.fft.rfft2(fields) * torch.fft.rfft2(kernels, s=size)
     return torch.fft.irfft2(product, s=size)
-
-
-def _changing(variation: Tensor, layers: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """(B, layers, H, W) factors about 1."""
-    field = smooth_field(len(variation) * layers, size, _CELLS, generator).view(len(variation), layers, *size)
-    return 1 + variation.view(-1, 1, 1, 1) * (2 * field - 1)
