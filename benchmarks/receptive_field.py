@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from kithkin.data import benchmark_noise
-from kithkin.data.degrade.blur import BlurSettings, draw_paths
+from kithkin.data.degrade.draws import Draws
+from kithkin.data.degrade.exposure import BlurSettings, draw_paths
 from kithkin.data.degrade.kernels import render_paths
 from kithkin.images import find_pictures, read_picture
 from kithkin.model import KiT
@@ -38,8 +39,8 @@ DOCS = Path(__file__).parent.parent / "docs"
 def shaken(count: int) -> Iterator[np.ndarray]:
     """Kernels of a shaking hand."""
     settings = BlurSettings(motions=(1.0, 0.0, 0.0, 0.0), framed=0.0, exposure=(0.7, 1.0))
-    paths = draw_paths(count, torch.Generator().manual_seed(0), settings)
-    return (kernel.double().numpy() for kernel in render_paths(paths, 64))
+    paths = draw_paths(Draws.of_step(0, 0, range(count)), settings)
+    return (kernel.astype(float) for kernel in render_paths(paths, 64))
 
 
 def without_neighbors(model: KiT) -> KiT:

@@ -14,7 +14,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from kithkin.data.degrade.blur import BlurSettings, add_blur, cut, draw_blur
+from kithkin.data.degrade.blur import BlurSettings, add_blur, cut
+from kithkin.data.degrade.exposure import draw_blur
+from kithkin.data.degrade.fields import as_draws
 from kithkin.data.degrade.kernels import render_paths, shrunk
 from kithkin.data.degrade.rain import LOOKS, RainSettings, add_rain
 from kithkin.images import read_picture
@@ -43,8 +45,8 @@ def blur(photograph: Image.Image, size: tuple[int, int]) -> Iterator[list[Tensor
     def degraded(settings: BlurSettings, seed: int, kernel: bool = False) -> Tensor:
         picture, _ = add_blur(clean, torch.Generator().manual_seed(seed), settings)
         if kernel:
-            path = draw_blur(1, torch.Generator().manual_seed(seed), settings).path
-            shown = render_paths(shrunk(path, INSET - 1.0), INSET).unsqueeze(1)
+            path = draw_blur(as_draws(torch.Generator().manual_seed(seed), 1), settings).path
+            shown = torch.from_numpy(render_paths(shrunk(path, INSET - 1.0), INSET)).unsqueeze(1)
             side = 2 * (2 * INSET + 1)
             picture[..., -side:, -side:] = F.interpolate(shown / shown.max(), scale_factor=2)
         return picture

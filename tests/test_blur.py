@@ -13,17 +13,16 @@ import torch
 from scipy.io import savemat
 
 from kithkin.data.degrade.blur import (
-    Blur,
-    BlurSettings,
     add_blur,
     blurred,
-    draw_blur,
-    draw_paths,
     foreground_mask,
-    from_light,
-    node_paths,
-    to_light,
+    gamma_from_light,
+    gamma_to_light,
+    srgb_from_light,
+    srgb_to_light,
 )
+from kithkin.data.degrade.exposure import Blur, BlurSettings, draw_blur, draw_paths, node_paths, render_blur
+from kithkin.data.degrade.fields import as_draws
 from kithkin.data.degrade.kernels import (
     STEPS,
     disc_kernels,
@@ -35,7 +34,9 @@ from kithkin.data.degrade.kernels import (
     shrunk,
     spectrum,
     spline_paths,
+    splines,
 )
+from kithkin.data.transfer import moved
 from kithkin.errors import InputError
 
 PLAIN = BlurSettings(
@@ -49,6 +50,10 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def draws_of(count, seed=0):
+    return as_draws(generator(seed), count)
+
+
 def pictures(count=2, height=48, width=40):
     """Random pictures with margins, of middle brightness."""
     return torch.rand(count, 3, height + 2 * MARGIN, width + 2 * MARGIN, generator=generator(7)) * 0.5 + 0.2
@@ -56,15 +61,23 @@ def pictures(count=2, height=48, width=40):
 
 def kernels_of(settings, count=40):
     reach = settings.margin - 2.0
-    return render_paths(shrunk(draw_blur(count, generator(), settings).path, reach), settings.margin).double()
+    paths = shrunk(draw_blur(draws_of(count), settings).path, reach)
+    return torch.from_numpy(render_paths(paths, settings.margin)).double()
 
 
 def numbers(count, **changes):
     """A blur that does nothing, but for the changes."""
-    still, none = torch.zeros(count, STEPS, 2), torch.zeros(count)
-    flags, curve, whole = none > 0, none.long() + 2, none + math.inf
-    blur = Blur(still, still, torch.zeros(count, 2), flags, flags, whole, none, curve, none, none, none)
-    return blur._replace(**changes)
+    still, none = np.zeros((count, STEPS, 2), np.float32), np.zeros(count, np.float32)
+    flags, curve, whole = none > 0, np.full(count, 2), none + math.inf
+    blur = Blur(still, still, np.zeros((count, 2), np.float32), flags, flags, whole, none, curve, none, none, none)
+    return blur._replace(**{name: np.asarray(value) for name, value in changes.items()})
+
+
+def through(light, blur, mask=None):
+    """Pictures of light by a blur; ``mask`` for those with a moving part."""
+    size = (light.shape[2] - 2 * MARGIN, light.shape[3] - 2 * MARGIN)
+    mask = light[:0, :1] if mask is None else mask
+    return blurred(light, moved(render_blur(blur, size, MARGIN), "cpu"), MARGIN, mask)
 
 
 # Kernels
@@ -89,18 +102,18 @@ def test_a_still_camera_has_a_kernel_of_one_pixel():
 
 
 def test_places_are_spread_bilinearly():
-    path = torch.tensor([[[0.25, -0.5], [-0.25, 0.5]]])
+    path = np.array([[[0.25, -0.5], [-0.25, 0.5]]])
     expected = torch.zeros(5, 5)
     expected[2, 1], expected[2, 2], expected[3, 1], expected[3, 2] = 0.375, 0.375, 0.125, 0.125
     expected = (expected + expected.flip(0, 1)) / 2
-    torch.testing.assert_close(render_paths(path, 2)[0], expected)
+    np.testing.assert_allclose(render_paths(path, 2)[0], expected)
 
 
 @pytest.mark.parametrize(("length", "turn"), [(12.0, 0.0), (30.0, 0.25), (25.0, 0.11)])
 def test_a_straight_kernel_is_an_even_line_in_its_direction(length, turn):
-    path = linear_paths(torch.tensor([length]), torch.tensor([turn]))
-    path = exposed(path, torch.ones(1), torch.full((1,), math.inf))
-    kernel, steps = render_paths(path, 20)[0].double().numpy(), np.arange(-20, 21)
+    path = linear_paths(np.array([length]), np.array([turn]))
+    path = exposed(path, np.ones(1), np.full(1, math.inf))
+    kernel, steps = render_paths(path, 20)[0].astype(float), np.arange(-20, 21)
     along = np.add.outer(steps * math.sin(2 * math.pi * turn), steps * math.cos(2 * math.pi * turn))
     across = np.add.outer(steps * math.cos(2 * math.pi * turn), -steps * math.sin(2 * math.pi * turn))
     # Bilinear spreading adds at most a quarter of a pixel to each second moment.
@@ -109,51 +122,59 @@ def test_a_straight_kernel_is_an_even_line_in_its_direction(length, turn):
 
 
 def test_an_exposure_is_a_part_of_the_path():
-    path = linear_paths(torch.tensor([40.0]), torch.zeros(1))
-    seen = exposed(path, torch.tensor([0.25]), torch.full((1,), math.inf))[0, :, 1]
+    path = linear_paths(np.array([40.0]), np.zeros(1))
+    seen = exposed(path, np.array([0.25]), np.full(1, math.inf))[0, :, 1]
     assert (seen.max() - seen.min()).item() == pytest.approx(10, rel=0.01)
     assert seen.mean().item() == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 125])
 def test_frames_are_instants_of_equal_time(count):
-    path = linear_paths(torch.tensor([40.0]), torch.zeros(1))
-    seen = exposed(path, torch.ones(1), torch.tensor([float(count)]))[0, :, 1]
-    places, times = torch.unique(seen, return_counts=True)
+    path = linear_paths(np.array([40.0]), np.zeros(1))
+    seen = exposed(path, np.ones(1), np.array([float(count)]))[0, :, 1]
+    places, times = np.unique(seen, return_counts=True)
     assert len(places) == count
-    assert (times - STEPS / count).abs().max() < 1
-    expected = ((torch.arange(count) + 0.5) / count - 0.5) * 40
-    torch.testing.assert_close(places, expected, atol=0.2, rtol=0)
+    assert np.abs(times - STEPS / count).max() < 1
+    expected = ((np.arange(count) + 0.5) / count - 0.5) * 40
+    np.testing.assert_allclose(places, expected, atol=0.2, rtol=0)
+
+
+def shaken(anxiety):
+    """(N, STEPS) paths of hands, in the complex plane."""
+    return shake_paths(anxiety, 60.0, draws_of(len(anxiety))).view(np.complex64)[..., 0]
 
 
 def test_a_hand_moves_at_constant_speed():
-    path = torch.view_as_complex(shake_paths(torch.rand(20, generator=generator()) * 0.01, 60.0, generator()))
-    torch.testing.assert_close(path.diff(dim=1).abs(), torch.full((20, STEPS - 1), 60 / STEPS), atol=1e-4, rtol=0)
+    path = shaken(np.random.default_rng(0).random(20) * 0.01)
+    np.testing.assert_allclose(np.abs(np.diff(path, axis=1)), 60 / STEPS, atol=1e-4, rtol=0)
 
 
 def test_a_calm_hand_moves_straight_in_any_direction():
-    path = shake_paths(torch.zeros(400), 60.0, generator())
-    ends = torch.view_as_complex(path)[:, -1]
-    torch.testing.assert_close(ends.abs(), torch.full((400,), 60.0), atol=1e-3, rtol=0)
-    assert ends.mean().abs() < 9  # three standard errors
+    ends = shaken(np.zeros(400))[:, -1]
+    np.testing.assert_allclose(np.abs(ends), 60.0, atol=1e-3, rtol=0)
+    assert np.abs(ends.mean()) < 9  # three standard errors
 
 
 def test_a_spline_goes_through_its_points_in_equal_times_and_bends_as_catmull_and_rom():
-    path = spline_paths(torch.tensor([30.0]), generator())[0].double()
-    points = 30 * torch.rand(6, 2, generator=generator()).double()
+    points = 30 * np.random.default_rng(0).random((6, 2))
     at = np.linspace(0, 5, STEPS)
     # Cubic pieces with these slopes at the points; at both ends the curve leaves straight.
-    slopes = torch.stack([points[1] - points[0], *(points[2:] - points[:-2]) / 2, points[5] - points[4]]).numpy()
-    expected = scipy.interpolate.CubicHermiteSpline(np.arange(6), points.numpy(), slopes)(at)
-    np.testing.assert_allclose(path.numpy(), expected, atol=1e-4)
+    slopes = np.stack([points[1] - points[0], *(points[2:] - points[:-2]) / 2, points[5] - points[4]])
+    expected = scipy.interpolate.CubicHermiteSpline(np.arange(6), points, slopes)(at)
+    np.testing.assert_allclose(splines(points[None])[0], expected, atol=1e-4)
+    paths = spline_paths(np.full(500, 30.0), draws_of(500))
+    knots = paths[:, np.linspace(0, STEPS - 1, 6).round().astype(int)]
+    # The points are even in their square: of mean 15 and variance 75.
+    np.testing.assert_allclose(knots.mean((0, 1)), 15, atol=0.8)
+    np.testing.assert_allclose(knots.var((0, 1)), 75, rtol=0.06)
 
 
 def test_splines_linger_where_recorded_hands_do_and_are_seen_whole():
     settings = replace(PLAIN, motions=(0, 0, 0, 1), framed=0, span=(20, 20), exposure=(0.01, 0.01))
-    speed = draw_paths(200, generator(), settings).diff(dim=1).norm(dim=2)
+    speed = np.linalg.norm(np.diff(draw_paths(draws_of(200), settings), axis=1), axis=2)
     # Two points of a square lie 0.52 sides apart in the mean; six of them make a way of five such pieces, and a bit.
     assert 5 * 0.52 * 20 < speed.sum(1).mean() < 5 * 0.52 * 20 * 1.3
-    assert (speed.quantile(0.1, dim=1) / speed.mean(1)).median() < 0.5
+    assert np.median(np.quantile(speed, 0.1, axis=1) / speed.mean(1)) < 0.5
 
 
 def walks_of_the_source(anxiety, count, rng, length=60.0, steps=2000):
@@ -176,7 +197,7 @@ def walks_of_the_source(anxiety, count, rng, length=60.0, steps=2000):
 def test_paths_of_fewer_steps_have_the_statistics_of_the_source(anxiety):
     """The spread about the mean, and how far the end is from the start, over a thousand hands each."""
     count = 1000
-    ours = torch.view_as_complex(shake_paths(torch.full((count,), anxiety), 60.0, generator())).numpy()
+    ours = shaken(np.full(count, anxiety))
     theirs = walks_of_the_source(anxiety, count, np.random.default_rng(0))
     for measure in (lambda p: np.abs(p - p.mean(1, keepdims=True)).std(1), lambda p: abs(p[:, -1] - p[:, 0])):
         a, b = measure(ours), measure(theirs)
@@ -184,8 +205,8 @@ def test_paths_of_fewer_steps_have_the_statistics_of_the_source(anxiety):
 
 
 def test_too_long_paths_are_made_to_fit():
-    path = torch.tensor([[[0.0, 0.0], [8.0, -20.0]], [[0.0, 0.0], [1.0, 2.0]]])
-    torch.testing.assert_close(shrunk(path, 10.0), torch.tensor([[[0.0, 0], [4, -10]], [[0, 0], [1, 2]]]))
+    path = np.array([[[0.0, 0.0], [8.0, -20.0]], [[0.0, 0.0], [1.0, 2.0]]])
+    np.testing.assert_allclose(shrunk(path, 10.0), [[[0.0, 0], [4, -10]], [[0, 0], [1, 2]]])
 
 
 @pytest.mark.parametrize("radius", [1.5, 4.0, 9.3])
@@ -214,8 +235,8 @@ def test_a_product_of_spectra_is_a_convolution_of_scipy():
 def test_an_even_blur_is_a_direct_convolution():
     clean = pictures().double()
     degraded, target = add_blur(clean, generator(3), PLAIN)
-    paths = draw_blur(2, generator(3), PLAIN).path
-    kernels = render_paths(shrunk(paths, MARGIN - 2.0), MARGIN).double().numpy()
+    paths = draw_blur(draws_of(2, 3), PLAIN).path
+    kernels = render_paths(shrunk(paths, MARGIN - 2.0), MARGIN).astype(float)
     for i in range(2):
         for c in range(3):
             direct = scipy.signal.convolve2d(clean[i, c].numpy(), kernels[i], mode="valid")
@@ -225,11 +246,9 @@ def test_an_even_blur_is_a_direct_convolution():
 
 def test_out_of_focus_and_moved_is_two_convolutions():
     clean = pictures(1).double()
-    path = shrunk(draw_paths(1, generator(), PLAIN), 20.0)
-    result = blurred(
-        clean, numbers(1, path=path, disc=torch.tensor([3.0])), MARGIN, torch.zeros(1, 1, *clean.shape[2:])
-    )
-    motion, disc = (k[0].double().numpy() for k in (render_paths(path, MARGIN), disc_kernels(torch.tensor([3.0]), 5)))
+    path = shrunk(draw_paths(draws_of(1), PLAIN), 20.0)
+    result = through(clean, numbers(1, path=path, disc=np.array([3.0], np.float32)))
+    motion, disc = render_paths(path, MARGIN)[0].astype(float), disc_kernels(torch.tensor([3.0]), 5)[0].double().numpy()
     once = scipy.signal.convolve2d(clean[0, 0].numpy(), disc, mode="same")
     twice = scipy.signal.convolve2d(once, motion, mode="valid")
     np.testing.assert_allclose(result[0, 0].numpy(), twice, atol=1e-5)
@@ -265,13 +284,10 @@ def test_a_varying_blur_is_nearly_the_average_of_warped_frames(turn):
         moved = [down - t * (8 + zoom * down + roll * right), right - t * (4 + zoom * right - roll * down)]
         frames.append(scipy.ndimage.map_coordinates(clean, np.stack(moved) + middle, order=3, mode="nearest"))
     expected = np.mean(frames, axis=0)[MARGIN:-MARGIN, MARGIN:-MARGIN]
-    times = (torch.arange(STEPS) + 0.5) / STEPS - 0.5
-    path = (times.view(-1, 1) * torch.tensor([8.0, 4.0])).unsqueeze(0)
-    picture, mask = torch.from_numpy(clean)[None, None].expand(1, 3, -1, -1), torch.zeros(1, 1, side, side)
-    varying, even = (
-        blurred(picture, numbers(1, path=path, turn=torch.tensor([turn]), varying=torch.tensor([v])), MARGIN, mask)
-        for v in (True, False)
-    )
+    times = (np.arange(STEPS) + 0.5) / STEPS - 0.5
+    path = (times[:, None] * np.array([8.0, 4.0]))[None]
+    picture = torch.from_numpy(clean)[None, None].expand(1, 3, -1, -1)
+    varying, even = (through(picture, numbers(1, path=path, turn=[turn], varying=[v])) for v in (True, False))
     wanted = expected - even[0, 0].numpy()
     got = (varying - even)[0, 0].numpy()
     assert np.abs(got - wanted).mean() < 0.3 * np.abs(wanted).mean()
@@ -279,12 +295,12 @@ def test_a_varying_blur_is_nearly_the_average_of_warped_frames(turn):
 
 
 def test_places_move_as_the_picture_turns():
-    blur = numbers(1, turn=torch.tensor([[0.0, 0.02]]))
-    paths = node_paths(blur, (100, 60), torch.tensor([30.0]))[0]
+    blur = numbers(1, turn=[[0.0, 0.02]])
+    paths = node_paths(blur, (100, 60), np.array([30.0]))[0]
     way = (paths[:, -1] - paths[:, 0]) * STEPS / (STEPS - 1)
-    corners = 0.02 * torch.tensor([[-30.0, 50.0], [30.0, 50.0], [-30.0, -50.0], [30.0, -50.0]])
-    torch.testing.assert_close(way[[0, 2, 6, 8]], corners, atol=1e-4, rtol=0)
-    assert way[4].abs().max() == 0
+    corners = 0.02 * np.array([[-30.0, 50.0], [30.0, 50.0], [-30.0, -50.0], [30.0, -50.0]])
+    np.testing.assert_allclose(way[[0, 2, 6, 8]], corners, atol=1e-4, rtol=0)
+    assert np.abs(way[4]).max() == 0
 
 
 @pytest.mark.parametrize(
@@ -308,20 +324,20 @@ def test_blur_is_linear_in_light():
 
 def test_light_stays_in_the_margin_whatever_moves():
     """Paths of 200 pixels, and a disc: a wide white frame, as far outside as the margin, can't reach the middle."""
-    path = 200 * torch.linspace(0, 1, STEPS).square().view(1, -1, 1) * torch.tensor([0.6, 0.8])
-    path = path - path.mean(1, keepdim=True)
+    path = 200 * np.square(np.linspace(0, 1, STEPS))[None, :, None] * np.array([0.6, 0.8])
+    path = path - path.mean(1, keepdims=True)
     clean = torch.zeros(1, 3, 400, 400)
     clean[..., :8, :] = clean[..., -8:, :] = clean[..., :8] = clean[..., -8:] = 1
     mask = torch.zeros(1, 1, 400, 400)
     mask[..., 150:, :] = 1
-    disc = torch.tensor([3.0])
-    for flags in ({}, {"varying": torch.tensor([True])}, {"foreground": torch.tensor([True])}):
-        blur = numbers(1, path=path, front=path, disc=disc, turn=torch.tensor([[0.01, 0.02]]), **flags)
-        result = blurred(clean, blur, MARGIN, mask)
+    for flags in ({}, {"varying": [True]}, {"foreground": [True]}):
+        disc = np.array([3.0], np.float32)
+        blur = numbers(1, path=path, front=path, disc=disc, turn=[[0.01, 0.02]], **flags)
+        result = through(clean, blur, mask if "foreground" in flags else None)
         assert result[..., 8:-8, 8:-8].abs().max() < 1e-5
     point = torch.zeros(1, 3, 400, 400)
     point[..., 200, 200] = 1
-    front = blurred(point, numbers(1, front=path, foreground=torch.tensor([True])), MARGIN, mask)[0, 0].double()
+    front = through(point, numbers(1, front=path, foreground=[True]), mask)[0, 0].double()
     steps = torch.arange(len(front)).double() - (200 - MARGIN)
     assert front.sum().item() == pytest.approx(1, abs=1e-4)
     assert max(abs(front.sum(1 - axis) @ steps).item() for axis in (0, 1)) < 0.01
@@ -329,12 +345,12 @@ def test_light_stays_in_the_margin_whatever_moves():
 
 def test_a_moving_part_covers_the_background():
     clean = pictures(1).double()
-    back, front = (shrunk(p, 20.0) for p in draw_paths(2, generator(), PLAIN).unsqueeze(1))
-    blur = numbers(1, path=back, front=front, foreground=torch.tensor([True]))
+    back, front = (shrunk(p[None], 20.0) for p in draw_paths(draws_of(2), PLAIN))
+    blur = numbers(1, path=back, front=front, foreground=[True])
     mask = torch.zeros(1, 1, *clean.shape[2:]).double()
     mask[..., : MARGIN + 20] = 1
-    result = blurred(clean, blur, MARGIN, mask)[0, 0].numpy()
-    kernels = [render_paths(p, MARGIN)[0].double().numpy() for p in (back, front)]
+    result = through(clean, blur, mask)[0, 0].numpy()
+    kernels = [render_paths(p, MARGIN)[0].astype(float) for p in (back, front)]
     scene, cover = clean[0, 0].numpy(), mask[0, 0].numpy()
     behind, before, alpha = (
         scipy.signal.convolve2d(x, k, mode="valid")
@@ -346,32 +362,32 @@ def test_a_moving_part_covers_the_background():
 
 
 def test_masks_are_about_half_of_a_picture_and_have_clear_edges():
-    blur = numbers(64, foreground=torch.arange(64) % 2 == 0)
-    masks = foreground_mask(blur, (128, 128), generator())
-    assert masks[1::2].abs().max() == 0
-    assert masks[::2].mean().item() == pytest.approx(0.5, abs=0.1)
-    assert ((masks[::2] > 0.01) & (masks[::2] < 0.99)).float().mean() < 0.25
+    masks = foreground_mask(torch.from_numpy(draws_of(32).keys("mask")), (128, 128))
+    assert masks.mean().item() == pytest.approx(0.5, abs=0.1)
+    assert ((masks > 0.01) & (masks < 0.99)).float().mean() < 0.25
     assert masks.diff(dim=-1).abs().max() < 0.5
 
 
 # Light
 
 
+CURVES = [(srgb_to_light, srgb_from_light), (gamma_to_light, gamma_from_light), (lambda x: x, lambda x: x)]
+
+
 def test_light_is_averaged_and_not_stored_values():
     """Fine black and white lines, blurred across, have half the light of white: 188 of 255 by the sRGB curve, 0.5 to
     the power of 1 / 2.2 with a gamma of 2.2, one half where stored values are averaged."""
     lines = (torch.arange(100) % 2).float().expand(1, 3, 100, 100)
-    for curves, expected in (((1, 0, 0), 188 / 255), ((0, 1, 0), 0.5 ** (1 / 2.2)), ((0, 0, 1), 0.5)):
-        path = numbers(1).path + torch.linspace(-12, 12, STEPS).view(-1, 1) * torch.tensor([0.0, 1.0])
-        curve = torch.tensor([curves.index(1)])
-        light = blurred(to_light(lines, curve), numbers(1, path=path), MARGIN, torch.zeros(1, 1, 100, 100))
-        assert from_light(light, curve).mean().item() == pytest.approx(expected, abs=0.003)
+    path = (np.linspace(-12, 12, STEPS)[:, None] * np.array([0.0, 1.0]))[None]
+    for (to_light, from_light), expected in zip(CURVES, (188 / 255, 0.5 ** (1 / 2.2), 0.5), strict=True):
+        light = through(to_light(lines), numbers(1, path=path))
+        assert from_light(light).mean().item() == pytest.approx(expected, abs=0.003)
 
 
-@pytest.mark.parametrize("curve", [0, 1, 2])
-def test_curves_are_inverse(curve):
-    stored, which = torch.linspace(0, 1, 256).view(1, 1, 16, 16).expand(1, 3, -1, -1), torch.tensor([curve])
-    torch.testing.assert_close(from_light(to_light(stored, which), which), stored, atol=1e-5, rtol=0)
+@pytest.mark.parametrize(("to_light", "from_light"), CURVES)
+def test_curves_are_inverse(to_light, from_light):
+    stored = torch.linspace(0, 1, 256).view(1, 1, 16, 16).expand(1, 3, -1, -1)
+    torch.testing.assert_close(from_light(to_light(stored)), stored, atol=1e-5, rtol=0)
 
 
 def test_clipped_highlights_are_brighter_than_white():
@@ -396,8 +412,7 @@ def test_clipped_highlights_are_brighter_than_white():
 
 
 def is_across(seed, settings):
-    path = draw_blur(1, generator(seed), settings).path[0]
-    return path[:, 0].abs().max() < 0.4
+    return np.abs(draw_blur(draws_of(1, seed), settings).path[0, :, 0]).max() < 0.4
 
 
 @pytest.mark.parametrize(("shot", "read"), [(2e-3, 0.0), (0.0, 0.02), (1e-3, 0.01)])
@@ -437,28 +452,28 @@ def test_brighter_highlights_keep_the_colours_of_what_is_not_blurred(curves):
 
 def test_numbers_are_drawn_from_their_ranges_and_apart_from_each_other():
     settings = BlurSettings(varying=0.5, foreground=0.4, defocused=0.3, framed=0.2, roll=2.0, zoom=0.01)
-    blur = draw_blur(4000, generator(), settings)
-    grows, turns = blur.turn.unbind(1)
+    blur = draw_blur(draws_of(4000), settings)
+    grows, turns = blur.turn.T
     for drawn, most in ((grows, 0.01), (turns, math.radians(2))):
-        assert drawn.abs().max().item() == pytest.approx(most, rel=0.01)
+        assert np.abs(drawn).max() == pytest.approx(most, rel=0.01)
         assert abs(drawn.mean()) < 0.05 * most
-    assert abs(torch.corrcoef(blur.turn.T)[0, 1]) < 0.06  # four standard errors
-    flags = torch.stack([blur.varying, blur.foreground, blur.disc > 0, blur.frames.isfinite()]).float()
-    torch.testing.assert_close(flags.mean(1), torch.tensor([0.5, 0.4, 0.3, 0.2]), atol=0.035, rtol=0)
-    assert (torch.corrcoef(flags) - torch.eye(4)).abs().max() < 0.06
-    framed = blur.frames[blur.frames.isfinite()]
+    assert abs(np.corrcoef(blur.turn.T)[0, 1]) < 0.06  # four standard errors
+    flags = np.stack([blur.varying, blur.foreground, blur.disc > 0, np.isfinite(blur.frames)])
+    np.testing.assert_allclose(flags.mean(1), [0.5, 0.4, 0.3, 0.2], atol=0.035, rtol=0)
+    assert np.abs(np.corrcoef(flags) - np.eye(4)).max() < 0.06
+    framed = blur.frames[np.isfinite(blur.frames)]
     assert (framed.min(), framed.max()) == settings.frames
 
 
 def test_all_of_a_picture_is_seen_in_the_same_frames():
     """The background, a moving part, and what turns at the corners."""
     settings = replace(PLAIN, motions=(1, 0, 0, 0), varying=1, foreground=1, framed=1)
-    blur = draw_blur(20, generator(), settings)
-    nodes = node_paths(blur, (128, 128), torch.full((20,), 30.0))
-    for i, frames in enumerate(blur.frames.int().tolist()):
+    blur = draw_blur(draws_of(20), settings)
+    nodes = node_paths(blur, (128, 128), np.full(20, 30.0))
+    for i, frames in enumerate(blur.frames.astype(int).tolist()):
         for path in (blur.path[i], blur.front[i], nodes[i, 0], nodes[i, 4]):
-            assert len(torch.unique(path.round(decimals=3), dim=0)) == frames
-    assert nodes.mean(2).abs().max() < 1e-3
+            assert len(np.unique(path.round(3), axis=0)) == frames
+    assert np.abs(nodes.mean(2)).max() < 1e-3
 
 
 def test_blur_is_a_function_of_the_generator_alone():

@@ -406,7 +406,7 @@ def test_the_blur_of_a_recipe_has_its_noise():
 def test_every_number_of_a_recipe_arrives(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "kithkin.data.degrade.add_blur", lambda clean, generator, kinds: seen.append(kinds) or (clean, clean)
+        "kithkin.data.degrade.apply_blur", lambda clean, exposure, kinds: seen.append(kinds) or (clean, clean)
     )
     shares = {"framed_share": 0.1, "varying_share": 0.2, "foreground_share": 0.3, "defocused_share": 0.4}
     motions = {"shake": 0.5, "straight": 0.6, "still": 0.7, "spline": 0.8}

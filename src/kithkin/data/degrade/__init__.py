@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kithkin.data.degrade.blur import BlurSettings, add_blur
+from kithkin.data.degrade.blur import apply_blur
 from kithkin.data.degrade.camera import (
     CameraNumbers,
     Cameras,
@@ -28,10 +28,12 @@ from kithkin.data.degrade.camera import (
     unprocess,
 )
 from kithkin.data.degrade.draws import Draws
+from kithkin.data.degrade.exposure import BlurSettings, Exposure, plan_blur
 from kithkin.data.degrade.fields import Source, as_draws
 from kithkin.data.degrade.jpeg import jpeg
 from kithkin.data.degrade.noise import benchmark_noise, correlated_noise, gaussian_noise, smooth
-from kithkin.data.degrade.rain import LOOKS, RainSettings, Shower, apply_rain, plan_rain
+from kithkin.data.degrade.rain import Shower, apply_rain, plan_rain
+from kithkin.data.degrade.rain_looks import LOOKS, RainSettings
 from kithkin.data.transfer import Numbers, moved
 from kithkin.degradation_config import BlurConfig, CameraConfig, CorrelatedConfig, RainConfig
 from kithkin.errors import InputError
@@ -143,10 +145,9 @@ def _camera(clean: Tensor, numbers: CameraNumbers, settings: CameraConfig) -> tu
     return apply_camera(clean, numbers)[..., inside, inside], clean[..., inside, inside]
 
 
-def _blur(clean: Tensor, generator: torch.Generator, settings: BlurConfig) -> tuple[Tensor, Tensor]:
-    count = len(clean)
+def _blur_settings(settings: BlurConfig) -> BlurSettings:
     curved = 1 - settings.linear_share
-    kinds = BlurSettings(
+    return BlurSettings(
         margin=settings.margin,
         motions=(settings.shake, settings.straight, settings.still, settings.spline),
         length=settings.length,
@@ -159,33 +160,22 @@ def _blur(clean: Tensor, generator: torch.Generator, settings: BlurConfig) -> tu
         curves=(curved * 5 / 7, curved * 2 / 7, settings.linear_share),
         read=settings.read,
     )
-    blurred, target = add_blur(clean, generator, kinds)
-    sharp = torch.rand(count, 1, 1, 1, generator=generator, device=clean.device) < settings.sharp_share
-    return torch.where(sharp, target, blurred), target
+
+
+def _draw_blur(draws: Draws, size: tuple[int, int], settings: BlurConfig) -> Exposure:
+    return plan_blur(draws, size, _blur_settings(settings), settings.sharp_share)
+
+
+def _blur(clean: Tensor, exposure: Exposure, settings: BlurConfig) -> tuple[Tensor, Tensor]:
+    return apply_blur(clean, exposure, _blur_settings(settings))
 
 
 # Two pixels of demosaicing and three of smoothing see a border.
 _CAMERA_MARGIN = 5
 
-
-def _one_by_one(run: Callable[[Tensor, torch.Generator, Any], tuple[Tensor, Tensor]]) -> Any:
-    def apply(clean: Tensor, seeds: tuple[int, ...], settings: Any) -> tuple[Tensor, Tensor]:
-        made = [
-            run(clean[i : i + 1], torch.Generator(clean.device).manual_seed(seed), settings)
-            for i, seed in enumerate(seeds)
-        ]
-        return torch.cat([x for x, _ in made]), torch.cat([x for _, x in made])
-
-    return apply
-
-
-def _seeds(draws: Draws, size: tuple[int, int], settings: Any) -> tuple[int, ...]:
-    return tuple(int(seed) >> 2 for seed in draws.seeds)
-
-
 DEGRADATIONS: dict[str, Degradation] = {
     "correlated": Degradation(_draw_correlated, _correlated, margin=lambda settings: 0),
     "rain": Degradation(_draw_rain, _rain, margin=lambda settings: 0),
-    "blur": Degradation(_seeds, _one_by_one(_blur), margin=lambda settings: settings.margin),
+    "blur": Degradation(_draw_blur, _blur, margin=lambda settings: settings.margin),
     "camera": Degradation(draw_camera, _camera, margin=lambda settings: _CAMERA_MARGIN),
 }

@@ -10,107 +10,29 @@ as they are stored, its other half with a gamma of 2.2 (its targets are the midd
 saturation and noise follow RSBlur (Rim et al., "Realistic blur synthesis for learning image deblurring", 2022).
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from kithkin.data.degrade.kernels import (
-    STEPS,
-    disc_kernels,
-    exposed,
-    instants,
-    linear_paths,
-    render_paths,
-    shake_paths,
-    shrunk,
-    spectrum,
-    spline_paths,
-)
-from kithkin.data.degrade.slow_fields import between, choose, smooth_field, uniform
+from kithkin.data.degrade.exposure import NODES, BlurSettings, Exposure, Kernels, plan_blur
+from kithkin.data.degrade.fields import Source, as_draws, normal_field, smooth_field
+from kithkin.data.degrade.kernels import disc_kernels, spectrum
+from kithkin.data.transfer import moved
 from kithkin.errors import InputError
 
-Range = tuple[float, float]
+__all__ = ["BlurSettings", "add_blur", "apply_blur", "blurred", "cut"]
 
 _HIGHLIGHT = 0.98
 """Stored value from which a channel counts as clipped; the others of a pixel stay as they are."""
-_NODES = 3
-"""Kernels along each side of a picture whose kernel varies. Two would blur its middle as far as its corners."""
 _CELLS = 3
 """Numbers along each side of the grid from which the mask of a moving part is drawn."""
 
 
-@dataclass(frozen=True)
-class BlurSettings:
-    """What blur a batch gets; each picture draws every number from its range.
-
-    Attributes:
-        margin: pixels on every side of the clean pictures that are blurred into the rest, and cut off. Paths that reach
-            farther than this less 2 and less the disc are made smaller.
-        motions: shares of a shaking hand, a straight motion, none and a spline through random points.
-        anxiety: how restless the hand is.
-        length: of the path of a full exposure, in pixels; not of splines.
-        span: side of the square in which the points of a spline lie, in pixels.
-        exposure: fraction of the path that is seen; splines are seen whole.
-        framed: share of pictures that are averages of frames, not of all that lies between.
-        frames: smallest and largest number of such frames.
-        varying: share of pictures whose kernel changes over the picture.
-        roll: by how much these turn during the exposure, to either side, in degrees.
-        zoom: by how much they grow or shrink, as a fraction.
-        foreground: share of pictures a part of which moves on a path of its own.
-        defocused: share of pictures with a background out of focus.
-        disc: radius of the disc of a lens out of focus, in pixels.
-        curves: shares of the sRGB curve, a gamma of 2.2 and none, by which light is told from stored values.
-        highlights: by what fraction clipped highlights are made brighter before the blur, where there is a curve.
-        shot: variance of the photon noise of white, linear, where white is 1.
-        read: standard deviation of the noise of black.
-        quantised: whether the picture is rounded to 8 bits.
-    """
-
-    margin: int = 32
-    motions: tuple[float, float, float, float] = (0.6, 0.3, 0.1, 0.0)
-    anxiety: Range = (0.003, 0.01)
-    length: float = 60.0
-    span: Range = (3.0, 24.0)
-    exposure: Range = (0.01, 1.0)
-    framed: float = 0.15
-    frames: tuple[int, int] = (9, 21)
-    varying: float = 0.5
-    roll: float = 2.0
-    zoom: float = 0.01
-    foreground: float = 0.25
-    defocused: float = 0.2
-    disc: Range = (0.5, 3.0)
-    curves: tuple[float, float, float] = (0.5, 0.2, 0.3)
-    highlights: Range = (0.0, 1.0)
-    shot: Range = (0.0, 2e-4)
-    read: Range = (0.0, 0.002)
-    quantised: bool = True
-
-    def __post_init__(self) -> None:
-        if self.margin < self.disc[1] + 3:
-            raise InputError(
-                f"BlurSettings: margin exceeds the largest disc by 3 pixels, got {self.margin}, {self.disc}"
-            )
-        for name, count in (("motions", 4), ("curves", 3)):
-            value = getattr(self, name)
-            if len(value) != count or min(value) < 0 or sum(value) <= 0:
-                raise InputError(f"BlurSettings: {name} are {count} shares from 0, not all of them 0; got {value}")
-        for name in ("anxiety", "span", "exposure", "frames", "disc", "highlights", "shot", "read"):
-            low, high = getattr(self, name)
-            if not 0 <= low <= high or (name == "exposure" and high > 1) or (name == "frames" and low < 1):
-                raise InputError(
-                    f"BlurSettings: {name} runs from low to high, from 0 (exposure to 1); got {low}, {high}"
-                )
-
-
-def add_blur(clean: Tensor, generator: torch.Generator, settings: BlurSettings) -> tuple[Tensor, Tensor]:
+def add_blur(clean: Tensor, source: Source, settings: BlurSettings) -> tuple[Tensor, Tensor]:
     """Blur photographs.
 
     Args:
         clean: (B, 3, H + 2 margin, W + 2 margin) floats in [0, 1].
-        generator: draws everything; on the device of ``clean``.
+        source: of all random numbers, see ``degrade_photos``.
         settings: the kinds of blur and their shares.
 
     Returns:
@@ -125,90 +47,47 @@ def add_blur(clean: Tensor, generator: torch.Generator, settings: BlurSettings) 
             f"add_blur: pictures are (B, 3, H, W) floats in [0, 1], larger than two margins of {margin}; "
             f"got {clean.dtype} {tuple(clean.shape)}"
         )
-    blur = draw_blur(len(clean), generator, settings)
-    size = (clean.shape[2], clean.shape[3])
-    light = to_light(clean if clean.dtype == torch.float64 else clean.float(), blur.curve)
-    light = light * torch.where(clean >= _HIGHLIGHT, 1 + blur.highlights.view(-1, 1, 1, 1).to(light), 1.0)
-    mask = foreground_mask(blur, size, generator).to(light)
-    moved = blurred(light, blur, margin, mask)
-    noise = torch.randn(moved.shape, generator=generator, device=moved.device).to(moved)
-    shot, read = (x.view(-1, 1, 1, 1).to(moved) for x in (blur.shot, blur.read))
-    seen = moved + noise * (shot * moved.clamp(min=0) + read.square()).sqrt()
-    degraded = from_light(seen.clamp_(0, 1), blur.curve)
+    draws, size = as_draws(source, len(clean)), (clean.shape[2], clean.shape[3])
+    return apply_blur(clean, moved(plan_blur(draws, size, settings), clean.device), settings)
+
+
+def apply_blur(clean: Tensor, exposure: Exposure, settings: BlurSettings) -> tuple[Tensor, Tensor]:
+    """(degraded, target) of pictures (B, 3, H, W), by numbers that have been moved to their device."""
+    target = cut(clean, settings.margin)
+    if not len(exposure.exposed):
+        return target, target
+    stored = clean.index_select(0, exposure.exposed).to(torch.promote_types(clean.dtype, torch.float32))
+    mask = foreground_mask(exposure.masks, (clean.shape[2], clean.shape[3])).to(stored)
+    moved_light = blurred(_light_of(stored, exposure), exposure.kernels, settings.margin, mask)
+    noise = normal_field(exposure.noise, tuple(moved_light.shape[1:])).to(moved_light)
+    shot, read = (x.view(-1, 1, 1, 1).to(moved_light) for x in (exposure.shot, exposure.read))
+    spread = torch.addcmul(read.square(), shot, moved_light.clamp(min=0)).sqrt_()
+    seen = moved_light.addcmul_(noise, spread).clamp_(0, 1)
+    for places, back in ((exposure.srgb, srgb_from_light), (exposure.gamma, gamma_from_light)):
+        if len(places):
+            seen.index_copy_(0, places, back(seen.index_select(0, places)))
     if settings.quantised:
-        degraded = degraded.mul(255).round_().div_(255)
-    return degraded.clamp_(0, 1).to(clean.dtype), cut(clean, margin)
+        seen = seen.mul_(255).round_().div_(255)
+    degraded = seen.clamp_(0, 1).to(clean.dtype)
+    if not len(exposure.sharp):
+        return degraded, target
+    return torch.cat([degraded, target.index_select(0, exposure.sharp)]).index_select(0, exposure.order), target
 
 
-class Blur(NamedTuple):
-    """The numbers that describe the blur of each picture, drawn.
-
-    Attributes:
-        path: (B, STEPS, 2) places at equal times, down and right in pixels, of mean 0.
-        front: (B, STEPS, 2), of the part that moves otherwise.
-        turn: (B, 2) by how much the picture grows (a fraction) and turns (radians) during the exposure.
-        varying, foreground: (B,) bool.
-        frames: (B,) number of instants that are seen; infinite for all that lies between.
-        disc: (B,) radius out of focus, 0 in focus.
-        curve: (B,) 0 for sRGB, 1 for gamma 2.2, 2 for none.
-        highlights, shot, read: (B,), as in ``BlurSettings``.
-    """
-
-    path: Tensor
-    front: Tensor
-    turn: Tensor
-    varying: Tensor
-    foreground: Tensor
-    frames: Tensor
-    disc: Tensor
-    curve: Tensor
-    highlights: Tensor
-    shot: Tensor
-    read: Tensor
+def _light_of(stored: Tensor, exposure: Exposure) -> Tensor:
+    """Linear light, with brighter highlights, of stored values, which are overwritten."""
+    for places, to_light, bright in (
+        (exposure.srgb, srgb_to_light, exposure.bright[0]),
+        (exposure.gamma, gamma_to_light, exposure.bright[1]),
+    ):
+        if len(places):
+            some = stored.index_select(0, places)
+            factor = torch.where(some >= _HIGHLIGHT, 1 + bright.view(-1, 1, 1, 1).to(some), 1.0)
+            stored.index_copy_(0, places, to_light(some) * factor)
+    return stored
 
 
-def draw_blur(count: int, generator: torch.Generator, settings: BlurSettings) -> Blur:
-    """Draw the blur of ``count`` pictures; the tensors lie on the generator's device."""
-    draws = iter(uniform(12, count, generator))
-    few, low, high = next(draws) < settings.framed, *settings.frames
-    frames = torch.where(few, between(low, high + 1, next(draws)).floor(), torch.inf)
-    paths = draw_paths(2 * count, generator, settings, frames.repeat(2))
-    disc = between(*settings.disc, next(draws)) * (next(draws) < settings.defocused)
-    zoom, roll = 2 * next(draws) - 1, 2 * next(draws) - 1
-    varying, foreground = next(draws) < settings.varying, next(draws) < settings.foreground
-    curve = choose(settings.curves, next(draws))
-    return Blur(
-        path=paths[:count],
-        front=paths[count:],
-        turn=torch.stack([zoom * settings.zoom, torch.deg2rad(roll * settings.roll)], dim=1),
-        varying=varying,
-        foreground=foreground,
-        frames=frames,
-        disc=disc,
-        curve=curve,
-        # What is blurred as stored was clipped before.
-        highlights=between(*settings.highlights, next(draws)) * (curve < 2),
-        shot=between(*settings.shot, next(draws)),
-        read=between(*settings.read, next(draws)),
-    )
-
-
-def draw_paths(count: int, generator: torch.Generator, settings: BlurSettings, frames: Tensor | None = None) -> Tensor:
-    """(count, STEPS, 2) motions as an exposure sees them, of mean 0; ``frames`` as in ``exposed``, (count,)."""
-    kind, anxiety, turn, exposure = uniform(4, count, generator)
-    shaken = shake_paths(between(*settings.anxiety, anxiety), settings.length, generator)
-    straight = linear_paths(torch.full_like(turn, settings.length), turn)
-    motion = choose(settings.motions, kind).view(-1, 1, 1)
-    paths = torch.where(motion == 0, shaken, straight) * (motion != 2)
-    exposure = between(*settings.exposure, exposure)
-    if settings.motions[3]:
-        splines = spline_paths(between(*settings.span, uniform(1, count, generator)[0]), generator)
-        paths = torch.where(motion == 3, splines, paths)
-        exposure = torch.where(motion.flatten() == 3, 1.0, exposure)
-    return exposed(paths, exposure, torch.full_like(turn, torch.inf) if frames is None else frames)
-
-
-def blurred(light: Tensor, blur: Blur, margin: int, mask: Tensor) -> Tensor:
+def blurred(light: Tensor, kernels: Kernels, margin: int, mask: Tensor) -> Tensor:
     """Blur pictures of linear light.
 
     A picture that moves, turns and grows is that of 3×3 kernels, at its corners, between them and in its middle, whose
@@ -217,42 +96,39 @@ def blurred(light: Tensor, blur: Blur, margin: int, mask: Tensor) -> Tensor:
 
     Args:
         light: (B, 3, H + 2 margin, W + 2 margin), not negative.
-        blur: the numbers.
+        kernels: rendered, and moved to the device.
         margin: the reach of all kernels.
-        mask: (B, 1, H + 2 margin, W + 2 margin) of the moving parts, 0 elsewhere.
+        mask: (n, 1, H + 2 margin, W + 2 margin) of the moving parts of those pictures that have one.
 
     Returns:
         (B, 3, H, W).
     """
     size = (light.shape[2], light.shape[3])
     waves = torch.fft.rfft2(light)
-    if (blur.disc > 0).any():
-        # The disc has no more than this to reach, and the motion what is left of the margin.
-        waves = waves * spectrum(disc_kernels(blur.disc, margin), size).unsqueeze(1)
+    if len(kernels.soft):
+        soft = spectrum(disc_kernels(kernels.disc, margin), size).unsqueeze(1)
+        waves.index_copy_(0, kernels.soft, waves.index_select(0, kernels.soft) * soft)
     result = light.new_empty(*light.shape[:2], *(side - 2 * margin for side in size))
-    reach = margin - 2 - blur.disc
-    even, varying, front = (chosen.nonzero()[:, 0] for chosen in (~blur.varying, blur.varying, blur.foreground))
-    if len(even):
-        kernels = _waves_of(render_paths(shrunk(blur.path, reach.view(-1, 1, 1))[even], margin), size)
-        result[even] = _across(_down(waves[even] * kernels.unsqueeze(1), margin), size[1], margin)
-    if len(varying):
-        places = node_paths(blur, (result.shape[2], result.shape[3]), reach)[varying]
-        kernels = _waves_of(render_paths(places.flatten(0, 1), margin), size)
-        kernels = kernels.view(len(varying), _NODES, _NODES, *waves.shape[2:])
-        result[varying] = _blended(waves[varying], kernels, size[1], margin)
-    if len(front):
-        kernels = _waves_of(render_paths(shrunk(blur.front[front], margin - 2), margin), size)
-        parts = torch.fft.rfft2(torch.cat([mask[front], mask[front] * light[front]], 1)) * kernels.unsqueeze(1)
-        cover = _across(_down(parts, margin), size[1], margin)
-        result[front] = result[front] * (1 - cover[:, :1]) + cover[:, 1:]
+    if len(kernels.even):
+        one = _waves_of(kernels.one, size).unsqueeze(1)
+        result.index_copy_(0, kernels.even, _back(waves.index_select(0, kernels.even) * one, size[1], margin))
+    if len(kernels.varying):
+        many = _waves_of(kernels.many, size).unflatten(1, (NODES, NODES))
+        result.index_copy_(0, kernels.varying, _blended(waves.index_select(0, kernels.varying), many, size[1], margin))
+    if len(kernels.front):
+        part = torch.cat([mask, mask * light.index_select(0, kernels.front)], 1)
+        parts = _waves_of(kernels.parts, size).unsqueeze(1)
+        cover = _back(torch.fft.rfft2(part) * parts, size[1], margin)
+        behind = result.index_select(0, kernels.front)
+        result.index_copy_(0, kernels.front, behind * (1 - cover[:, :1]) + cover[:, 1:])
     return result
 
 
 def _blended(waves: Tensor, kernels: Tensor, width: int, margin: int) -> Tensor:
     """Pictures (B, 3, …) of ``waves``, by kernels (B, down, across, …) that change over them."""
-    down, right = (_hats(side - 2 * margin).to(waves.real) for side in (waves.shape[2], width))
+    down, right = (_hats(side - 2 * margin, waves.device).to(waves.real) for side in (waves.shape[2], width))
     columns = torch.zeros((), dtype=waves.dtype, device=waves.device)
-    for i in range(_NODES):
+    for i in range(NODES):
         # Each axis is blended as soon as it is back in space, which spares the second one most of its work.
         columns = columns + _down(waves.unsqueeze(1) * kernels[:, i].unsqueeze(2), margin) * down[i].view(-1, 1)
     return (_across(columns, width, margin) * right.view(-1, 1, 1, right.shape[1])).sum(1)
@@ -274,40 +150,22 @@ def _across(rows: Tensor, width: int, margin: int) -> Tensor:
     return torch.fft.irfft(rows, n=width)[..., 2 * margin :]
 
 
-def _hats(side: int) -> Tensor:
-    """(_NODES, side): how much the kernels along an axis count at each pixel; they sum to one."""
-    place = torch.linspace(0, _NODES - 1, side)
-    return (1 - (place - torch.arange(_NODES).view(-1, 1)).abs()).clamp(min=0)
+def _back(waves: Tensor, width: int, margin: int) -> Tensor:
+    """Take both axes back."""
+    return _across(_down(waves, margin), width, margin)
 
 
-def node_paths(blur: Blur, size: tuple[int, int], reach: Tensor) -> Tensor:
-    """How each of the places that have a kernel (from the top left, row by row) moves when the picture moves, turns and
-    grows about its middle.
-
-    Args:
-        blur: the numbers.
-        size: (H, W) between the outermost places.
-        reach: (B,) no path goes farther, in pixels.
-
-    Returns:
-        (B, _NODES², STEPS, 2).
-    """
-    down, right = (0.5 * side * torch.linspace(-1, 1, _NODES, device=blur.turn.device) for side in size)
-    nodes = torch.stack([down.repeat_interleave(_NODES), right.repeat(_NODES)], dim=-1)
-    zoom, roll = blur.turn.view(-1, 1, 2).unbind(-1)
-    # By how far a place moves from the beginning to the end; small angles.
-    way = torch.stack([zoom * nodes[:, 0] + roll * nodes[:, 1], zoom * nodes[:, 1] - roll * nodes[:, 0]], -1)
-    times = instants(blur.frames)
-    times = (times - times.mean(1, keepdim=True)).view(-1, 1, STEPS, 1)
-    return shrunk(blur.path.unsqueeze(1) + times * way.unsqueeze(2), reach.view(-1, 1, 1, 1))
+def _hats(side: int, device: torch.device) -> Tensor:
+    """(NODES, side): how much the kernels along an axis count at each pixel; they sum to one."""
+    place = torch.linspace(0, NODES - 1, side, device=device)
+    return (1 - (place - torch.arange(NODES, device=device).view(-1, 1)).abs()).clamp(min=0)
 
 
-def foreground_mask(blur: Blur, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """(B, 1, H, W) smooth masks of the moving parts, in [0, 1]: about half of a picture that has one, else nothing."""
-    field = smooth_field(len(blur.disc), size, _CELLS, generator)
+def foreground_mask(keys: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, 1, H, W) smooth masks of moving parts, in [0, 1], by keys (N, 2): about half of a picture."""
     # An edge a few pixels wide, so that it looks cut out of the scene and not faded into it.
     edge = 4 * _CELLS / max(size)
-    return ((field - 0.5) / edge + 0.5).clamp_(0, 1) * blur.foreground.view(-1, 1, 1, 1)
+    return smooth_field(keys, size, _CELLS).sub_(0.5).div_(edge).add_(0.5).clamp_(0, 1)
 
 
 def cut(pictures: Tensor, margin: int) -> Tensor:
@@ -315,18 +173,21 @@ def cut(pictures: Tensor, margin: int) -> Tensor:
     return pictures[..., margin : pictures.shape[-2] - margin, margin : pictures.shape[-1] - margin]
 
 
-def to_light(stored: Tensor, curve: Tensor) -> Tensor:
-    """Linear light of stored values (B, 3, H, W) in [0, 1], by the sRGB curve (0), a gamma of 2.2 (1) or none (2)."""
-    srgb = torch.where(stored <= 0.04045, stored / 12.92, ((stored + 0.055) / 1.055) ** 2.4)
-    return _of_curve(curve, srgb, stored**2.2, stored)
+def srgb_to_light(stored: Tensor) -> Tensor:
+    """Linear light of stored values in [0, 1], by the sRGB curve (IEC 61966-2-1)."""
+    return torch.where(stored <= 0.04045, stored / 12.92, ((stored + 0.055) / 1.055) ** 2.4)
 
 
-def from_light(light: Tensor, curve: Tensor) -> Tensor:
-    """The inverse of ``to_light``."""
-    srgb = torch.where(light <= 0.0031308, light * 12.92, 1.055 * light.clamp(min=1e-9) ** (1 / 2.4) - 0.055)
-    return _of_curve(curve, srgb, light ** (1 / 2.2), light)
+def srgb_from_light(light: Tensor) -> Tensor:
+    """The inverse of ``srgb_to_light``."""
+    return torch.where(light <= 0.0031308, light * 12.92, 1.055 * light.clamp(min=1e-9) ** (1 / 2.4) - 0.055)
 
 
-def _of_curve(curve: Tensor, *values: Tensor) -> Tensor:
-    which = curve.view(-1, 1, 1, 1)
-    return torch.where(which == 0, values[0], torch.where(which == 1, values[1], values[2]))
+def gamma_to_light(stored: Tensor) -> Tensor:
+    """Linear light of stored values in [0, 1], by a gamma of 2.2."""
+    return stored**2.2
+
+
+def gamma_from_light(light: Tensor) -> Tensor:
+    """The inverse of ``gamma_to_light``."""
+    return light ** (1 / 2.2)

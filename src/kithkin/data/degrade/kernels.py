@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kithkin.data.degrade.slow_fields import uniform
+from kithkin.data.degrade.draws import Draws, single
 from kithkin.errors import InputError
 
 STEPS = 250
@@ -27,32 +27,30 @@ _PULL, _JOLT, _TREMOR = 0.7, 0.2, 10.0
 """Largest pull back to the start, rate of jolts and trembling of a hand: each path draws its own share of these."""
 
 
-def shake_paths(anxiety: Tensor, length: float, generator: torch.Generator) -> Tensor:
+def shake_paths(anxiety: np.ndarray, length: float, draws: Draws) -> np.ndarray:
     """Random paths of a camera in a hand: constant speed, a direction that trembles, is pulled back to the start and is
     now and then thrown about by a jolt.
 
     Args:
         anxiety: (N,) how restless the hand is; DeblurGAN draws from 0.003 to 0.01.
         length: of a path, in pixels.
-        generator: draws the paths.
+        draws: of N paths.
 
     Returns:
         (N, STEPS, 2) float32, down and right in pixels from the start.
     """
-    count, merged = len(anxiety), _STEPS_OF_THE_SOURCE / STEPS
-    pull, jolts, tremor, turn = uniform(count, 4, generator).unbind(1)
-    noise = torch.randn(STEPS, count, 2, generator=generator, device=generator.device)
-    tremors = torch.view_as_complex(noise) * (anxiety * tremor * _TREMOR * math.sqrt(merged))
-    happens, aside = uniform(2 * STEPS, count, generator).view(2, STEPS, count)
+    merged = _STEPS_OF_THE_SOURCE / STEPS
+    pull, jolts, tremor, turn = draws.uniform("hand", 4).T
+    # Steps first: a walk takes a row of numbers, one for each path, at every step.
+    trembling = np.ascontiguousarray(single(draws.normal("tremor", 2 * STEPS)).view(np.complex64).T)
+    trembling *= single(anxiety * tremor * _TREMOR * math.sqrt(merged))
+    happens, aside = draws.uniform("jolts", 2 * STEPS).reshape(-1, 2, STEPS).transpose(1, 2, 0)
     # A jolt adds twice the velocity, backwards within half a radian.
-    thrown = 1 - 2 * torch.polar(torch.ones_like(aside), aside - 0.5)
-    turned = torch.where(happens < anxiety * jolts * _JOLT * merged, thrown, 1.0)
-    velocity = torch.polar(torch.ones_like(turn), 2 * math.pi * turn)
-    # Thousands of operations on a few numbers: NumPy starts one ten times as quickly as PyTorch.
-    pull = anxiety * pull * _PULL * merged
-    turns, trembling, pulls, start = (x.cpu().numpy() for x in (turned, tremors, pull, velocity))
-    places = _walk(turns, trembling, pulls, start, length / STEPS)
-    return torch.view_as_real(torch.from_numpy(places)).to(anxiety.device)
+    thrown = 1 - 2 * np.exp(1j * (aside - 0.5))
+    turned = np.where(happens < anxiety * jolts * _JOLT * merged, thrown, 1).astype(np.complex64)
+    start = np.exp(2j * math.pi * turn).astype(np.complex64)
+    places = _walk(turned, trembling, single(anxiety * pull * _PULL * merged), start, length / STEPS)
+    return places.view(np.float32).reshape(-1, STEPS, 2)
 
 
 def _walk(turned: np.ndarray, tremors: np.ndarray, pull: np.ndarray, velocity: np.ndarray, step: float) -> np.ndarray:
@@ -67,7 +65,7 @@ def _walk(turned: np.ndarray, tremors: np.ndarray, pull: np.ndarray, velocity: n
     return np.ascontiguousarray(places.T)
 
 
-def linear_paths(length: Tensor, turn: Tensor) -> Tensor:
+def linear_paths(length: np.ndarray, turn: np.ndarray) -> np.ndarray:
     """Straight paths of constant speed.
 
     Args:
@@ -77,43 +75,47 @@ def linear_paths(length: Tensor, turn: Tensor) -> Tensor:
     Returns:
         (N, STEPS, 2), as ``shake_paths``.
     """
-    times = torch.linspace(0, 1, STEPS, device=length.device)
-    direction = torch.stack([torch.sin(2 * math.pi * turn), torch.cos(2 * math.pi * turn)], dim=-1)
-    return (length.view(-1, 1) * times).unsqueeze(-1) * direction.unsqueeze(1)
+    times = np.linspace(0, 1, STEPS)
+    direction = np.stack([np.sin(2 * math.pi * turn), np.cos(2 * math.pi * turn)], axis=-1)
+    return single((length[:, None] * times)[..., None] * direction[:, None])
 
 
-def spline_paths(span: Tensor, generator: torch.Generator) -> Tensor:
+def spline_paths(span: np.ndarray, draws: Draws) -> np.ndarray:
     """Curves through six random points, with the same time from each to the next: they linger where they turn, as
     recorded hands do, while ``shake_paths`` never slow down.
 
     Args:
         span: (N,) side of the square in which the points lie, in pixels.
-        generator: draws the points.
+        draws: of N paths.
 
     Returns:
         (N, STEPS, 2), as ``shake_paths``.
     """
-    inner = uniform(len(span) * _POINTS, 2, generator).view(-1, _POINTS, 2)
+    return single(span[:, None, None] * splines(draws.uniform("points", 2 * _POINTS).reshape(-1, _POINTS, 2)))
+
+
+def splines(inner: np.ndarray) -> np.ndarray:
+    """(N, STEPS, 2) Catmull and Rom's splines through points (N, P, 2): at each point in the direction from the one
+    before to the one after."""
     before, after = 2 * inner[:, :1] - inner[:, 1:2], 2 * inner[:, -1:] - inner[:, -2:-1]
-    points = torch.cat([before, inner, after], dim=1)
-    time = torch.linspace(0, _POINTS - 1, STEPS, device=span.device)
-    first = time.floor().clamp(max=_POINTS - 2).long()
-    t = (time - first).view(-1, 1)
+    points = np.concatenate([before, inner, after], axis=1)
+    time = np.linspace(0, inner.shape[1] - 1, STEPS)
+    first = np.minimum(np.floor(time), inner.shape[1] - 2).astype(np.int64)
+    t = (time - first)[:, None]
     a, b, c, d = (points[:, first + i] for i in range(4))
-    # Catmull and Rom's splines: at each point in the direction from the one before to the one after.
-    curve = b + 0.5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * b - a - 3 * c + d)))
-    return span.view(-1, 1, 1) * curve
+    curve: np.ndarray = b + 0.5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * b - a - 3 * c + d)))
+    return curve
 
 
-def instants(frames: Tensor, steps: int = STEPS) -> Tensor:
+def instants(frames: np.ndarray, steps: int = STEPS) -> np.ndarray:
     """(N, steps) the times from 0 to 1, at equal distances, at which ``frames`` (N,) instants, each seen for the same
     time, show their picture; infinite for all that lies between."""
-    times = (torch.arange(steps, device=frames.device) + 0.5) / steps
-    n = frames.clamp(max=steps).view(-1, 1)
-    return ((times * n).floor() + 0.5) / n
+    n = np.minimum(frames, steps)[:, None]
+    times: np.ndarray = (np.floor((np.arange(steps) + 0.5) / steps * n) + 0.5) / n
+    return times
 
 
-def exposed(paths: Tensor, exposure: Tensor, frames: Tensor) -> Tensor:
+def exposed(paths: np.ndarray, exposure: np.ndarray, frames: np.ndarray) -> np.ndarray:
     """What a shutter sees of a path, from its start, moved so that its mean lies at 0.
 
     Args:
@@ -122,22 +124,23 @@ def exposed(paths: Tensor, exposure: Tensor, frames: Tensor) -> Tensor:
         frames: (N,) number of instants that are seen, each for the same time; infinite for all that lies between.
 
     Returns:
-        (N, S, 2) places at equal times.
+        (N, S, 2) float32, places at equal times.
     """
     steps = paths.shape[1]
-    where = instants(frames, steps) * exposure.view(-1, 1) * (steps - 1)
-    before = where.floor().clamp(max=steps - 2)
-    low, high = (torch.take_along_dim(paths, (before + i).long().unsqueeze(-1), dim=1) for i in (0, 1))
-    seen = torch.lerp(low, high, (where - before).unsqueeze(-1))
-    return seen - seen.mean(1, keepdim=True)
+    where = instants(frames, steps) * exposure[:, None] * (steps - 1)
+    before = np.minimum(np.floor(where), steps - 2)
+    low, high = (np.take_along_axis(paths, (before + i).astype(np.int64)[..., None], axis=1) for i in (0, 1))
+    seen = low + (high - low) * (where - before)[..., None]
+    return single(seen - seen.mean(axis=1, keepdims=True))
 
 
-def shrunk(paths: Tensor, reach: Tensor | float) -> Tensor:
+def shrunk(paths: np.ndarray, reach: np.ndarray | float) -> np.ndarray:
     """The paths (…, S, 2), those that leave a square of ``reach`` pixels to each side made smaller until they fit."""
-    return paths * (reach / paths.abs().amax((-2, -1), keepdim=True).clamp(min=1e-9)).clamp(max=1)
+    farthest = np.maximum(np.abs(paths).max(axis=(-2, -1), keepdims=True), 1e-9)
+    return single(paths * np.minimum(reach / farthest, 1))
 
 
-def render_paths(paths: Tensor, radius: int) -> Tensor:
+def render_paths(paths: np.ndarray, radius: int) -> np.ndarray:
     """Kernels of paths: each instant is spread over the four pixels about it, bilinearly.
 
     Args:
@@ -145,18 +148,18 @@ def render_paths(paths: Tensor, radius: int) -> Tensor:
         radius: of the kernels.
 
     Returns:
-        (N, K, K) with K = 2 radius + 1; sum 1, centroid in the middle.
+        (N, K, K) float32 with K = 2 radius + 1; sum 1, centroid in the middle.
     """
     count, side = len(paths), 2 * radius + 1
-    corner = paths.floor()
+    corner = np.floor(paths)
     right = paths - corner
-    kernels = torch.zeros(count, side * side, dtype=paths.dtype, device=paths.device)
-    for i in (0, 1):
-        for j in (0, 1):
-            row, column = corner[..., 0] + (radius + i), corner[..., 1] + (radius + j)
-            weight = (right[..., 0] if i else 1 - right[..., 0]) * (right[..., 1] if j else 1 - right[..., 1])
-            kernels.scatter_add_(1, (row * side + column).long(), weight)
-    return (kernels / paths.shape[1]).view(count, side, side)
+    first = ((corner[..., 0] + radius) * side + corner[..., 1] + radius).astype(np.int64)
+    first += (np.arange(count) * side * side)[:, None]
+    down, across = (np.stack([1 - right[..., i], right[..., i]]) for i in (0, 1))
+    places = np.stack([first + i * side + j for i in (0, 1) for j in (0, 1)])
+    weights = np.stack([down[i] * across[j] for i in (0, 1) for j in (0, 1)])
+    kernels = np.bincount(places.ravel(), weights.ravel(), minlength=count * side * side)
+    return single(kernels.reshape(count, side, side) / paths.shape[1])
 
 
 def disc_kernels(disc: Tensor, radius: int) -> Tensor:
