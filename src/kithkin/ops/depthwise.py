@@ -50,6 +50,8 @@ def _runs_natively(device_type: str, dtype: torch.dtype, channels: int) -> bool:
 @torch.library.custom_op("kithkin::gelu_depthwise_gelu", mutates_args=())
 def _forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     out = torch.empty(x.shape)
+    if not x.numel():
+        return out
     native.depthwise("kithkin_depthwise", x=x, weight=weight, bias=bias, out=out)
     return out
 
@@ -61,6 +63,8 @@ def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @torch.library.custom_op("kithkin::gelu_depthwise_gelu_backward", mutates_args=())
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if not x.numel():
+        return torch.zeros_like(x), torch.zeros_like(weight), torch.zeros_like(bias)
     found = {"d_x": torch.empty(x.shape), "d_weight": torch.empty(weight.shape), "d_bias": torch.empty(bias.shape)}
     native.depthwise("kithkin_depthwise_backward", x=x, weight=weight, bias=bias, grad=grad, **found)
     return found["d_x"], found["d_weight"], found["d_bias"]

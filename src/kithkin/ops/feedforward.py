@@ -75,6 +75,8 @@ def _forward(
     """The result, and the widened map for the backward pass."""
     given = (norm_weight, norm_bias, widen, widen_bias, stencils, stencil_bias, narrow, narrow_bias)
     out, hidden = torch.empty(x.shape), torch.empty(*x.shape[:3], widen.shape[0])
+    if not x.numel():
+        return out, hidden
     native.feed_forward("kithkin_feed_forward", (x, *given), epsilon, out=out, hidden=hidden)
     return out, hidden
 
@@ -102,6 +104,8 @@ def _backward(
     """Gradients of x, and of all parameters in one row of numbers."""
     given = (norm_weight, norm_bias, widen, widen_bias, stencils, stencil_bias, narrow, narrow_bias)
     d_x, d_parameters = torch.empty(x.shape), torch.empty(sum(p.numel() for p in given))
+    if not x.numel():
+        return d_x, d_parameters.zero_()
     native.feed_forward(
         "kithkin_feed_forward_backward",
         (x, *given),

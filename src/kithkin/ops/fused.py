@@ -47,6 +47,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     run = FUSED[backend].forward
     assert run is not None
+    if not query.numel():  # nothing to divide into blocks
+        exact = torch.float64 if value.dtype == torch.float64 else torch.float32
+        return torch.zeros_like(value), value.new_zeros((value.shape[0] * value.shape[1], n_heads), dtype=exact)
     return run(query, key, value, PatchGroups(order, k, look_back, neighbors), paper, n_heads)
 
 
@@ -76,6 +79,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     run = FUSED[backend].backward
     assert run is not None
+    if not query.numel():
+        return torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
     return run(grad, query, key, value, out, norm, PatchGroups(order, k, look_back, neighbors), paper, n_heads)
 
 

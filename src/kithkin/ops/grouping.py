@@ -12,6 +12,7 @@ from torch import Tensor
 from kithkin.errors import InputError
 
 MAX_BUCKETS = 128
+MAX_K = 2**20
 FEATURES = ("patch", "pooled", "centered")
 
 
@@ -25,6 +26,11 @@ class PatchGroups:
         look_back: a chunk also sees the chunk before it, circular within its own round and image.
         neighbors: (B, N, K) int64 or None. Where given, it replaces the chunks: each patch alone attends
             to its own list of K patches (exact k-NN, for comparison); ``order`` then has one round.
+
+    Raises:
+        InputError: shapes or types don't fit, k is out of range, or on the CPU: a row of ``order`` does not name each
+            patch once, or ``neighbors`` names others than patches and -1 (no patch). On other devices the values are
+            not looked at, since that would wait for the device: there, wrong ones read foreign memory.
     """
 
     order: Tensor
@@ -33,17 +39,54 @@ class PatchGroups:
     neighbors: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.order.ndim != 3 or self.order.dtype != torch.int64:
+        if self.order.ndim != 3 or self.order.dtype != torch.int64 or not self.order.shape[1]:
             raise InputError(
-                f"PatchGroups: expected order (B, h, N) of int64, got {tuple(self.order.shape)} of {self.order.dtype}"
+                f"PatchGroups: expected order (B, h, N) of int64 with h ≥ 1, got {tuple(self.order.shape)} of {self.order.dtype}"
             )
-        if self.k < 1:
-            raise InputError(f"PatchGroups: k must be at least 1, got {self.k}")
+        if not 1 <= self.k <= MAX_K:
+            raise InputError(f"PatchGroups: k must be from 1 to {MAX_K}, got {self.k}")
         if self.neighbors is None and self.look_back and self.n_chunks < 3:
             raise InputError(
                 f"PatchGroups: looking back needs at least 3 chunks, else a patch is counted twice; {self.n_patches} "
                 f"patches make {self.n_chunks} of k = {self.k}. Use k = {self.n_patches} with look_back=False"
             )
+        self._check_neighbors()
+        # A value is looked at where it costs no wait: not in a compiler's tensors, which hold none, nor on a GPU.
+        if type(self.order) is Tensor and self.order.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._check_values()
+
+    def _check_neighbors(self) -> None:
+        found = self.neighbors
+        if found is None:
+            return
+        batch, rounds, count = self.order.shape
+        fits = found.ndim == 3 and found.shape[0] == batch and found.shape[1] == count and found.shape[2] > 0
+        if not fits or found.dtype != torch.int64 or rounds != 1:
+            raise InputError(
+                "PatchGroups: expected order (B, 1, N) and neighbors (B, N, K) of int64 with K ≥ 1, got "
+                f"{tuple(self.order.shape)} and {tuple(found.shape)} of {found.dtype}"
+            )
+        if found.device != self.order.device:
+            raise InputError(f"PatchGroups: order is on {self.order.device}, neighbors on {found.device}")
+
+    def _check_values(self) -> None:
+        """Kernels read and write at these places, so a wrong one is refused before."""
+        seen = torch.zeros(self.order.shape, dtype=torch.bool)
+        try:
+            named = bool(seen.scatter_(2, self.order, True).all())
+        except RuntimeError:  # a place that is none
+            named = False
+        if not named:
+            raise InputError(
+                f"PatchGroups: each row of order must name the patches 0 to {self.n_patches - 1} once; got another"
+            )
+        if self.neighbors is not None and self.neighbors.numel():
+            least, most = int(self.neighbors.amin()), self.neighbors.amax(dim=-1)
+            if least < -1 or most.max() >= self.n_patches or most.min() < 0:
+                raise InputError(
+                    f"PatchGroups: neighbors must be patches from 0 to {self.n_patches - 1}, or -1 for none, and one of "
+                    f"each patch at least; got values from {least} to {int(most.max())}"
+                )
 
     @property
     def n_patches(self) -> int:

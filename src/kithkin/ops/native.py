@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kithkin.errors import InputError
 from kithkin.ops.backend import Backend, Problem, pitched
 from kithkin.ops.grouping import PatchGroups
 from kithkin.ops.kernels.build import INSTRUCTION_SETS, library
@@ -104,6 +105,36 @@ def why_not(device_type: str, dtype: torch.dtype, problem: Problem | None) -> st
     return None
 
 
+def _expect(who: str, dtype: torch.dtype, **found: tuple[Tensor, tuple[int, ...]]) -> None:
+    """The kernels take addresses: what they are going to read is looked at first, whoever calls.
+
+    Raises:
+        InputError: a tensor has another shape, dtype or device than said.
+    """
+    for name, (tensor, shape) in found.items():
+        if tensor.shape != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
+            raise InputError(
+                f"{who}: expected {name} {shape} of {dtype} on the CPU, got {tuple(tensor.shape)} of {tensor.dtype} on "
+                f"{tensor.device}"
+            )
+
+
+def _check_patches(groups: PatchGroups, heads: int, *tensors: Tensor) -> None:
+    first = tensors[0]
+    if first.ndim != 4 or first.dtype not in DTYPES or heads < 1 or first.shape[3] % heads:
+        raise InputError(
+            f"native: expected patches (B, N, P, C) in float32 or bfloat16 and heads that divide C, got "
+            f"{tuple(first.shape)} of {first.dtype} and {heads} heads"
+        )
+    names = ("query", "key", "value", "grad", "out")
+    _expect("native", first.dtype, **{n: (x, tuple(first.shape)) for n, x in zip(names, tensors, strict=False)})
+    if (groups.order.shape[0], groups.n_patches) != first.shape[:2]:
+        raise InputError(
+            f"native: the groups are of {groups.order.shape[0]} images of {groups.n_patches} patches, the tensors are "
+            f"{tuple(first.shape)}"
+        )
+
+
 def _run(name: str, tensors: dict[str, Tensor], groups: PatchGroups, paper: bool, heads: int) -> None:
     (batch, count, pixels, channels), dtype = tensors["query"].shape, tensors["query"].dtype
     pitch, laid = pitched(*(tensors[key] for key in ("query", "key", "value")))
@@ -117,8 +148,8 @@ def _run(name: str, tensors: dict[str, Tensor], groups: PatchGroups, paper: bool
         "batch": batch,
         "rounds": groups.n_hashes,
         "patches": count,
-        "k": groups.k,
-        "kc": groups.candidates_per_patch,
+        "k": min(groups.k, count),  # one chunk of all patches holds no more
+        "kc": groups.candidates_per_patch if neighbors is not None else min(groups.k, count) * (1 + groups.look_back),
         "pitch": pitch,
         "pixels": pixels,
         "channels": channels,
@@ -141,7 +172,17 @@ def runs_depthwise(dtype: torch.dtype, channels: int) -> bool:
 
 
 def depthwise(name: str, **tensors: Tensor) -> None:
-    """Run a function of ``kernels/depthwise.cpp`` on float32 tensors; x is (B, H, W, C)."""
+    """Run a function of ``kernels/depthwise.cpp`` on float32 tensors; x is (B, H, W, C), not empty.
+
+    Raises:
+        InputError: a shape, dtype or device doesn't fit.
+    """
+    shape = tuple(tensors["x"].shape)
+    if len(shape) != 4 or 0 in shape or shape[3] < MOST_LANES:
+        raise InputError(f"native: expected a map (B, H, W, C) with pixels and {MOST_LANES} channels, got {shape}")
+    shapes = {"weight": (shape[3], 1, 3, 3), "bias": shape[3:]}
+    shapes |= {f"d_{key}": wanted for key, wanted in shapes.items()}
+    _expect("native", torch.float32, **{key: (x, shapes.get(key, shape)) for key, x in tensors.items()})
     laid = {key: x.contiguous() for key, x in tensors.items()}
     numbers = dict(zip(("batch", "height", "width", "channels"), laid["x"].shape, strict=True))
     pointers = {key: x.data_ptr() for key, x in laid.items()}
@@ -149,7 +190,24 @@ def depthwise(name: str, **tensors: Tensor) -> None:
 
 
 def feed_forward(name: str, given: tuple[Tensor, ...], epsilon: float, **tensors: Tensor) -> None:
-    """Run a function of ``kernels/feed_forward.cpp`` on float32 tensors: x (B, H, W, C), then the parameters."""
+    """Run a function of ``kernels/feed_forward.cpp`` on float32 tensors: x (B, H, W, C), not empty, then the parameters.
+
+    Raises:
+        InputError: a shape, dtype or device doesn't fit.
+    """
+    x, widen = given[0], given[_FEED_FORWARD.index("widen")]
+    if x.ndim != 4 or widen.ndim != 2 or 0 in x.shape or min(x.shape[3], len(widen)) < MOST_LANES:
+        raise InputError(
+            f"native: expected a map (B, H, W, C) with pixels and a weight (D, C), both of at least {MOST_LANES} "
+            f"channels, got {tuple(x.shape)} and {tuple(widen.shape)}"
+        )
+    c, d = x.shape[3], len(widen)
+    shapes = dict(
+        zip(_FEED_FORWARD, (x.shape, (c,), (c,), (d, c), (d,), (d, 1, 3, 3), (d,), (c, d), (c,)), strict=True)
+    )
+    shapes |= {"hidden": (*x.shape[:3], d), "d_parameters": (sum(p.numel() for p in given[1:]),)}
+    found = {**dict(zip(_FEED_FORWARD, given, strict=True)), **tensors}
+    _expect("native", torch.float32, **{key: (t, tuple(shapes.get(key, x.shape))) for key, t in found.items()})
     laid = {key: x.contiguous() for key, x in zip(_FEED_FORWARD, given, strict=True)}
     laid |= {key: x.contiguous() for key, x in tensors.items()}
     numbers = dict(zip(("batch", "height", "width", "channels"), laid["x"].shape, strict=True))
@@ -161,7 +219,12 @@ def feed_forward(name: str, given: tuple[Tensor, ...], epsilon: float, **tensors
 def forward(
     query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, paper: bool, n_heads: int
 ) -> tuple[Tensor, Tensor]:
-    """Output and, per patch and head, the logarithm to base 2 of the sum of weights (paper: the sum)."""
+    """Output and, per patch and head, the logarithm to base 2 of the sum of weights (paper: the sum).
+
+    Raises:
+        InputError: a shape, dtype or device doesn't fit.
+    """
+    _check_patches(groups, n_heads, query, key, value)
     out = torch.empty(query.shape, dtype=torch.float32)
     total = out.new_empty(query.shape[0] * query.shape[1], n_heads)
     tensors = {"query": query, "key": key, "value": value, "out": out, "total": total}
@@ -181,8 +244,14 @@ def backward(
     paper: bool,
     n_heads: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value; the logits are computed again."""
-    grad = grad.contiguous()
+    """Gradients of query, key and value; the logits are computed again.
+
+    Raises:
+        InputError: a shape, dtype or device doesn't fit.
+    """
+    _check_patches(groups, n_heads, query, key, value, grad, out)
+    _expect("native", torch.float32, norm=(norm, (query.shape[0] * query.shape[1], n_heads)))
+    grad, norm = grad.contiguous(), norm.contiguous()
     delta = (_by_head(grad.float(), n_heads) * _by_head(out.float(), n_heads)).sum(dim=(1, 3))
     found = [torch.zeros(x.shape, dtype=torch.float32) for x in (query, key, value)]
     gradients = dict(zip(("d_query", "d_key", "d_value"), found, strict=True))
