@@ -41,7 +41,8 @@ class PatchGroups:
     def __post_init__(self) -> None:
         if self.order.ndim != 3 or self.order.dtype != torch.int64 or not self.order.shape[1]:
             raise InputError(
-                f"PatchGroups: expected order (B, h, N) of int64 with h ≥ 1, got {tuple(self.order.shape)} of {self.order.dtype}"
+                "PatchGroups: expected order (B, h, N) of int64 with h ≥ 1, "
+                f"got {tuple(self.order.shape)} of {self.order.dtype}"
             )
         if not 1 <= self.k <= MAX_K:
             raise InputError(f"PatchGroups: k must be from 1 to {MAX_K}, got {self.k}")
@@ -84,8 +85,8 @@ class PatchGroups:
             least, most = int(self.neighbors.amin()), self.neighbors.amax(dim=-1)
             if least < -1 or most.max() >= self.n_patches or most.min() < 0:
                 raise InputError(
-                    f"PatchGroups: neighbors must be patches from 0 to {self.n_patches - 1}, or -1 for none, and one of "
-                    f"each patch at least; got values from {least} to {int(most.max())}"
+                    f"PatchGroups: neighbors must be patches from 0 to {self.n_patches - 1}, or -1 for none, and one "
+                    f"of each patch at least; got values from {least} to {int(most.max())}"
                 )
 
     @property

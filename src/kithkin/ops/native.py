@@ -190,7 +190,7 @@ def depthwise(name: str, **tensors: Tensor) -> None:
 
 
 def feed_forward(name: str, given: tuple[Tensor, ...], epsilon: float, **tensors: Tensor) -> None:
-    """Run a function of ``kernels/feed_forward.cpp`` on float32 tensors: x (B, H, W, C), not empty, then the parameters.
+    """Run a function of ``kernels/feed_forward.cpp`` on float32 tensors: x (B, H, W, C), then the parameters.
 
     Raises:
         InputError: a shape, dtype or device doesn't fit.
