@@ -1,6 +1,7 @@
 """The command ``kithkin``: one file a verb. Heavy imports stand inside the verbs, so ``--help`` is quick."""
 
 import sys
+import warnings
 
 import typer
 
@@ -60,6 +61,8 @@ app.command("doctor")(doctor)
 
 def main() -> None:
     """Run the command line; an expected error is one line and exit code 1."""
+    # Pillow's remarks on damaged files, beside our own notes and errors.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         app()
     except KithkinError as error:

@@ -1,18 +1,17 @@
-"""From a loaded Pillow image to samples, and the formats that Pillow reads alone: JPEG, WebP, BMP.
+"""From a loaded Pillow image to samples, and two formats that Pillow reads alone: WebP and BMP.
 
 The plugins are called directly, not through PIL.Image.open: that one enforces a limit of its own on the
 number of pixels, which could only be changed for the whole process.
 """
 
 import io
-import re
 import struct
 
 import numpy as np
-from PIL import BmpImagePlugin, Image, ImageChops, ImageCms, JpegImagePlugin, WebPImagePlugin
+from PIL import BmpImagePlugin, Image, ImageCms, WebPImagePlugin
 
-from kithkin.images._metadata import IPTC_RESOURCE, still_xmp, upright_xmp
-from kithkin.images._picture import CREDENTIALS, Picture, Refusal, check_size, make_picture
+from kithkin.images._metadata import upright_xmp
+from kithkin.images._picture import Picture, Refusal, check_size, make_picture
 
 _TARGET_MODES = {"1": "L", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "YCbCr": "RGB", "PA": "RGBA"}
 
@@ -53,78 +52,34 @@ def samples_of_cmyk(image: Image.Image, icc: bytes | None) -> tuple[np.ndarray, 
     return np.asarray(image.convert("RGB")), "CMYK without a usable colour profile: the colours are approximate"
 
 
-def read_jpeg(data: bytes) -> Picture:
-    """Decode a JPEG file; of an MPO file the first picture, with a note. Raises Refusal or what Pillow raises."""
-    image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
-    check_size(*image.size)
-    # A file whose tail is zeros decodes to gray without an error. The end marker can't occur within the pixel
-    # data, so where none follows the header (at which the stream now stands), the tail is lost.
-    start = image.fp.tell() if image.fp else len(data)
-    if data.find(b"\xff\xd9", start) < 0:
-        raise Refusal("is cut off or overwritten: the end of the JPEG is missing; use a complete copy of it")
-    image.load()
-    icc = image.info.get("icc_profile")
-    notes: tuple[str, ...] = ()
-    if image.mode == "CMYK":
-        # Adobe stores the inks inverted and says so with a marker; Pillow turns them round in any case.
-        inks = image if "adobe" in image.info else ImageChops.invert(image)
-        samples, note = samples_of_cmyk(inks, icc)
-        icc, notes = None, (note,)
+def webp_size(data: bytes) -> tuple[int, int]:
+    """Return (width, height); raise Refusal for an animation.
+
+    By hand, for Pillow sets memory aside for the whole picture as soon as it opens a WebP file.
+    """
+    kind = data[12:16]
+    if kind == b"VP8X":
+        frames, at = 0, 12
+        while at + 8 <= len(data):
+            frames += data[at : at + 4] == b"ANMF"
+            length = int.from_bytes(data[at + 4 : at + 8], "little")
+            at += 8 + length + length % 2
+        if frames > 1:
+            raise Refusal(f"is an animation of {frames} pictures; save the one to restore as a picture of its own")
+        width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
+    elif kind == b"VP8L":
+        (bits,) = struct.unpack("<I", data[21:25])
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     else:
-        samples = samples_of(image)
-    resources = image.info.get("photoshop", {})
-    comments = [body for name, body in image.applist if name == "COM"]
-    xmp, video = image.info.get("xmp"), _holds_video(data, start)
-    if xmp:
-        xmp = upright_xmp(still_xmp(xmp) if video else xmp)
-    notes += _jpeg_notes(image, data, start, video)
-    return make_picture(
-        samples,
-        icc=icc,
-        exif=image.info.get("exif"),
-        dpi=image.info.get("dpi"),
-        notes=notes,
-        xmp=xmp,
-        iptc=resources.get(IPTC_RESOURCE),
-        comment=b"\n".join(comments) or None,
-    )
-
-
-def _holds_video(data: bytes, start: int) -> bool:
-    """Whether an MP4 or QuickTime film lies in a JPEG file behind its header, as a phone's motion photo stores it."""
-    return re.search(rb"ftyp(?:mp4|isom|iso\d|avc1|qt  |M4V|3gp|hvc1)", memoryview(data)[start:]) is not None
-
-
-def _jpeg_notes(image: JpegImagePlugin.JpegImageFile, data: bytes, start: int, video: bool) -> tuple[str, ...]:
-    """Say what a JPEG file holds beside its picture that no result can hold."""
-    notes = []
-    behind = len(data[data.find(b"\xff\xd9", start) + 2 :].rstrip(b"\0"))
-    if video:
-        notes.append("holds a video behind the picture (a motion photo), which is not kept")
-    elif "mp" in image.info:
-        notes.append("holds more than one picture (MPO); only the first was read")
-    elif behind:
-        notes.append(f"{behind} bytes behind the end of the JPEG are not kept")
-    segments = [(name, body[:30]) for name, body in image.applist]
-    if any(name == "APP11" and body.startswith(b"JP") for name, body in segments):
-        notes.append(CREDENTIALS)
-    if any(name == "APP1" and body.startswith(b"http://ns.adobe.com/xmp/ext") for name, body in segments):
-        notes.append("the part of its XMP data that exceeds 64 KB is not kept")
-    if any(2000 <= number < 2998 for number in image.info.get("photoshop", {})):
-        notes.append("Photoshop's paths are not kept")
-    return tuple(notes)
+        width, height = (side & 0x3FFF for side in struct.unpack("<HH", data[26:30]))
+    return width, height
 
 
 def read_webp(data: bytes) -> Picture:
     """Decode a WebP file. Raises Refusal, or what Pillow raises on damage."""
-    if data[12:16] == b"VP8X" and len(data) >= 30:
-        # Pillow sets memory aside for this size as soon as it opens the file.
-        check_size(*(1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27)))
+    check_size(*webp_size(data))
     image = WebPImagePlugin.WebPImageFile(io.BytesIO(data))
     check_size(*image.size)
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise Refusal(f"is an animation of {frames} pictures; save the one to restore as a picture of its own")
     image.load()
     xmp = image.info.get("xmp")
     return make_picture(
@@ -133,6 +88,11 @@ def read_webp(data: bytes) -> Picture:
         exif=image.info.get("exif"),
         xmp=upright_xmp(xmp) if xmp else None,
     )
+
+
+def bmp_size(data: bytes) -> tuple[int, int]:
+    """Return (width, height)."""
+    return BmpImagePlugin.BmpImageFile(io.BytesIO(data)).size
 
 
 def read_bmp(data: bytes) -> Picture:

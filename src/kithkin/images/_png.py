@@ -27,17 +27,41 @@ PNG_LEVEL = 4
 _GRAY, _RGB = 0, 2
 
 
-def read_png(data: bytes) -> Picture:
-    """Decode a PNG file. Raises Refusal, or what Pillow and imagecodecs raise on damage."""
+_DISPENSABLE = (
+    *COLOUR_CHUNKS,
+    *TEXT_CHUNKS,
+    *(b"iCCP", b"eXIf", b"pHYs", b"tIME", b"bKGD", b"hIST", b"sPLT", b"oFFs", b"pCAL", b"sCAL", b"sTER", b"caBX"),
+)
+"""Chunks without which the pixels are the same."""
+_END = b"\0\0\0\0IEND\xaeB`\x82"
+
+
+def png_size(data: bytes) -> tuple[int, int]:
+    """Return (width, height); raise Refusal for what the header and the chunks before the pixels rule out."""
     if data[12:16] != b"IHDR" or len(data) < 33:
         raise Refusal("is damaged: the PNG header is missing; use another copy of it")
     width, height, bits, colour = struct.unpack(">IIBB", data[16:26])
-    check_size(width, height)
-    found = _checked_chunks(data)
+    at = 33
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"IDAT":
+            break
+        if kind == b"acTL":
+            frames = int.from_bytes(data[at + 8 : at + 12], "big")
+            if frames > 1:
+                raise Refusal(f"is an animation of {frames} pictures; save the one to restore as a picture of its own")
+        at += 12 + length
+    if bits == 16 and colour != _GRAY:
+        imagecodecs_for("PNG with 16 bit colour")
+    return width, height
+
+
+def read_png(data: bytes) -> Picture:
+    """Decode a PNG file. Raises Refusal, or what Pillow and imagecodecs raise on damage."""
+    check_size(*png_size(data))
+    bits, colour = data[24:26]
+    data, found, notes = _checked_chunks(data)
     chunks = dict(reversed(found))
-    frames = struct.unpack(">I", chunks[b"acTL"][:4])[0] if b"acTL" in chunks else 1
-    if frames > 1:
-        raise Refusal(f"is an animation of {frames} pictures; save the one to restore as a picture of its own")
     image = PngImagePlugin.PngImageFile(io.BytesIO(data))
     if bits == 16 and colour != _GRAY:
         samples = imagecodecs_for("PNG with 16 bit colour").png_decode(data)
@@ -52,7 +76,7 @@ def read_png(data: bytes) -> Picture:
         icc=image.info.get("icc_profile"),
         exif=chunks.get(b"eXIf") or exif,
         dpi=image.info.get("dpi"),
-        notes=(CREDENTIALS,) if b"caBX" in chunks else (),
+        notes=(*notes, CREDENTIALS) if b"caBX" in chunks else notes,
         xmp=upright_xmp(xmp) if xmp else None,
         iptc=iptc,
         comment=comment,
@@ -85,9 +109,15 @@ def _sorted_out(
     return exif, xmp, iptc, comment, copied
 
 
-def _checked_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Return kind and body of the chunks but the pixel data; raise Refusal on a wrong checksum or a missing end."""
+def _checked_chunks(data: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], tuple[str, ...]]:
+    """Return the file without harmless damage, kind and body of its chunks but the pixel data, and what was damaged.
+
+    Raises Refusal where a checksum of what the pixels need is wrong, or their end is missing.
+    """
     found: list[tuple[bytes, bytes]] = []
+    kept = [data[:8]]
+    damaged: list[bytes] = []
+    packed: list[memoryview] = []
     view = memoryview(data)
     at = 8
     while at + 12 <= len(data):
@@ -95,14 +125,45 @@ def _checked_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
         end = at + 8 + length
         if end + 4 > len(data):
             break
-        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+        sound = zlib.crc32(view[at + 4 : end]) == int.from_bytes(data[end : end + 4], "big")
+        if kind == b"IEND" and sound:
+            whole = b"".join((*kept, view[at : end + 4])) if damaged else data
+            return whole, found, _damage(damaged)
+        if not sound and kind in _DISPENSABLE:
+            damaged.append(kind)
+        elif not sound and packed and kind != b"IDAT":
+            break  # Behind the pixels, if they are complete, the order of the chunks is of no use any more.
+        elif not sound:
             raise Refusal(f"is damaged: a checksum in the PNG ({ascii(kind)[1:]}) is wrong; use another copy of it")
-        if kind == b"IEND":
-            return found
-        if kind not in (b"IDAT", b"fdAT"):
-            found.append((kind, data[at + 8 : end]))
+        else:
+            kept.append(data[at : end + 4])
+            if kind == b"IDAT":
+                packed.append(view[at + 8 : end])
+            elif kind != b"fdAT":
+                found.append((kind, data[at + 8 : end]))
         at = end + 4
-    raise Refusal("is cut off: the end of the PNG is missing; use a complete copy of it")
+    if not _complete(packed):
+        raise Refusal("is cut off: the end of the PNG is missing; use a complete copy of it")
+    return b"".join((*kept, _END)), found, (*_damage(damaged), "the end of the PNG is missing; the pixels are complete")
+
+
+def _damage(kinds: list[bytes]) -> tuple[str, ...]:
+    names = ", ".join(dict.fromkeys(kind.decode() for kind in kinds))
+    return (f"parts of the PNG that say nothing of its pixels are damaged and not kept ({names})",) if kinds else ()
+
+
+def _complete(packed: list[memoryview]) -> bool:
+    """Whether the packed pixel data reach their end; little of what they hold is in memory at a time."""
+    unpacker = zlib.decompressobj()
+    try:
+        for part in packed:
+            rest: bytes | memoryview = part
+            while rest and not unpacker.eof:
+                unpacker.decompress(rest, 1 << 20)
+                rest = unpacker.unconsumed_tail
+    except zlib.error:
+        return False
+    return unpacker.eof
 
 
 def _with_key_alpha(samples: np.ndarray, key: bytes, bits: int) -> np.ndarray:

@@ -1,15 +1,19 @@
-"""Reading a picture file: from the path to the decoder that its first bytes ask for."""
+"""Reading or measuring a picture file: from the path to the functions that its first bytes ask for."""
 
 import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from kithkin.errors import ImageError
+from kithkin.images._jpeg import jpeg_size, read_jpeg
 from kithkin.images._picture import Picture, Refusal, one_line, os_reason, shown
-from kithkin.images._pillow import read_bmp, read_jpeg, read_webp
-from kithkin.images._png import read_png
-from kithkin.images._tiff import read_tiff
+from kithkin.images._pillow import bmp_size, read_bmp, read_webp, webp_size
+from kithkin.images._png import png_size, read_png
+from kithkin.images._tiff import read_tiff, tiff_size
+
+Result = TypeVar("Result")
 
 _HEAD = 1024
 _READERS: dict[str, Callable[[bytes], Picture]] = {
@@ -18,6 +22,13 @@ _READERS: dict[str, Callable[[bytes], Picture]] = {
     "WebP": read_webp,
     "TIFF": read_tiff,
     "BMP": read_bmp,
+}
+_SIZES: dict[str, Callable[[bytes], tuple[int, int]]] = {
+    "PNG": png_size,
+    "JPEG": jpeg_size,
+    "WebP": webp_size,
+    "TIFF": tiff_size,
+    "BMP": bmp_size,
 }
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _FOREIGN_STARTS = {
@@ -59,10 +70,27 @@ def decode_picture(data: bytes, name: str | os.PathLike[str]) -> Picture:
 
     Raises ImageError as `read_picture` does.
     """
+    return _by_format(_READERS, data, name)
+
+
+def measure_picture(data: bytes, name: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return (width, height) in pixels as stored, before any turning, without decoding the picture.
+
+    For a limit of one's own, lower than MAX_PIXELS. What the header rules out is refused as `decode_picture` refuses
+    it; the rest of the data may still be damaged.
+
+    Raises ImageError where the data are not of a format that `read_picture` reads, their header is damaged, or is of a
+    picture that can't be read; `name` is what it calls them.
+    """
+    return _by_format(_SIZES, data, name)
+
+
+def _by_format(functions: dict[str, Callable[[bytes], Result]], data: bytes, name: str | os.PathLike[str]) -> Result:
+    """Call the function of the data's format; raise ImageError for whatever goes wrong in it."""
     kind = "picture"
     try:
         kind = _format_of(data[:_HEAD])
-        return _READERS[kind](data)
+        return functions[kind](data)
     except Refusal as refusal:
         raise ImageError(f"{shown(name)}: {refusal}") from refusal.__cause__
     except MemoryError as error:

@@ -1,8 +1,12 @@
 """TIFF: tifffile reads and writes it; Pillow decodes what tifffile can't without imagecodecs, up to 8 bits."""
 
+import contextlib
+import ctypes
 import io
 import math
 import struct
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,12 +81,28 @@ def _plain(page: Any) -> bool:
 
 def _by_pillow(data: bytes, page: Any) -> TiffImagePlugin.TiffImageFile | None:
     """Return the picture opened by Pillow; None where it does not know it, but tifffile does."""
+    _silence_libtiff()
     try:
         return TiffImagePlugin.TiffImageFile(io.BytesIO(data))
     except SyntaxError:
         if page.bitspersample == 8 and int(page.photometric) in _COLOURS:
             return None
         raise
+
+
+@lru_cache(maxsize=1)
+def _silence_libtiff() -> None:
+    """Keep the C library behind Pillow from printing what it thinks of damaged files, beside our own error.
+
+    Its handlers count for the whole process and can't be reached through Pillow, so the loaded library is looked up;
+    where that fails, as on systems other than Linux, the lines stay.
+    """
+    with contextlib.suppress(OSError, AttributeError, StopIteration):
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+        path = next(part for line in lines if "/libtiff" in (part := line.partition("/")[1] + line.partition("/")[2]))
+        library = ctypes.CDLL(path)
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
 
 
 def _described(data: bytes) -> tuple[dict[str, bytes | None], tuple[str, ...]]:
