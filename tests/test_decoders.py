@@ -188,7 +188,11 @@ for at in range(8, len(data), 3):
             pass
 """
     plain = tiff(RGB8[:3, :3], compression="zlib", extratags=[(315, 2, None, "Ann", True)])
-    for data in (plain, saved(RGB8, "TIFF", compression="tiff_lzw"), saved(RGB8[..., 0] > 99, "TIFF", compression="group4")):
+    for data in (
+        plain,
+        saved(RGB8, "TIFF", compression="tiff_lzw"),
+        saved(RGB8[..., 0] > 99, "TIFF", compression="group4"),
+    ):
         done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], input=data, capture_output=True)
         assert (done.returncode, done.stderr.decode()) == (0, "")
 
