@@ -11,7 +11,7 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) ->
     import json
     import sys
 
-    findings = {**_versions(), **_machine(), **_backends(), **_formats(), **_weights(), **_test()}
+    findings = {**_versions(), **_machine(), **_backends(), **_choice(), **_formats(), **_weights(), **_test()}
     if as_json:
         typer.echo(json.dumps(findings, indent=1))
     else:
@@ -72,6 +72,23 @@ def _backends() -> dict[str, str]:
                 right = torch.allclose(found, expected, rtol=1e-2, atol=1e-2)  # GPUs may round products to TF32
                 says = "ready" if right else "FAILED: its result is not the reference's"
             findings[f"backend {name} ({device})"] = says
+    return findings
+
+
+def _choice() -> dict[str, str]:
+    """Whether a GPU computes attention by its own kernels where no backend is named: only if they agree with others."""
+    import torch
+
+    from kithkin.ops import available_backends, trusted
+
+    if not torch.cuda.is_available() or available_backends("cuda")["triton"] is not None:
+        return {}
+    findings = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        says = "triton, its results agree with blocked's"
+        if not trusted("cuda", dtype):
+            says = f"FAILED: blocked, for {available_backends('cuda', dtype)['triton']}"
+        findings[f"attention on the GPU ({str(dtype).removeprefix('torch.')})"] = says
     return findings
 
 

@@ -8,6 +8,7 @@ from kithkin.ops.baselines import global_attention, local_attention
 from kithkin.ops.depthwise import gelu_depthwise_gelu
 from kithkin.ops.dispatch import available_backends, knn_local_attention
 from kithkin.ops.feedforward import feed_forward
+from kithkin.ops.gpu import trusted
 from kithkin.ops.grouping import (
     PatchGroups,
     default_n_buckets,
@@ -45,5 +46,6 @@ __all__ = [
     "partition",
     "pointwise",
     "sort_by_hash",
+    "trusted",
     "unpartition",
 ]

@@ -50,6 +50,9 @@ class Backend:
         forward: (query, key, value, groups, paper, n_heads) -> output and norm, (B·N, n_heads): whatever the backward
             pass wants to know of the sum of weights.
         backward: (gradient, query, key, value, output, norm, groups, paper, n_heads) -> gradients of query, key, value.
+        why_unasked: (device, dtype) -> None where the backend may be taken although no one named it, else one sentence;
+            left out for one that always may.
+        fault: (device, dtype) -> what was found wrong with it there, if anything was.
     """
 
     name: str
@@ -57,6 +60,8 @@ class Backend:
     plain: Attention | None = None
     forward: Forward | None = None
     backward: Backward | None = None
+    why_unasked: Callable[[torch.device, torch.dtype], str | None] | None = None
+    fault: Callable[[torch.device, torch.dtype], str | None] | None = None
 
 
 def takes_dtypes(name: str, *dtypes: torch.dtype) -> WhyNot:

@@ -19,10 +19,14 @@ def available_backends(device: str | torch.device = "cpu", dtype: torch.dtype = 
     """Which backends can serve tensors of this device and dtype.
 
     Returns:
-        name -> None where it can be used, else the reason in one sentence; in order of preference.
+        name -> None where it can be used, else the reason in one sentence; in order of preference. ``triton`` is taken
+        unasked only where ``trusted`` finds it right; where it was found wrong, the reason says so.
     """
-    kind = torch.device(device).type
-    return {name: backend.why_not(kind, dtype, None) for name, backend in BACKENDS.items()}
+    place = torch.device(device)
+    return {
+        name: backend.why_not(place.type, dtype, None) or (backend.fault and backend.fault(place, dtype))
+        for name, backend in BACKENDS.items()
+    }
 
 
 def knn_local_attention(
@@ -57,7 +61,7 @@ def knn_local_attention(
     problem = Problem(
         query.shape[2], query.shape[3], n_heads, groups.k, groups.candidates_per_patch, groups.neighbors is not None
     )
-    chosen = _choose(backend, query.device.type, query.dtype, problem)
+    chosen = _choose(backend, query.device, query.dtype, problem)
     if plain := BACKENDS[chosen].plain:
         return plain(query, key, value, groups, weighting, n_heads)
     return fused.attention(query, key, value, groups, weighting, n_heads, chosen)
@@ -89,12 +93,14 @@ def _check(query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, weigh
 
 # Looks at no tensor, so a compiler may take the answer for a constant.
 @torch.compiler.assume_constant_result
-def _choose(name: str | None, device_type: str, dtype: torch.dtype, problem: Problem) -> str:
+def _choose(name: str | None, device: torch.device, dtype: torch.dtype, problem: Problem) -> str:
     reasons = {}
     for candidate in BACKENDS.values():
         if name not in (None, candidate.name):
             continue
-        reason = candidate.why_not(device_type, dtype, problem)
+        reason = candidate.why_not(device.type, dtype, problem)
+        if reason is None and name is None and candidate.why_unasked:
+            reason = candidate.why_unasked(device, dtype)
         if reason is None:
             return candidate.name
         reasons[candidate.name] = reason
