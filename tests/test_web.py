@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageCms
 from typer.testing import CliRunner
 
@@ -666,3 +668,125 @@ def test_a_server_that_others_can_reach_is_warned_about(capsys):
     for host in ("0.0.0.0", "192.168.0.7", "my.name"):
         _announce("http://x", host)
         assert "without a password or encryption" in capsys.readouterr().err
+
+
+# The server below the application
+
+
+@pytest.fixture(scope="module")
+def served(weights):
+    """A small server as a process of its own: (its address, the process)."""
+    with running("-m", weights, "--queue", "1") as found:
+        yield found
+
+
+def connected(served, data=b""):
+    import socket
+
+    opened = socket.create_connection(("127.0.0.1", int(served[0].rpartition(":")[2])), timeout=30)
+    opened.sendall(data)
+    return opened
+
+
+def is_open(connection):
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) != b""
+    except BlockingIOError:
+        return True
+    except ConnectionResetError:
+        return False
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"GET /about HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "], ids=["nothing", "half a head"]
+)
+def test_idle_connections_lock_nobody_out(served, data):
+    idle = [connected(served, data) for _ in range(400)]
+    for _ in range(3):
+        assert httpx.get(f"{served[0]}/about", timeout=30, trust_env=False).status_code == 200
+    files = {"picture": ("a.png", encoded())}
+    assert httpx.post(f"{served[0]}/restore", files=files, timeout=60, trust_env=False).status_code == 200
+    assert 0 < sum(map(is_open, idle)) <= Limits(queue=1).connections
+    for connection in idle:
+        connection.close()
+
+
+def test_a_head_that_does_not_end_is_given_up_and_a_slow_one_is_not(weights):
+    import socket
+
+    from kithkin.web._server import serve_on
+
+    # In this process, because the time is no option of the command.
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    app = create_app(served_models([str(weights)]))
+    threading.Thread(target=serve_on, args=(app, listening, Limits(header_seconds=1)), daemon=True).start()
+    stuck = connected((f"http://127.0.0.1:{port}",), b"GET /about HTTP/1.1\r\n")
+    slow = connected((f"http://127.0.0.1:{port}",), b"GET /about HTTP/1.1\r\n")
+    slow.sendall(b"Host: 127.0.0.1\r\n\r\n")
+    assert slow.recv(12) == b"HTTP/1.1 200"
+    started = time.monotonic()
+    for _ in range(20):  # Another line now and then doesn't help.
+        try:
+            stuck.sendall(b"X: y\r\n")
+        except OSError:
+            break
+        time.sleep(0.2)
+    assert 0.5 < time.monotonic() - started < 3.5
+
+
+def test_what_is_no_http_gets_the_headers_of_every_refusal(served):
+    connection = connected(served, b"rubbish\r\n\r\n")
+    found = b""
+    while piece := connection.recv(65536):
+        found += piece
+    head, _, body = found.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request")
+    assert b"content-security-policy: default-src 'none'" in head
+    assert "expected an HTTP/1.1 request" in json.loads(body)["detail"]
+
+
+def test_more_uploads_than_the_server_takes_are_asked_to_come_again(served):
+    head = b"POST /restore HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n"
+    head += b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+    slow = [connected(served, head) for _ in range(Limits(queue=1).requests)]
+    for _ in range(100):
+        files = {"picture": ("a.png", encoded())}
+        found = httpx.post(f"{served[0]}/restore", files=files, timeout=60, trust_env=False)
+        if found.status_code == 503:
+            break
+        time.sleep(0.1)
+    assert found.status_code == 503
+    assert found.headers["x-content-type-options"] == "nosniff"
+    assert int(found.headers["retry-after"]) == 10
+    assert "as many uploads as it takes; try again in 10 seconds" in found.json()["detail"]
+    assert httpx.get(f"{served[0]}/about", timeout=30, trust_env=False).status_code == 200
+    for connection in slow:
+        connection.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc and /proc")
+def test_memory_is_given_back_after_a_large_picture(served):
+    def held():
+        lines = Path(f"/proc/{served[1].pid}/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS"))
+
+    def post_one(side):
+        tifffile.imwrite(buffer := io.BytesIO(), noise[:side, :side])
+        files = {"picture": ("a.tif", buffer.getvalue())}
+        found = httpx.post(f"{served[0]}/restore", files=files, data={"strength": "0"}, timeout=60, trust_env=False)
+        assert found.status_code == 200
+
+    noise = np.random.default_rng(0).integers(0, 65535, (2000, 2000, 3), dtype=np.uint16)
+    post_one(64)
+    time.sleep(2.5)
+    before = held()
+    post_one(2000)
+    needed = peak_megabytes(served[1].pid) - before
+    for _ in range(40):
+        if held() - before < 0.35 * needed:
+            break
+        time.sleep(0.25)
+    assert needed > 150
+    assert held() - before < 0.35 * needed  # half of it stayed before

@@ -1,6 +1,5 @@
 """``kithkin serve``."""
 
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,8 +8,6 @@ from kithkin.errors import InputError, KithkinError
 
 if TYPE_CHECKING:
     import socket
-
-    from kithkin.web import Limits
 
 EPILOG = """\
 Examples:
@@ -66,9 +63,10 @@ def serve(
 
     Everything stays on this computer, and nothing is kept after an answer. Ctrl-C stops it. Needs the extra `web`.
     """
-    uvicorn = _uvicorn()
+    _need_packages()
     from kithkin.cli._device import choose_device
     from kithkin.web import Limits, create_app, served_models
+    from kithkin.web._server import serve_on
 
     limits = Limits(megabytes=max_mb, megapixels=max_megapixels, queue=queue, work_seconds=max_seconds)
     listening = _listen(host, port)
@@ -81,32 +79,18 @@ def serve(
         import webbrowser
 
         webbrowser.open(address)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        limit_concurrency=_connections(limits),
-        timeout_graceful_shutdown=3,
-    )
-    uvicorn.Server(config).run(sockets=[listening])
+    serve_on(app, listening, limits)
 
 
-def _uvicorn() -> ModuleType:
+def _need_packages() -> None:
     try:
         import fastapi  # noqa: F401
         import python_multipart  # noqa: F401
-        import uvicorn
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise KithkinError(
             f'serve: the page needs {error.name}; install it with: python3 -m pip install "kithkin[web]"'
         ) from error
-    return uvicorn
-
-
-def _connections(limits: "Limits") -> int:
-    """More than may wait, so that the queue can refuse with a sentence; the page asks for states besides."""
-    return 4 * limits.queue + 32
 
 
 def _listen(host: str, port: int) -> "socket.socket":
@@ -119,7 +103,7 @@ def _listen(host: str, port: int) -> "socket.socket":
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-        listening.listen(128)  # A browser that comes before the server is ready waits instead of failing.
+        listening.listen(1024)  # A browser that comes before the server is ready waits instead of failing.
     except OSError as error:
         raise InputError(
             f"serve: can't listen on {host}, port {port} ({error.strerror}); choose another one with --port or --host"

@@ -17,8 +17,10 @@ Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 FORM_BYTES = 65536
 """What a form may hold besides the picture."""
+AGAIN = 10
+"""Seconds after which another upload may be tried where there are too many."""
 
-_HEADERS = {
+HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -47,6 +49,7 @@ class Guard:
     def __init__(self, app: Application, limits: Limits, names: Iterable[str] = ()) -> None:
         self._app, self._limits = app, limits
         self._names = {"localhost", *(name.lower() for name in names)}
+        self._uploads = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,10 +58,11 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
 
         refusals: list[Refused] = []
+        uploads = scope["method"] == "POST"  # what needs memory or time; a state or the page is always given
 
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
-                extra = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                extra = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
                 message = {**message, "headers": [*message.get("headers", []), *extra]}
             await send(message)
 
@@ -70,7 +74,13 @@ class Guard:
         try:
             self._check_origin(headers)
             self._check_length(headers)
-            await self._app(scope, self._bounded(receive, refusals), send_unless_refused)
+            if uploads and self._uploads >= self._limits.requests:
+                raise Refused(503, f"the server has as many uploads as it takes; try again in {AGAIN} seconds")
+            self._uploads += uploads
+            try:
+                await self._app(scope, self._bounded(receive, refusals), send_unless_refused)
+            finally:
+                self._uploads -= uploads
         except Refused as refused:
             refusals.append(refused)
         if refusals:
@@ -133,5 +143,7 @@ async def _answer(send: Send, refused: Refused) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     # What is still on its way is not read.
     headers.append((b"connection", b"close"))
+    if refused.status == 503:
+        headers.append((b"retry-after", str(AGAIN).encode()))
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

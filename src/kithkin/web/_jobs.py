@@ -1,8 +1,10 @@
 """Work that waits, the one thread that does it, and answers that wait to be fetched. All of it in memory."""
 
+import ctypes
 import logging
 import math
 import secrets
+import sys
 import threading
 import time
 from collections import deque
@@ -173,6 +175,7 @@ class Jobs:
         if job in self._waiting:
             self._waiting.remove(job)
         job.given_up, job.run = True, None
+        self._changed.notify_all()
         if not job.finished.done():
             job.finished.set_result(None)
 
@@ -202,12 +205,18 @@ class Jobs:
         return max(1, math.ceil(left or 0))
 
     def _work(self) -> None:
+        used = False  # memory, since it was given back
         while True:
             with self._changed:
                 while not self._waiting and not self._closed:
                     # Results that nobody fetches are dropped in time even where no request comes.
-                    self._changed.wait(timeout=min(10.0, self._limits.keep_seconds) if self._known else None)
+                    seconds = min(10.0, self._limits.keep_seconds) if self._known else 1.0 if used else None
+                    if self._changed.wait(timeout=seconds):
+                        continue
                     self._expire()
+                    if used:  # a second later the last answer has been sent
+                        _give_back_memory()
+                        used = bool(self._known)
                 if self._closed:
                     return
                 job = self._running = self._waiting.popleft()
@@ -217,6 +226,8 @@ class Jobs:
             with self._changed:
                 self._running = None
                 self._finish(job, outcome)
+            used = True
+            del job, run, outcome  # else they would be held until the next picture comes
 
     def _finish(self, job: Job, outcome: Answer | Problem | None) -> None:
         job.run, job.ended = None, time.monotonic()
@@ -254,6 +265,13 @@ class Jobs:
             )
         except Exception as error:
             return _problem(job, error)
+
+
+def _give_back_memory() -> None:
+    """Return freed memory to the system: the command keeps it for the next tile, which may be hours away here."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _problem(job: Job, error: Exception) -> Problem:

@@ -14,6 +14,7 @@ class Limits:
         megapixels: of one picture, in 10⁶ pixels.
         queue: pictures that wait, the one at work not counted.
         held_megabytes: of all uploads that wait and all results that were not fetched yet, in 10⁶ bytes.
+        header_seconds: until the head of a request must be complete.
         upload_seconds: until an upload must be complete.
         work_seconds: for one picture; looked at between its tiles.
         keep_seconds: after which a result that nobody fetched is dropped.
@@ -29,6 +30,7 @@ class Limits:
     megapixels: float = 32
     queue: int = 32
     held_megabytes: float = 512
+    header_seconds: float = 10
     upload_seconds: float = 120
     work_seconds: float = 900
     keep_seconds: float = 300
@@ -41,3 +43,13 @@ class Limits:
             value = getattr(self, field.name)
             if not value > 0:
                 raise InputError(f"serve: the limit {field.name} must be more than 0, got {value!r}")
+
+    @property
+    def requests(self) -> int:
+        """Uploads at a time: more than may wait, so that the queue can refuse with a sentence."""
+        return 4 * self.queue + 32
+
+    @property
+    def connections(self) -> int:
+        """At a time: beside those uploads, the page asks for states, and a browser opens some ahead."""
+        return self.requests + 256
