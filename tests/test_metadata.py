@@ -325,6 +325,13 @@ def test_what_is_too_long_for_jpeg_is_said():
     assert (again.xmp, again.iptc, again.comment) == (long, long, long.replace(b"\0", b" "))
 
 
+def test_a_text_can_not_write_over_the_terminal():
+    hostile = saved("PNG", chunks=[(b"tEXt", b"\x1b[2J\nkithkin: fine" + b"\0x"), (b"tEXt", b"k" * 79 + b"\0x")] * 9)
+    (note,) = losses(decode_picture(hostile, "p.png"), "p.jpg")
+    assert note.isprintable()
+    assert len(note) < 300
+
+
 def test_16_bit_png_keeps_what_8_bit_png_keeps():
     chunks = ((b"cICP", b"\x09\x10\0\1"), (b"tEXt", b"Title\0T"), (b"sBIT", b"\x0c\x0c\x0c"))
     picture = replace(decode_picture(tiff(pixels=DEEP), "p.tif"), xmp=XMP, iptc=IPTC, comment=b"c", chunks=chunks)

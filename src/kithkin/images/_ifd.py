@@ -89,9 +89,12 @@ def exif_of_tiff(data: bytes) -> bytes | None:
 
 
 def is_sound(exif: bytes) -> bool:
-    """Whether the first directory of an EXIF block can be read."""
+    """Whether the first directory of an EXIF block, and those that it points to, can be read."""
     try:
-        first_directory(exif)
+        first = first_directory(exif)
+        for tag in (EXIF_IFD, GPS_IFD):
+            if tag in first:
+                _below(exif, first[tag], byte_order(exif), False)
     except (ValueError, struct.error):
         return False
     return exif[2:4] in (b"*\0", b"\0*")
@@ -104,7 +107,9 @@ def has_maker_note(exif: bytes) -> bool:
 
 
 def _below(data: bytes, pointer: Entry, order: str, big: bool) -> Tags:
-    return _directory(data, struct.unpack(order + "I", pointer.raw[:4])[0], order, big)
+    if len(pointer.raw) != 4:
+        raise ValueError("a pointer of another size")
+    return _directory(data, struct.unpack(order + "I", pointer.raw)[0], order, big)
 
 
 def descriptive(tags: Tags) -> Tags:

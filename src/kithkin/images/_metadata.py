@@ -6,7 +6,7 @@ import zlib
 from typing import NamedTuple
 
 from kithkin.images import _ifd
-from kithkin.images._picture import Picture
+from kithkin.images._picture import Picture, one_line
 
 IPTC_RESOURCE = 0x0404
 XMP_KEYWORD = b"XML:com.adobe.xmp"
@@ -124,7 +124,7 @@ def _lost_chunks(picture: Picture, kind: str, exif: bytes | None) -> list[str]:
     keywords = [body.split(b"\0")[0] for name, body in picture.chunks if name in TEXT_CHUNKS]
     texts = ", ".join(dict.fromkeys(key.decode("latin1") for key in keywords if key not in kept))
     if texts:
-        lost.append(f"{kind} holds none of PNG's texts ({texts}): they are dropped")
+        lost.append(f"{kind} holds none of PNG's texts ({one_line(texts)}): they are dropped")
     names = other_colours(dict(picture.chunks), picture.icc is not None)
     if names:
         lost.append(f"{kind} holds no {names} of PNG: dropped, so the same values may look different")

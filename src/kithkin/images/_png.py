@@ -115,7 +115,7 @@ def _checked_chunks(data: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], tupl
     Raises Refusal where a checksum of what the pixels need is wrong, or their end is missing.
     """
     found: list[tuple[bytes, bytes]] = []
-    kept = [data[:8]]
+    kept: list[bytes | memoryview] = [data[:8]]
     damaged: list[bytes] = []
     packed: list[memoryview] = []
     view = memoryview(data)
@@ -136,7 +136,7 @@ def _checked_chunks(data: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], tupl
         elif not sound:
             raise Refusal(f"is damaged: a checksum in the PNG ({ascii(kind)[1:]}) is wrong; use another copy of it")
         else:
-            kept.append(data[at : end + 4])
+            kept.append(view[at : end + 4])
             if kind == b"IDAT":
                 packed.append(view[at + 8 : end])
             elif kind != b"fdAT":

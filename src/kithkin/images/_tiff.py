@@ -84,7 +84,7 @@ def _by_pillow(data: bytes, page: Any) -> TiffImagePlugin.TiffImageFile | None:
     _silence_libtiff()
     try:
         return TiffImagePlugin.TiffImageFile(io.BytesIO(data))
-    except SyntaxError:
+    except (SyntaxError, ValueError):
         if page.bitspersample == 8 and int(page.photometric) in _COLOURS:
             return None
         raise
