@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -19,7 +20,9 @@ from typer.testing import CliRunner
 
 from kithkin import restore_files as files
 from kithkin.checkpoint import save_model
+from kithkin.cli import _batch
 from kithkin.cli.restore import EPILOG, restore
+from kithkin.estimate import Estimate
 from kithkin.images import read_picture
 from kithkin.model import KiT, KiTConfig
 from kithkin.restoration import OVERLAP
@@ -208,10 +211,9 @@ def test_bad_files_are_named_and_the_others_go_on(run):
     assert result.exit_code == 1
     assert result.stdout == "first.png -> first-restored.png\nlast.png -> last-restored.png\n"
     lines = result.stderr.splitlines()
-    at = lines.index(f"{len(bad)} of {len(bad) + 2} failed:")
-    told, listed = lines[:at], lines[at + 1 :]
+    told, last = lines[:-1], lines[-1]
+    assert last == f"kithkin: {len(bad)} of {len(bad) + 2} failed: the reasons are above"
     assert sorted(line.removeprefix("kithkin: ").split(":")[0] for line in told) == sorted(bad)
-    assert [line.removeprefix("kithkin: ") for line in told] == [line.removeprefix("  ") for line in listed]
     reasons = dict(line.removeprefix("kithkin: ").split(": ", 1) for line in told)
     assert "is empty" in reasons["empty.png"]
     assert "does not exist" in reasons["missing.png"]
@@ -284,7 +286,7 @@ def test_a_full_disk_leaves_nothing_half_written(run, monkeypatch, call):
     result = run("a.png", "b.png", "c.png", "--overwrite")
     assert result.exit_code == 1
     assert result.stdout == "b.png -> b-restored.png\n"
-    assert "2 of 3 failed:" in result.stderr
+    assert result.stderr.endswith("kithkin: 2 of 3 failed: the reasons are above\n")
     assert "a-restored.png: can't be written: No space left on device; free some space" in result.stderr
     assert not Path("a-restored.png").exists()
     assert Path("c-restored.png").read_bytes() == before
@@ -503,3 +505,165 @@ def test_help_tells_every_option_and_three_examples():
     assert all(f"--{option}" in result.stdout for option in options)
     assert result.stdout.count("kithkin restore ") == 3
     assert "--no-" not in result.stdout
+
+
+def test_a_folder_is_told_by_content_and_what_is_not_read_is_counted_in_one_line(run):
+    save("trip/a.jpg")
+    save("trip/web.jfif", format="JPEG")
+    save("trip/IMG_1234", format="JPEG", seed=1)
+    save("trip/day/scan.jpe", format="PNG", seed=2)
+    save("trip/IMG_1.HEIC", format="AVIF")
+    save("trip/late.heif", format="AVIF")
+    save("trip/x.gif")
+    save("trip/raw.NEF", format="TIFF")
+    for name in ("notes.txt", "BMW.txt", "film.mp4", "drawing.html"):
+        Path("trip", name).write_bytes(b"BM and <svg: no picture" if name != "film.mp4" else b"\0\0\0\x18ftypisom")
+    result = run("trip")
+    assert result.exit_code == 0
+    assert sorted(result.stdout.splitlines()) == [
+        "trip/IMG_1234 -> trip-restored/IMG_1234.jpg",
+        "trip/a.jpg -> trip-restored/a.jpg",
+        "trip/day/scan.jpe -> trip-restored/day/scan.png",
+        "trip/web.jfif -> trip-restored/web.jpg",
+    ]
+    assert result.stderr == (
+        "kithkin: 4 files skipped: 1 .heic, 1 .heif, 1 .gif (not read by kithkin: convert to PNG, JPEG, WebP, TIFF or "
+        "BMP first, as with `magick IN OUT.png`); 1 .nef (raw: develop to TIFF first, as with darktable)\n"
+    )
+    assert run("trip", "-o", "again", "--strict").exit_code == 1
+    rows = [json.loads(line) for line in run("trip", "-o", "third", "--json").stdout.splitlines()]
+    assert {row["input"]: row["status"] for row in rows if row["status"] != "written"} == dict.fromkeys(
+        ["trip/IMG_1.HEIC", "trip/late.heif", "trip/x.gif", "trip/raw.NEF"], "skipped"
+    )
+
+
+def test_a_folder_of_pictures_that_are_not_read_says_so(run):
+    save("trip/IMG_1.HEIC", format="AVIF")
+    result = run("trip")
+    assert result.exit_code == 1
+    assert "trip: holds no picture" in result.stderr
+    assert "1 file skipped: 1 .heic" in result.stderr
+
+
+def test_strict_counts_results_that_exist(run):
+    save("a.png")
+    assert run("a.png", "--strict").exit_code == 0
+    assert (run("a.png").exit_code, run("a.png", "--strict").exit_code) == (0, 1)
+
+
+def test_two_pictures_of_one_name_do_not_stop_a_folder(run):
+    for seed, name in enumerate(("trip/a.jpg", "trip/a.png", "trip/b.webp", "trip/b.bmp", "trip/c.png")):
+        save(name, seed=seed)
+    result = run("trip", "--format", "png", "--compare")
+    assert result.exit_code == 0
+    made = sorted(path.name for path in Path("trip-restored").iterdir())
+    assert [name for name in made if "compare" not in name] == [
+        "a.jpg.png",
+        "a.png",
+        "b.bmp.png",
+        "b.webp.png",
+        "c.png",
+    ]
+    assert [name for name in made if "compare" in name] == [
+        *("a.jpg-compare.png", "a.png-compare.png", "b.bmp-compare.png", "b.webp-compare.png", "c-compare.png")
+    ]
+    assert "kithkin: trip/a.jpg: its result is a.jpg.png: another picture gives a.png\n" in result.stderr
+    again = run("trip", "--format", "png", "--compare")
+    assert (again.exit_code, again.stdout) == (0, "")
+
+
+def test_two_folders_with_one_name_fail_one_picture_alone(run):
+    for name in ("x/a.png", "y/a.png", "y/b.png"):
+        save(name)
+    result = run("x", "y", "-o", "out")
+    assert result.exit_code == 1
+    assert sorted(result.stdout.splitlines()) == ["x/a.png -> out/a.png", "y/b.png -> out/b.png"]
+    assert "x/a.png and y/a.png would both give out/a.png" in result.stderr
+
+
+def test_a_comparison_that_exists_does_not_stop_a_folder(run):
+    save("trip/a.png")
+    save("trip/b.png")
+    before = save("trip-restored/a-compare.png").read_bytes()
+    result = run("trip", "--compare")
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) == 2
+    assert Path("trip-restored/a-compare.png").read_bytes() == before
+    assert "trip/a.png: trip-restored/a-compare.png exists already and stays as it is" in result.stderr
+
+
+def test_a_place_that_can_not_be_written_is_said_once_and_before_the_work(run, monkeypatch):
+    for seed in range(4):
+        save(f"trip/{seed}.png")
+    Path("taken").touch()
+    monkeypatch.setattr(files, "restore_file", lambda *_, **options: pytest.fail("the work began"))
+    result = run("trip", "-o", "taken/below")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        "kithkin: taken/below: can't be written: taken is no folder; choose another place",
+        "kithkin: 4 of 4 failed: the reasons are above",
+    ]
+    monkeypatch.setattr(os, "access", lambda path, mode, **options: str(path) != "closed")
+    Path("closed").mkdir()
+    result = run("trip", "-o", "closed/x")
+    assert result.stderr.count("Permission denied; check the permissions") == 1
+
+
+def test_a_name_that_is_too_long_is_said_before_the_work(run, monkeypatch):
+    long = save("short.png").rename("x" * 250 + ".png")
+    save("b.png")
+    result = run(long, "b.png")
+    assert (result.exit_code, result.stdout) == (1, "b.png -> b-restored.png\n")
+    assert "its name has 263 bytes, and file systems take 255; choose another name" in result.stderr
+
+
+@pytest.mark.parametrize(("ending", "most"), [("webp", 16383), ("jpg", 65500)])
+def test_a_side_that_the_format_does_not_hold_is_said_before_the_work(run, monkeypatch, ending, most):
+    save("trip/small.png")
+    save("trip/wide.png", (1, most + 1))
+    save("trip/fits.png", (1, most))
+    monkeypatch.setattr(files, "restore_picture", lambda model, picture, *more, **options: picture)
+    result = run("trip", "--format", ending)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[0] == (
+        f"kithkin: trip-restored/wide.{ending}: can't be written: {'WebP' if ending == 'webp' else 'JPEG'} holds at "
+        f"most {most} pixels a side, and the picture has {most + 1} x 1; choose another format, such as TIFF or PNG"
+    )
+    assert len(result.stdout.splitlines()) == 2
+
+
+def test_a_long_batch_says_how_long_before_it_begins_and_then_now_and_then(run, monkeypatch):
+    for seed in range(3):
+        save(f"trip/{seed}.png", (100, 100))
+    monkeypatch.setattr(_batch, "LONG", 0.0)
+    monkeypatch.setattr(_batch, "_FIRST_LINE", 0.0)
+    monkeypatch.setattr(_batch, "_NEXT_LINES", 0.0)
+    lines = run("trip", "--tile", "64").stderr.splitlines()
+    assert re.fullmatch(r"kithkin: 3 pictures, 0 megapixels: about \d+ s", lines[0])
+    assert all(re.fullmatch(r"kithkin: [012] of 3 done, about \d+ s left", line) for line in lines[1:])
+    # Four tiles a picture, so the first line comes long before the first picture is done.
+    assert lines[1].startswith("kithkin: 0 of 3 done")
+    assert any(line.startswith("kithkin: 2 of 3 done") for line in lines)
+
+
+def test_the_time_left_follows_from_the_first_tiles(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(_batch.time, "monotonic", lambda: clock[0])
+    progress = _batch.BatchProgress([1_000_000, 2_000_000, 0], Estimate(fixed=0.01, per_pixel=1e-6))
+    clock[0] = 5.0
+    assert progress._left(0.25) == pytest.approx(15 + 40, rel=0.02)  # 20 s a megapixel
+    clock[0] = 20.0
+    progress.finish(20.0)
+    assert progress._left(0.0) == pytest.approx(40, rel=0.1)
+    clock[0] = 30.0
+    assert progress._left(0.5) == pytest.approx(10, rel=0.01)
+    progress.finish(20.0)
+    assert progress._left(0.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "1 s"), (40, "40 s"), (100, "2 min"), (3600, "1 h 0 min"), (9000, "2 h 30 min"), (1e6, "278 h")],
+)
+def test_times_in_words(seconds, words):
+    assert _batch.duration(seconds) == f"about {words}"

@@ -144,6 +144,36 @@ def test_workers_write_the_bytes_of_local_mode_and_go_on_after_bad_files(run, cl
     assert [row["status"] for row in rows_of("spread/kithkin-manifest.csv").values()] == ["skipped"] * 5
 
 
+def test_a_result_that_is_named_is_a_file_and_its_manifest_lies_beside_it(run, cluster):
+    save("in.png")
+    assert run("in.png", "-o", "local.png").exit_code == 0
+    found = run("in.png", "-o", "out.png", "--cluster", "auto", "--workers", "1")
+    assert (found.exit_code, found.stdout) == (0, "in.png -> out.png\n"), found.output
+    assert Path("out.png").read_bytes() == Path("local.png").read_bytes()
+    assert rows_of("kithkin-manifest.csv")["in.png"]["status"] == "written"
+    # Once more: the result is there, and that is said.
+    again = run("in.png", "-o", "out.png", "--cluster", "auto")
+    assert (again.exit_code, again.stdout) == (0, "")
+    assert "kithkin: out.png: exists already" in again.stderr
+    assert "1 inputs: 0 written, 1 skipped, 0 failed" in again.stderr
+    assert run("in.png", "-o", "out.png", "--cluster", "auto", "--strict").exit_code == 1
+
+
+def test_pictures_that_are_not_read_are_counted_and_listed(run, monkeypatch):
+    save("trip/a.jfif", format="JPEG")
+    save("trip/b.gif")
+    run("trip", "-o", "done")
+    assert [path.name for path in Path("done").iterdir()] == ["a.jpg"]
+    monkeypatch.setattr(ray, "init", None)
+    found = run("trip", "-o", "done", "--cluster", "auto", "--manifest", "list.csv")
+    assert found.exit_code == 0, found.output
+    assert "kithkin: 1 file skipped: 1 .gif (not read by kithkin" in found.stderr
+    assert {name: row["status"] for name, row in rows_of("list.csv").items()} == {
+        "trip/a.jfif": "skipped",
+        "trip/b.gif": "skipped",
+    }
+
+
 def test_nothing_left_to_do_needs_no_workers_and_is_no_failure(run, monkeypatch):
     save("trip/a.png")
     run("trip", "-o", "done")
@@ -368,8 +398,8 @@ def test_what_is_there_when_a_group_is_taken_up_again_is_kept(worker, tmp_path):
     there = tmp_path / "there.png"
     there.write_bytes(b"complete")
     (result,) = worker().restore(rows((save(tmp_path / "a.png"), there)))
-    assert (result.status, there.read_bytes()) == ("written", b"complete")
-    assert "was there already" in result.notes[0]
+    assert (result.status, there.read_bytes()) == ("skipped", b"complete")
+    assert "was there already" in result.reason
     (result,) = worker(overwrite=True).restore(rows((tmp_path / "a.png", there)))
     assert read_picture(there).pixels.shape == (10, 14, 3)
 
@@ -521,8 +551,25 @@ def test_results_below_a_url_are_no_inputs_the_next_time(monkeypatch):
     ]
     with pytest.raises(InputError, match="would replace the input"):
         plan_errands(["s3://box"], out="s3://box", overwrite=True)
-    with pytest.raises(InputError, match="would both give"):
-        plan_errands(["s3://box", "s3://bag"], out="s3://out")
+    clashing = plan_errands(["s3://box", "s3://bag"], out="s3://out")
+    assert {errand.source for errand in clashing.errands} == {"s3://box/a.png", "s3://box/out/a.png"}
+    assert [outcome.status for outcome in clashing.settled] == ["failed", "failed"]
+    assert "s3://box/a.png and s3://bag/a.png would both give s3://out/a.png" in clashing.settled[0].reason
+
+
+@pytest.mark.parametrize("out", ["done", "s3://box/out"])
+def test_a_listing_can_not_lead_out_of_the_place_for_results(tmp_path, monkeypatch, out):
+    from kithkin.cluster import _plan
+    from kithkin.cluster._places import Found
+
+    monkeypatch.chdir(tmp_path)
+    names = ["../../escaped.png", "a/../../x.png", "b.png"]
+    monkeypatch.setattr(_plan, "find_at", lambda url: [Found(f"{url}/{name}", name, 1) for name in names])
+    monkeypatch.setattr(_plan, "present_at", lambda url: set())
+    plan = plan_errands(["s3://bag"], out=out)
+    assert [errand.target for errand in plan.errands] == [f"{out}/b.png"]
+    assert [outcome.status for outcome in plan.settled] == ["failed", "failed"]
+    assert "names no file below" in plan.settled[0].reason
 
 
 def test_without_ray_local_mode_works_and_cluster_mode_says_what_to_install(run, monkeypatch):

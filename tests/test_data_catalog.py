@@ -301,6 +301,15 @@ def test_crops_of_pairs_are_read_as_pairs(tmp_path):
         assert np.array_equal(target, picture(3)[top : top + 24, left : left + 24])
 
 
+@pytest.mark.parametrize("key", ["../../../../escaped/x", "/escaped/x", "..", "C:\\\\x"])
+def test_a_key_can_not_lead_out_of_the_folder_of_crops(tmp_path, key):
+    for j, name in enumerate(("input_crops.lmdb", "gt_crops.lmdb")):
+        write_lmdb(tmp_path / "lmdb" / name, {key: picture(j), "a": picture(j)})
+    with pytest.raises(InputError, match="names no file below"):
+        cut_crops("pairs", tmp_path / "lmdb", tmp_path / "deep/er/out", CutOptions(crop=24, overlap=0, jobs=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["lmdb"]
+
+
 def test_crops_of_photos_of_scene_folders_and_of_lmdb(tmp_path):
     write(tmp_path / "photos" / "a.png", picture(0))
     options = CutOptions(crop=40, overlap=0, jobs=1)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kithkin.errors import KithkinError
-from kithkin.files import replacing, write_whole
+from kithkin.errors import InputError, KithkinError
+from kithkin.files import path_below, replacing, write_whole
 
 SOURCE = Path(write_whole.__code__.co_filename).parent
 
@@ -145,3 +145,29 @@ def test_every_writer_goes_through_here():
     """Whoever renames a temporary file does it in this module."""
     writers = {path.name for path in SOURCE.rglob("*.py") if "os.replace(" in path.read_text(encoding="utf-8")}
     assert writers == {"files.py"}
+
+
+@pytest.mark.parametrize("name", ["a", "a/b.png", "a..b/c", "…", "12:30.png", "a b/ü.png", "./a"])
+def test_names_below_a_folder(tmp_path, name):
+    assert path_below(tmp_path / "out", name) == tmp_path / "out" / name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../x", "a/../../x", "a/..", "/etc/x", "//server/x", "", ".", "./", "a\0b"),
+        *("..\\x", "a\\..\\x", "C:x", "C:\\x", "c:/x", "\\x", "\\\\server\\share\\x", "../out2/x"),
+    ],
+)
+def test_names_that_lead_out_of_a_folder(tmp_path, name):
+    with pytest.raises(InputError, match="names no file below .*; rename it"):
+        path_below(tmp_path / "out", name)
+
+
+def test_links_that_lead_out_of_a_folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/link").symlink_to(tmp_path)
+    (tmp_path / "out/inside").symlink_to("here")
+    with pytest.raises(InputError, match="names no file below"):
+        path_below(tmp_path / "out", "link/x")
+    assert path_below(tmp_path / "out", "inside/x") == tmp_path / "out/inside/x"

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all, and below the folder that it belongs to."""
 
 import contextlib
 import errno
@@ -6,9 +6,9 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
-from kithkin.errors import KithkinError
+from kithkin.errors import InputError, KithkinError
 
 
 @contextlib.contextmanager
@@ -64,6 +64,31 @@ def write_whole(path: str | os.PathLike[str], data: bytes | str) -> None:
             part.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
     except OSError as error:
         raise KithkinError(f"{path}: can't be written: {error.strerror or error}") from error
+
+
+def path_below(folder: str | os.PathLike[str], name: str) -> Path:
+    """Return the path of a file below `folder` whose name comes from data: a key, a member of an archive, a listing.
+
+    Args:
+        folder: that the file must be in, at any depth; it need not exist.
+        name: with slashes.
+
+    Raises:
+        InputError: the name leads elsewhere, on this system or another: it is empty, absolute, names a drive, holds
+            ``..`` or a null character, or passes a link that leaves the folder.
+    """
+    path = Path(folder, name)
+    parts = name.replace("\\", "/").split("/")
+    leads_out = ".." in parts or set(parts) <= {"", "."} or "\0" in name or bool(PureWindowsPath(name).anchor)
+    if not leads_out:
+        inside = os.path.realpath(folder)
+        leads_out = os.path.commonpath([inside, os.path.realpath(path)]) != inside
+    if leads_out:
+        raise InputError(
+            f"{name!a} names no file below {folder}: a name from data must not lead out of the folder for results; "
+            "rename it where it came from"
+        )
+    return path
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

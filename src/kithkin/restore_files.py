@@ -1,10 +1,9 @@
-"""Restoring picture files: which file goes where, one file, and many of which each may fail alone."""
+"""Restoring picture files: one, and many of which each may fail alone."""
 
-import mimetypes
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,34 @@ import numpy as np
 from kithkin.deconvolution import check_curve
 from kithkin.ensemble import check_ensemble
 from kithkin.errors import ImageError, InputError, KithkinError
-from kithkin.images import SUFFIXES, Picture, find_pictures, losses, read_picture, write_picture
+from kithkin.estimate import Estimate
+from kithkin.images import MAX_PIXELS, Picture, check_fits, losses, measure_picture, read_picture, write_picture
 from kithkin.images._picture import os_reason, shown
 from kithkin.model import KiT
 from kithkin.restoration import OVERLAP, check_strength, check_tiling, out_of_memory, restore
+from kithkin.restore_plan import ENDINGS, Job, Outcome, Plan, beside, foreign_summary, plan_files
 
-ENDINGS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff", "bmp": ".bmp"}
-"""Names of the formats that results can be written in, with the ending of their files."""
+__all__ = [
+    "ENDINGS",
+    "Job",
+    "Outcome",
+    "Plan",
+    "RestoreOptions",
+    "beside",
+    "estimate_for",
+    "failure_reason",
+    "foreign_summary",
+    "look_ahead",
+    "make_room",
+    "plan_files",
+    "restore_file",
+    "restore_files",
+    "restore_picture",
+    "side_by_side",
+]
 _GAP = 8
+_HEADER = 2**18  # bytes in which nearly every picture says its size
+_WORTH_A_TRIAL = 16_000_000  # pixels
 
 
 @dataclass(frozen=True)
@@ -51,189 +70,6 @@ class RestoreOptions:
             check_curve(self.uniform_blur)
         if isinstance(self.quality, bool) or not isinstance(self.quality, int) or not 1 <= self.quality <= 100:
             raise InputError(f"restore: quality must be a whole number from 1 to 100, got {self.quality!r}")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One file to restore: where it is, where the result goes, and where before and after side by side, if wanted."""
-
-    source: Path
-    target: Path
-    compare: Path | None = None
-
-    @property
-    def outputs(self) -> tuple[Path, ...]:
-        """The files that the job writes."""
-        return (self.target,) if self.compare is None else (self.target, self.compare)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one input.
-
-    Attributes:
-        source: the input, a file or a folder; text where it may be a URL.
-        status: ``"written"``, ``"skipped"`` or ``"failed"``.
-        target: where the result is, or would have gone; None for a folder that gave no file.
-        compare: where before and after are side by side; None where they are not.
-        reason: why it was skipped or failed, one line that begins with a path; None where it was written.
-        notes: sentences on what was lost or done differently.
-        seconds: that it took.
-    """
-
-    source: str | Path
-    status: str
-    target: str | Path | None = None
-    compare: Path | None = None
-    reason: str | None = None
-    notes: tuple[str, ...] = ()
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The files to restore, in order, and the inputs that are settled already because they give no job."""
-
-    jobs: tuple[Job, ...]
-    settled: tuple[Outcome, ...] = ()
-
-
-def plan_files(
-    sources: Sequence[str | os.PathLike[str]],
-    *,
-    out: str | os.PathLike[str] | None = None,
-    ending: str | None = None,
-    compare: bool = False,
-    overwrite: bool = False,
-) -> Plan:
-    """Decide where the result of every input goes, before anything is read or written.
-
-    A file ``photo.jpg`` gives ``photo-restored.jpg`` beside it; a folder ``trip`` gives ``trip-restored`` beside it,
-    with the same names and folders inside. A file without a picture's ending gives a PNG.
-
-    Args:
-        sources: files and folders; a file that is named twice counts once.
-        out: a folder for the results, made when it is needed; or the result's file name where the only input is a file.
-        ending: a name in ENDINGS, the format of all results; None keeps each input's.
-        compare: also write ``<name>-compare.png`` next to each result.
-        overwrite: results may replace files (but never an input).
-
-    Returns:
-        The plan. A folder without pictures is settled as failed, and an input that is itself the result of another
-        input, as when a wildcard is used a second time, as skipped.
-
-    Raises:
-        InputError: no inputs, an unknown ending, two results in one place, or a result in the place of an input.
-    """
-    paths = list(dict.fromkeys(Path(source) for source in sources))
-    if not paths:
-        raise InputError("restore: there is nothing to restore; name at least one file or folder")
-    suffix = _suffix(ending)
-    out = None if out is None else Path(out)
-    named = out is not None and _names_a_file(out, paths, suffix)
-    jobs: dict[tuple[str, str], Job] = {}
-    settled = []
-    for path in paths:
-        try:
-            targets = _folder_targets(path, out, suffix) if os.path.isdir(path) else {path: _beside(path, out, suffix)}
-        except ImageError as error:
-            settled.append(Outcome(path, "failed", reason=str(error)))
-            continue
-        for source, target in targets.items():
-            target = out if named and out is not None else target
-            side = target.with_name(f"{(target if named else source).stem}-compare.png") if compare else None
-            jobs.setdefault((os.path.realpath(source), os.path.realpath(target)), Job(source, target, side))
-    _check_outputs(list(jobs.values()))
-    kept, results = _without_results(list(jobs.values()), overwrite)
-    return Plan(tuple(kept), (*settled, *results))
-
-
-def _suffix(ending: str | None) -> str | None:
-    if ending is not None and ending not in ENDINGS:
-        raise InputError(f"restore: the format must be one of {', '.join(ENDINGS)}, got {ending!r}")
-    return None if ending is None else ENDINGS[ending]
-
-
-def _names_a_file(out: Path, paths: list[Path], suffix: str | None) -> bool:
-    """Whether `out` is the result's file name rather than a folder; raise InputError where it can't be one."""
-    kind = mimetypes.guess_type(out.name)[0] or ""
-    if os.path.isdir(out) or not (os.path.lexists(out) or out.suffix.lower() in SUFFIXES or kind.startswith("image/")):
-        return False
-    if out.suffix.lower() not in SUFFIXES:
-        raise InputError(
-            f"restore: {shown(out)} is no folder, and kithkin writes only {', '.join(SUFFIXES)}; choose another name"
-        )
-    if len(paths) > 1 or os.path.isdir(paths[0]):
-        raise InputError(f"restore: {shown(out)} is a file name, but the inputs give several results; name a folder")
-    same = {".jpeg": ".jpg", ".tif": ".tiff"}
-    if suffix is not None and same.get(out.suffix.lower(), out.suffix.lower()) != suffix:
-        raise InputError(f"restore: {shown(out)} does not end in {suffix} as the format asks; leave one of them out")
-    return True
-
-
-def beside(path: str | os.PathLike[str]) -> Path:
-    """Where the result of a file goes if no other place is named: ``photo-restored.jpg`` for ``photo.jpg``."""
-    return _beside(Path(path), None, None)
-
-
-def _beside(path: Path, folder: Path | None, suffix: str | None) -> Path:
-    known = path.suffix.lower() in SUFFIXES
-    name = f"{path.stem}-restored{suffix or (path.suffix if known else '.png')}"
-    return path.parent / name if folder is None else folder / name
-
-
-def _folder_targets(folder: Path, out: Path | None, suffix: str | None) -> dict[Path, Path]:
-    """Return source -> target for every picture of a folder; raise ImageError where there is none."""
-    if out is None:
-        whole = folder if folder.name not in ("", "..") else folder.resolve()
-        if not whole.name:
-            raise ImageError(f"{shown(folder)}: has no name to derive one for the results from; name a folder for them")
-        out = whole.with_name(f"{whole.name}-restored")
-    inside, results = os.path.realpath(folder), os.path.realpath(out)
-    within = results != inside and os.path.commonpath([inside, results]) == inside
-    found = find_pictures(folder)
-    pictures = [path for path in found if not (within and Path(results) in Path(os.path.realpath(path)).parents)]
-    if not pictures:
-        raise ImageError(f"{shown(folder)}: holds no picture ({', '.join(SUFFIXES)}); name another folder")
-    targets = {path: out / path.relative_to(folder) for path in pictures}
-    return {path: target.with_suffix(suffix) if suffix else target for path, target in targets.items()}
-
-
-def _check_outputs(jobs: list[Job]) -> None:
-    """Raise InputError where two jobs write one file, or one its own input."""
-    writers: dict[str, Job] = {}
-    for job in jobs:
-        for output in job.outputs:
-            place = os.path.realpath(output)
-            if place in writers:
-                raise InputError(
-                    f"restore: {shown(writers[place].source)} and {shown(job.source)} would both give {shown(output)}; "
-                    "restore them one after the other into different folders, or rename one"
-                )
-            if place == os.path.realpath(job.source):
-                raise InputError(
-                    f"restore: {shown(output)} would replace its own input; choose another place for the result"
-                )
-            writers[place] = job
-
-
-def _without_results(jobs: list[Job], overwrite: bool) -> tuple[list[Job], list[Outcome]]:
-    """Leave out inputs that are the results of other inputs; raise InputError where they would be replaced."""
-    writers = {os.path.realpath(output): job for job in jobs for output in job.outputs}
-    kept, left_out = [], []
-    for job in jobs:
-        writer = writers.get(os.path.realpath(job.source))
-        if writer is None:
-            kept.append(job)
-        elif overwrite:
-            raise InputError(
-                f"restore: the result of {shown(writer.source)} would replace the input {shown(job.source)}; "
-                "leave that out, or choose another place for the results"
-            )
-        else:
-            reason = f"{shown(job.source)}: is the result of {shown(writer.source)}, so it is not restored again"
-            left_out.append(Outcome(job.source, "skipped", job.target, reason=reason))
-    return kept, left_out
 
 
 def restore_file(
@@ -268,6 +104,7 @@ def restore_file(
     if os.path.realpath(source) == os.path.realpath(target):
         raise InputError(f"restore: {shown(target)} would replace its own input; choose another place for the result")
     picture = read_picture(source)
+    check_fits(picture.pixels.shape[1], picture.pixels.shape[0], target)
     notes = [*picture.notes, *losses(picture, target)]
     for place in (target, compare):
         if place is not None:
@@ -342,7 +179,57 @@ def restore_files(
             reason = failure_reason(error, job.source)
             yield Outcome(job.source, "failed", job.target, reason=reason, seconds=time.perf_counter() - start)
             continue
-        yield Outcome(job.source, "written", job.target, job.compare, notes=notes, seconds=time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        yield Outcome(job.source, "written", job.target, job.compare, notes=(*job.notes, *notes), seconds=seconds)
+
+
+def look_ahead(plan: Plan, options: RestoreOptions) -> tuple[Plan, list[int]]:
+    """Read the header of every picture of a plan.
+
+    Returns:
+        The plan, with the pictures that are too large for the format of their results settled as failed; and the pixels
+        of each job that is left, 0 where it will be skipped or refused.
+    """
+    jobs, pixels, failed = [], [], []
+    for job in plan.jobs:
+        width, height = _size_by_header(job, options)
+        try:
+            check_fits(width, height, job.target)
+        except ImageError as error:
+            failed.append(Outcome(job.source, "failed", job.target, reason=str(error)))
+            continue
+        jobs.append(job)
+        pixels.append(width * height if width * height <= MAX_PIXELS else 0)
+    return replace(plan, jobs=tuple(jobs), settled=(*plan.settled, *failed)), pixels
+
+
+def _size_by_header(job: Job, options: RestoreOptions) -> tuple[int, int]:
+    """(width, height) of a picture; (0, 0) where it is not needed or not known."""
+    if not os.path.isfile(job.source) or (not options.overwrite and os.path.lexists(job.target)):
+        return 0, 0  # To open a pipe would wait for ever.
+    try:
+        with open(job.source, "rb") as file:
+            head = file.read(_HEADER)
+            try:
+                return measure_picture(head, job.source)
+            except ImageError:  # A TIFF file may say its size at its end.
+                return measure_picture(head + file.read(), job.source)
+    except (KithkinError, OSError, ValueError, MemoryError):  # Whoever reads it will say what is wrong.
+        return 0, 0
+
+
+def estimate_for(model: KiT, pixels: int, options: RestoreOptions) -> Estimate:
+    """Return an estimate of the seconds of a picture; where so many pixels may take long, from a short trial."""
+    estimate = Estimate(per_pixel=3e-6 * options.ensemble)
+    if pixels < _WORTH_A_TRIAL:
+        return estimate
+    trial = np.full((256, 256, 3), 128, np.uint8)
+    for _ in range(2):  # The first call also loads and compiles.
+        start = time.perf_counter()
+        restore(model, trial, ensemble=options.ensemble)
+        seconds = time.perf_counter() - start
+    estimate.observe(trial.shape[0] * trial.shape[1], seconds)
+    return estimate
 
 
 def failure_reason(error: Exception, source: str | Path) -> str:

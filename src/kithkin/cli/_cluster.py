@@ -12,15 +12,19 @@ import typer
 from kithkin.errors import KithkinError
 
 if TYPE_CHECKING:
+    from kithkin.cli._batch import Reporter
+    from kithkin.cluster import ErrandPlan
     from kithkin.restore_files import RestoreOptions
 
 MANIFEST = "kithkin-manifest.csv"
+NAMED_SKIPS = 10
+"""Skipped inputs that are named one by one: of a million there may be as many, and the manifest names them."""
 
 
 def restore_with(
     pool: dict[str, Any], model: str, places: dict[str, Any], options: "RestoreOptions", as_json: bool
-) -> int:
-    """Restore, report each file as it ends, write the manifest, and return how many inputs failed.
+) -> "Reporter":
+    """Restore, report each file as it ends, write the manifest, and return what counted the outcomes.
 
     Args:
         pool: fields of ``kithkin.cluster.Pool``.
@@ -29,6 +33,7 @@ def restore_with(
         options: how files are restored and written.
         as_json: print one JSON object a file.
     """
+    from kithkin.cli._batch import Reporter
     from kithkin.cli._memory import keep_freed_memory
     from kithkin.cluster import Manifest, Pool, connected, import_ray, plan_errands
     from kithkin.zoo import load_model
@@ -36,45 +41,54 @@ def restore_with(
     import_ray()
     crew = Pool(**pool, prepare=keep_freed_memory)
     network = load_model(model)
-    listed = places.pop("manifest") or _beside(places["out"])
+    listed = places.pop("manifest")
     plan = plan_errands(**places, overwrite=options.overwrite)
+    listed = listed or _beside(places["out"], plan)
+    reporter = Reporter(as_json=as_json, skips=NAMED_SKIPS)
     with Manifest(listed) as manifest:
         if not plan.errands:
-            failures = _run(network, plan, options, crew, manifest, as_json)
+            _run(network, plan, options, crew, manifest, reporter)
         else:
             with connected(crew.address), _stop_on_sigterm():
-                failures = _run(network, plan, options, crew, manifest, as_json)
+                _run(network, plan, options, crew, manifest, reporter)
     typer.echo(f"kithkin: the manifest is {manifest.place}", err=True)
-    return failures
+    return reporter
 
 
-def _beside(out: str | None) -> str:
-    return MANIFEST if out is None else f"{out.rstrip('/')}/{MANIFEST}"
+def _beside(out: str | None, plan: "ErrandPlan") -> str:
+    """Where the manifest goes if no place is named: into the folder of results, or beside a result that is named."""
+    if out is None:
+        return MANIFEST
+    targets = {*(errand.target for errand in plan.errands), *(str(outcome.target) for outcome in plan.settled)}
+    if out in targets:
+        out, found, _ = out.rpartition("/")
+        return f"{out}/{MANIFEST}" if found else MANIFEST
+    return f"{out.rstrip('/')}/{MANIFEST}"
 
 
-def _run(network: Any, plan: Any, options: "RestoreOptions", crew: Any, manifest: Any, as_json: bool) -> int:
+def _run(
+    network: Any, plan: "ErrandPlan", options: "RestoreOptions", crew: Any, manifest: Any, reporter: "Reporter"
+) -> None:
     from itertools import chain
 
     from kithkin.cli._progress import progress_bar
-    from kithkin.cli.restore import report_outcome
     from kithkin.cluster import restore_errands
 
-    stream = None if sys.stdout.isatty() else sys.stdout
-    counts = {"written": 0, "skipped": 0, "failed": 0}
     total = len(plan.settled) + len(plan.errands)
     with progress_bar() as bar:
         task = bar.add_task("restore", total=total)
         for outcome in chain(plan.settled, restore_errands(network, plan.errands, options=options, pool=crew)):
-            counts[outcome.status] += 1
             manifest.add(outcome)
-            if as_json or outcome.status != "skipped":  # Of a million there may be as many: the manifest names them.
-                report_outcome(outcome, as_json, stream)
-            bar.update(task, completed=sum(counts.values()))
-    summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+            reporter.tell(outcome)
+            bar.update(task, completed=reporter.counts.total())
+    counts = reporter.counts.copy()
+    for outcome in plan.foreign:
+        manifest.add(outcome)
+    reporter.tell_foreign(plan.foreign)
+    summary = ", ".join(f"{counts[status]} {status}" for status in ("written", "skipped", "failed"))
     typer.echo(f"kithkin: {total} inputs: {summary}", err=True)
-    if sum(counts.values()) != total:
-        raise KithkinError(f"--cluster: of {total} inputs {total - sum(counts.values())} were lost; start it again")
-    return counts["failed"]
+    if counts.total() != total:
+        raise KithkinError(f"--cluster: of {total} inputs {total - counts.total()} were lost; start it again")
 
 
 @contextmanager

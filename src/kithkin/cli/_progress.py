@@ -7,13 +7,21 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class TimeLeftColumn(TimeRemainingColumn):
+    """The task's field ``left`` where it has one, else what follows from the steps so far."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["left"]) if "left" in task.fields else super().render(task)
 
 
 def progress_bar(*more: TextColumn, quiet: bool = False) -> Progress:
     """A bar with ETA on the terminal's error stream; nothing where that is not a terminal, or on request."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), *more)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeLeftColumn(), *more)
     return Progress(*columns, console=console, disable=quiet or not console.is_terminal)
 
 

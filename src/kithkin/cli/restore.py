@@ -1,19 +1,18 @@
 """``kithkin restore``."""
 
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kithkin.errors import InputError, KithkinError
 
 if TYPE_CHECKING:
+    from kithkin.cli._batch import Reporter
     from kithkin.model import KiT
-    from kithkin.restore_files import Outcome, Plan, RestoreOptions
+    from kithkin.restore_files import Plan, RestoreOptions
 
 EPILOG = """\
 Examples:
@@ -136,6 +135,9 @@ ManifestFile = Annotated[
         rich_help_panel="Many workers",
     ),
 ]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit with 1 also where a picture was skipped, not only where one failed.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a file, instead of `in -> out`.")]
 
 
@@ -155,6 +157,7 @@ def restore(
     ending: Format = None,
     quality: Quality = 95,
     compare: Compare = False,
+    strict: Strict = False,
     as_json: AsJson = False,
     cluster: Cluster = None,
     workers: Workers = None,
@@ -169,6 +172,7 @@ def restore(
     wrong command, 130 after Ctrl-C.
     """
     with _exit_codes():
+        from kithkin.cli._batch import Reporter
         from kithkin.restore_files import RestoreOptions, plan_files
 
         if uniform_blur is not None:
@@ -188,12 +192,13 @@ def restore(
 
             pool = {"address": cluster, "workers": workers, "device": device, "backend": backend, "batch": batch}
             places = {"sources": paths, "out": out, "ending": ending, "manifest": manifest}
-            failed = restore_with(pool, model, places, options, as_json)
+            reporter = restore_with(pool, model, places, options, as_json)
         else:
             plan = plan_files(paths, out=out, ending=ending, compare=compare, overwrite=overwrite)
-            failed = _run(_network(model, device, backend), plan, options, as_json)
-    if failed:
-        raise typer.Exit(1)
+            reporter = Reporter(as_json=as_json)
+            _run(_network(model, device, backend), plan, options, reporter)
+    if code := reporter.exit_code(strict=strict):
+        raise typer.Exit(code)
 
 
 @contextmanager
@@ -254,65 +259,26 @@ def _network(name: str, device: str | None, backend: str | None) -> "KiT":
     return load_model(name, device=device).set_backend(backend)
 
 
-def _run(network: "KiT", plan: "Plan", options: "RestoreOptions", as_json: bool) -> int:
-    """Restore, report each file as soon as it is known, and return how many inputs failed."""
-    from rich.markup import escape
-
-    from kithkin.cli._progress import progress_bar
+def _run(network: "KiT", plan: "Plan", options: "RestoreOptions", reporter: "Reporter") -> None:
+    """Restore, and report each file as soon as it is known."""
+    from kithkin.cli._batch import BatchProgress, say_before
     from kithkin.images._picture import shown
-    from kithkin.restore_files import restore_files
+    from kithkin.restore_files import estimate_for, look_ahead, restore_files
 
-    # While the bar is shown, sys.stdout leads to its stream, above it: right only where that is the same terminal.
-    stream = None if sys.stdout.isatty() else sys.stdout
-    failures = []
+    plan, pixels = look_ahead(plan, options)
     total = len(plan.settled) + len(plan.jobs)
-    with progress_bar() as bar:
-        task = bar.add_task("restore", total=total)
-        done = 0
-
-        def report(outcome: "Outcome") -> None:
-            nonlocal done
-            done += 1
-            bar.update(task, completed=done)
-            report_outcome(outcome, as_json, stream)
-            if outcome.status == "failed":
-                failures.append(outcome)
+    for outcome in plan.settled:
+        reporter.tell(outcome)
+    estimate = estimate_for(network, sum(pixels), options)
+    say_before(pixels, estimate)
+    with BatchProgress(pixels, estimate, len(plan.settled)) as progress:
 
         def advance(part: float) -> None:
-            source = plan.jobs[done - len(plan.settled)].source
-            bar.update(task, completed=done + part, description=escape(shown(source)))
+            progress.advance(part, shown(plan.jobs[progress.done].source))
 
-        for outcome in plan.settled:
-            report(outcome)
         for outcome in restore_files(network, plan.jobs, options=options, progress=advance):
-            report(outcome)
-    if failures and total > 1:
-        lines = "\n".join(f"  {outcome.reason}" for outcome in failures)
-        typer.echo(f"{len(failures)} of {total} failed:\n{lines}", err=True)
-    return len(failures)
-
-
-def report_outcome(outcome: "Outcome", as_json: bool, stream: TextIO | None) -> None:
-    """Print what became of one input; by print, since typer's echo would write across the bar."""
-    from kithkin.images._picture import shown
-
-    for note in outcome.notes:
-        print(f"kithkin: {shown(outcome.source)}: {note}", file=sys.stderr)
-    if outcome.reason is not None:
-        print(f"kithkin: {outcome.reason}", file=sys.stderr)
-    if as_json:
-        print(json.dumps(_row(outcome)), file=stream, flush=True)
-    elif outcome.status == "written":
-        print(f"{shown(outcome.source)} -> {shown(outcome.target or outcome.source)}", file=stream, flush=True)
-
-
-def _row(outcome: "Outcome") -> dict[str, Any]:
-    return {
-        "input": str(outcome.source),
-        "output": None if outcome.target is None else str(outcome.target),
-        "compare": None if outcome.compare is None else str(outcome.compare),
-        "status": outcome.status,
-        "reason": outcome.reason,
-        "notes": list(outcome.notes),
-        "seconds": round(outcome.seconds, 3),
-    }
+            reporter.tell(outcome)
+            progress.finish(outcome.seconds if outcome.status == "written" else 0.0)
+    reporter.tell_foreign(plan.foreign)
+    if reporter.counts["failed"] and total > 1:
+        typer.echo(f"kithkin: {reporter.counts['failed']} of {total} failed: the reasons are above", err=True)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from kithkin.errors import ImageError, InputError
 from kithkin.images import SUFFIXES
+from kithkin.images._find import FOREIGN_SUFFIXES, RAW_SUFFIXES
 from kithkin.images._picture import one_line, shown
 
 INSTALL = 'python3 -m pip install "kithkin[cluster]"'
@@ -58,6 +59,8 @@ def filesystem(url: str) -> tuple[Any, str]:
 def find_at(url: str) -> list[Found]:
     """Return the pictures below a URL, or the file that it is; hidden ones are left out, as `find_pictures` does.
 
+    Among them are those in formats that kithkin does not read, told by their names.
+
     Raises:
         ImageError: it is missing, can't be listed, or holds no picture.
     """
@@ -72,9 +75,9 @@ def find_at(url: str) -> list[Found]:
     for name in sorted(listed):
         below = name[len(path.rstrip("/")) :].lstrip("/")
         hidden = any(part.startswith(".") for part in PurePosixPath(below).parts)
-        if not hidden and PurePosixPath(below).suffix.lower() in SUFFIXES:
+        if not hidden and suffix_of(below) in (*SUFFIXES, *RAW_SUFFIXES, *FOREIGN_SUFFIXES):
             found.append(Found(f"{start}/{below}", below, listed[name]))
-    if not found:
+    if not any(suffix_of(picture.below) in SUFFIXES for picture in found):
         raise ImageError(f"{shown(url)}: holds no picture ({', '.join(SUFFIXES)}); name another place")
     return found
 

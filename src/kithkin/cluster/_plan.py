@@ -7,9 +7,10 @@ from pathlib import Path, PurePosixPath
 
 from kithkin.cluster._places import find_at, is_url, plain, present_at, suffix_of
 from kithkin.errors import ImageError, InputError
-from kithkin.images import SUFFIXES, find_pictures
+from kithkin.files import path_below
+from kithkin.images import SUFFIXES, ending_of, look_through
 from kithkin.images._picture import shown
-from kithkin.restore_files import ENDINGS, Outcome, plan_files
+from kithkin.restore_plan import ENDINGS, Outcome, plan_files, unread
 
 GROUP_FILES = 32
 GROUP_BYTES = 2**21
@@ -26,10 +27,12 @@ class Errand:
 
 @dataclass(frozen=True)
 class ErrandPlan:
-    """The pictures to restore, and the inputs that are settled already: done before, or without a picture."""
+    """The pictures to restore, the inputs that are settled already (done before, or without a picture), and pictures
+    in formats that kithkin does not read."""
 
     errands: tuple[Errand, ...]
     settled: tuple[Outcome, ...] = ()
+    foreign: tuple[Outcome, ...] = ()
 
 
 def plan_errands(
@@ -53,11 +56,11 @@ def plan_errands(
     if not any(map(is_url, places)) and (out is None or not is_url(out)):
         plan = plan_files(places, out=out, ending=ending, overwrite=overwrite)
         errands = [Errand(str(job.source), str(job.target), _size(job.source)) for job in plan.jobs]
-        settled = list(plan.settled)
+        settled, foreign = list(plan.settled), list(plan.foreign)
     else:
-        errands, settled = _plan_urls(places, out, ending, overwrite)
+        errands, settled, foreign = _plan_urls(places, out, ending, overwrite)
     if overwrite:
-        return ErrandPlan(tuple(errands), tuple(settled))
+        return ErrandPlan(tuple(errands), tuple(settled), tuple(foreign))
     present = present_at(out) if out is not None and is_url(out) else set()
     waiting = []
     for errand in errands:
@@ -66,7 +69,7 @@ def plan_errands(
             settled.append(Outcome(errand.source, "skipped", errand.target, reason=reason))
         else:
             waiting.append(errand)
-    return ErrandPlan(tuple(waiting), tuple(settled))
+    return ErrandPlan(tuple(waiting), tuple(settled), tuple(foreign))
 
 
 def _size(path: Path) -> int:
@@ -78,7 +81,7 @@ def _size(path: Path) -> int:
 
 def _plan_urls(
     places: Sequence[str], out: str | None, ending: str | None, overwrite: bool
-) -> tuple[list[Errand], list[Outcome]]:
+) -> tuple[list[Errand], list[Outcome], list[Outcome]]:
     if ending is not None and ending not in ENDINGS:
         raise InputError(f"restore: the format must be one of {', '.join(ENDINGS)}, got {ending!r}")
     if out is None:
@@ -87,33 +90,52 @@ def _plan_urls(
         raise InputError(f"restore: {shown(out)} is a picture's name; name a folder or a URL to put results below")
     suffix = None if ending is None else ENDINGS[ending]
     writers: dict[str, Errand] = {}
-    settled = []
+    settled: list[Outcome] = []
+    foreign: list[Outcome] = []
     for place in dict.fromkeys(places):
         try:
-            for source, below, size in _inputs(place):
-                target = f"{out.rstrip('/')}/{PurePosixPath(below).with_suffix(suffix) if suffix else below}"
+            for source, below, size in _inputs(place, foreign):
+                name = str(PurePosixPath(below).with_suffix(suffix)) if suffix else below
+                try:
+                    path_below("." if is_url(out) else out, name)
+                except InputError as error:
+                    settled.append(Outcome(source, "failed", reason=f"{shown(source)}: {error}"))
+                    continue
+                target = f"{out.rstrip('/')}/{name}"
                 if target in writers and writers[target].source != source:
-                    raise InputError(
-                        f"restore: {shown(writers[target].source)} and {shown(source)} would both give "
-                        f"{shown(target)}; restore them into different places, or rename one"
+                    reason = (
+                        f"{shown(writers[target].source)} and {shown(source)} would both give {shown(target)}; "
+                        "restore them into different places, or rename one"
                     )
+                    if source == place:
+                        raise InputError(f"restore: {reason}")
+                    settled.append(Outcome(source, "failed", target, reason=reason))
+                    continue
                 writers[target] = Errand(source, target, size)
         except ImageError as error:
             settled.append(Outcome(place, "failed", reason=str(error)))
-    return _without_results(writers, settled, overwrite)
+    errands, settled = _without_results(writers, settled, overwrite)
+    return errands, settled, foreign
 
 
-def _inputs(place: str) -> Iterator[tuple[str, str, int]]:
-    """Yield source, name below the results' place, and size; raise ImageError where there is no picture."""
+def _inputs(place: str, foreign: list[Outcome]) -> Iterator[tuple[str, str, int]]:
+    """Yield source, name below the results' place, and size; raise ImageError where there is no picture.
+
+    Pictures that kithkin does not read are added to `foreign`: of a folder by their content, of a URL by their names.
+    """
     if is_url(place):
         for url, below, size in find_at(place):
-            yield url, _restored_name(below) if url == place else below, size
+            if url != place and suffix_of(below) not in SUFFIXES:
+                foreign.append(unread(url))
+            else:
+                yield url, _restored_name(below) if url == place else below, size
     elif os.path.isdir(place):
-        found = find_pictures(place)
-        if not found:
+        content = look_through(place)
+        foreign += [unread(str(path)) for path in content.foreign]
+        if not content.pictures:
             raise ImageError(f"{shown(place)}: holds no picture ({', '.join(SUFFIXES)}); name another folder")
-        for path in found:
-            yield str(path), path.relative_to(place).as_posix(), _size(path)
+        for path in content.pictures:
+            yield str(path), path.relative_to(place).with_suffix(ending_of(path)).as_posix(), _size(path)
     else:
         yield place, _restored_name(place.rpartition(os.sep)[2]), _size(Path(place))
 

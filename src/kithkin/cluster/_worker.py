@@ -148,7 +148,7 @@ class Worker:
             try:
                 data = self._fetch(row) if fetched is None else fetched.result()
                 if data is None:
-                    result.notes.append("was there already: a worker wrote it and died, or somebody else did")
+                    result.status, result.reason = "skipped", _there_already(row["target"])
                     results.append(result)
                     continue
                 picture = decode_picture(data, row["source"]) if isinstance(data, bytes) else read_picture(data)
@@ -206,6 +206,13 @@ def _guarded(result: Result, source: str, run: Callable[[], Any]) -> Any:
     except Exception as error:
         _failed(result, error, source)
         return None
+
+
+def _there_already(target: str) -> str:
+    return (
+        f"{shown(target)}: was there already when its turn came, from a worker that died or from somebody else, so it "
+        "is left as it is; allow overwriting to replace it"
+    )
 
 
 def _remote(row: dict[str, Any]) -> bool:

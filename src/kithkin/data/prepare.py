@@ -19,7 +19,7 @@ from kithkin.data.catalog import Card, find_card
 from kithkin.data.layouts import locate, open_samples
 from kithkin.data.samples import Samples
 from kithkin.errors import InputError, KithkinError
-from kithkin.files import write_whole
+from kithkin.files import path_below, write_whole
 from kithkin.images import SUFFIXES, Picture, write_picture
 
 JOURNAL = "crops.jsonl"
@@ -90,6 +90,8 @@ def cut_crops(
     cutter = _plan(card, folder, Path(out), options)
     samples = cutter.open()
     _check_samples(samples, card, cutter.part)
+    for sample in samples.names:
+        path_below(cutter.out, _stem(sample))  # before anything is written
     done = _start_journal(cutter)
     missing = [i for i, sample in enumerate(samples.names) if not cutter.is_cut(sample, done.get(sample))]
     counts = {sample: done[sample]["crops"] for sample in samples.names if sample in done}
@@ -182,7 +184,7 @@ class _Cutter:
         if row is None:
             return False
         files = [file for file, _, _ in self.crops(sample, *row["size"])]
-        return all((self.out / side / file).is_file() for side in row["sides"] for file in files)
+        return all(path_below(self.out / side, file).is_file() for side in row["sides"] for file in files)
 
     def open(self) -> Samples:
         """The data set, opened in the process that reads it."""
@@ -199,7 +201,7 @@ class _Cutter:
             for file, top, left in names:
                 if stopped():
                     raise InputError("prepare: was stopped; run it again and it goes on")
-                path = self.out / folder / file
+                path = path_below(self.out / folder, file)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 piece = pixels[top : top + self.crop, left : left + self.crop]
                 write_picture(Picture(piece.astype(np.float32) / np.float32(255)), path, overwrite=True)

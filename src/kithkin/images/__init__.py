@@ -6,10 +6,10 @@ profiles and file formats. Everything else works on `Picture.pixels`: (H, W, 3) 
 
 import logging
 
-from kithkin.images._find import SUFFIXES, find_pictures
+from kithkin.images._find import SUFFIXES, ending_of, find_pictures, look_through
 from kithkin.images._picture import MAX_PIXELS, Picture
 from kithkin.images._read import decode_picture, measure_picture, read_picture
-from kithkin.images._write import encode_picture, losses, write_picture
+from kithkin.images._write import check_fits, encode_picture, losses, write_picture
 
 # They report damage to a log, which Python prints where nobody has set up logging. What matters of it is in our errors.
 for _library in ("PIL", "tifffile", "imagecodecs"):
@@ -19,9 +19,12 @@ __all__ = [
     "MAX_PIXELS",
     "SUFFIXES",
     "Picture",
+    "check_fits",
     "decode_picture",
     "encode_picture",
+    "ending_of",
     "find_pictures",
+    "look_through",
     "losses",
     "measure_picture",
     "read_picture",

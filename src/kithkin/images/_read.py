@@ -31,6 +31,7 @@ _SIZES: dict[str, Callable[[bytes], tuple[int, int]]] = {
     "BMP": bmp_size,
 }
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_HEIF_BRANDS = (b"avi", b"hei", b"hev", b"mif", b"msf")
 _FOREIGN_STARTS = {
     b"GIF8": "a GIF",
     b"\0\0\0\x0cjP  ": "a JPEG 2000",
@@ -126,6 +127,17 @@ def _format_of(head: bytes) -> str:
     """Return the format of a file that begins with `head`; raise Refusal for all but the five in _READERS."""
     if not head:
         raise Refusal("is empty (0 bytes); use another copy of it")
+    kind = known_format(head)
+    if kind is not None:
+        return kind
+    name, formats = foreign_format(head), ", ".join(_READERS)
+    if name is None:
+        raise Refusal(f"is not a picture that kithkin knows ({formats}); check what the file is")
+    raise Refusal(f"is {name} file, which kithkin does not read; convert it to one of {formats} first")
+
+
+def known_format(head: bytes) -> str | None:
+    """Return the key of _READERS for a file that begins with `head`; None where it is of another format."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
     if head.startswith(b"\xff\xd8\xff"):
@@ -136,12 +148,13 @@ def _format_of(head: bytes) -> str:
         return "TIFF"
     if head.startswith(b"BM"):
         return "BMP"
-    name = next((name for start, name in _FOREIGN_STARTS.items() if head.startswith(start)), None)
-    if head[4:8] == b"ftyp":
-        name = "an AVIF" if head[8:11] == b"avi" else "a HEIC"
+    return None
+
+
+def foreign_format(head: bytes) -> str | None:
+    """Return what a picture is that begins with `head` and that kithkin does not read, such as "a GIF"."""
     if b"<svg" in head.lower():
-        name = "an SVG"
-    formats = ", ".join(_READERS)
-    if name is None:
-        raise Refusal(f"is not a picture that kithkin knows ({formats}); check what the file is")
-    raise Refusal(f"is {name} file, which kithkin does not read; convert it to one of {formats} first")
+        return "an SVG"
+    if head[4:8] == b"ftyp" and head[8:11] in _HEIF_BRANDS:
+        return "an AVIF" if head[8:11] == b"avi" else "a HEIC"
+    return next((name for start, name in _FOREIGN_STARTS.items() if head.startswith(start)), None)

@@ -19,6 +19,7 @@ from kithkin.images._png import PNG_LEVEL, encode_png16
 from kithkin.images._tiff import encode_tiff
 
 _FORMATS = dict(zip(SUFFIXES, ("PNG", "JPEG", "JPEG", "WebP", "TIFF", "TIFF", "BMP"), strict=True))
+_LONGEST_SIDES = {"WebP": 16383, "JPEG": 65500}  # of JPEG by libjpeg; the format itself could 35 more
 _HOLDS_16_BITS = ("PNG", "TIFF")
 _HOLDS_ALPHA = ("PNG", "TIFF", "WebP", "BMP")
 
@@ -170,3 +171,14 @@ def _samples(picture: Picture, kind: str) -> np.ndarray:
 
 def _transparent(picture: Picture) -> bool:
     return picture.alpha is not None and bool((picture.alpha < 1).any())
+
+
+def check_fits(width: int, height: int, path: str | os.PathLike[str]) -> None:
+    """Raise ImageError where the format that the ending of `path` names can't hold so many pixels a side."""
+    kind = _format_of(Path(path))
+    most = _LONGEST_SIDES.get(kind, max(width, height))
+    if max(width, height) > most:
+        raise ImageError(
+            f"{shown(path)}: can't be written: {kind} holds at most {most} pixels a side, and the picture has "
+            f"{width} x {height}; choose another format, such as TIFF or PNG"
+        )
