@@ -125,7 +125,7 @@ def test_what_the_result_could_not_keep_is_said(client):
 def test_a_bad_upload_gets_a_sentence_and_harms_nothing(client, tmp_path, monkeypatch, case, path):
     monkeypatch.chdir(tmp_path)
     name, data, status, sentence = BAD[case]
-    found = post(client, path, name, data, x="1", y="1")
+    found = post(client, path, name, data, **({"x": "1", "y": "1"} if path == "/neighbors" else {}))
     if path == "/jobs" and found.status_code == 202:
         found = finished(client, found.json()["id"])[1]
     assert found.status_code == status
@@ -167,6 +167,69 @@ def test_a_request_without_a_picture_says_what_is_missing(client):
         found = client.post("/restore", **options)
         assert found.status_code in (400, 422)
         assert "picture" in found.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "query", "sentence"),
+    [
+        ("/restore", {"strengh": "0.1"}, "", "/restore: no field is called 'strengh'; did you mean 'strength'?"),
+        (
+            "/jobs",
+            {"sigma": "25"},
+            "",
+            "/jobs: no field is called 'sigma'; it takes picture, model, strength, tile, id",
+        ),
+        ("/restore", {"strength": ["1", "0.1"]}, "", "strength is given 2 times; give it once"),
+        (
+            "/restore",
+            {},
+            "?strength=0.1",
+            "takes no query parameters, got 'strength'; as a field of the form: -F strength=…",
+        ),
+        ("/jobs", {"id": "short"}, "", "id: String should match"),
+    ],
+)
+def test_a_field_or_a_parameter_that_nobody_reads_is_refused(client, path, fields, query, sentence):
+    found = post(client, path + query, **fields)
+    assert found.status_code == 422
+    assert sentence in found.json()["detail"]
+
+
+def test_text_instead_of_a_file_is_told_how_curl_sends_one(client):
+    found = client.post("/restore", data={"picture": "hello"})
+    assert found.status_code == 422
+    assert "picture: expected a file, got text; with curl: -F picture=@photo.jpg" in found.json()["detail"]
+    assert "picture: is missing" in client.post("/restore", data={"strength": "1"}).json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/about", "/page/page.js", "/openapi.json"])
+def test_the_head_of_an_answer_can_be_asked_for(client, path):
+    found, whole = client.head(path), client.get(path)
+    assert found.status_code == 200
+    assert found.content == b""
+    assert found.headers["content-length"] == str(len(whole.content))
+    assert found.headers["content-security-policy"] == whole.headers["content-security-policy"]
+
+
+def test_what_is_not_there_and_what_is_not_taken_is_a_sentence(client):
+    assert client.get("/nothing").json() == {"detail": "/nothing: there is nothing here; see /docs for what there is"}
+    assert client.put("/restore").json() == {"detail": "/restore: does not take PUT; see /docs for what it takes"}
+    assert "takes no query parameters" in client.get("/about?x=1").json()["detail"]
+
+
+def test_a_job_that_is_sent_again_under_its_id_is_the_same(models, held_up):
+    with TestClient(create_app(models), base_url="http://127.0.0.1") as client:
+        post(client)
+        passes, first, on = held_up()
+        own = "a-name-of-the-client"
+        assert post(client, "/jobs", id=own).json()["id"] == own
+        assert first.wait(60)
+        again = post(client, "/jobs", id=own)
+        assert (again.status_code, again.json()["id"], again.json()["state"]) == (202, own, "running")
+        assert client.get("/jobs/" + post(client, "/jobs").json()["id"]).json()["ahead"] == 1
+        on.set()
+        assert finished(client, own)[1].status_code == 200
+    assert len(passes) <= 2
 
 
 def finished(client, job):
@@ -388,24 +451,40 @@ def test_the_worker_outlives_whatever_happens(queue, error, status, sentence):
     assert jobs.take(next_one).body == b"done"
 
 
-def test_the_remaining_time_comes_from_the_pace(queue):
+def test_the_remaining_time_comes_from_earlier_pictures_small_ones_included(queue):
     jobs, gate = queue(), Gate()
 
     def known(progress):
         time.sleep(0.2)
         return answer(progress)
 
-    jobs.submit(first := job(known, pixels=100))
-    first.finished.result(60)
+    for _ in range(3):
+        jobs.submit(small := job(known, pixels=35))
+        small.finished.result(60)
+    # What 35 pixels took is no pace: 0.2 s / 35 · 32e6 would be two days.
+    assert 0 < jobs.status(job(answer, pixels=32_000_000))["eta_seconds"] < 400
     jobs.submit(large := job(gate, pixels=1000))
     jobs.submit(behind := job(answer, pixels=500))
     assert gate.entered.wait(60)
-    took = first.ended - first.started
     elapsed = time.monotonic() - large.started
-    # Ten times as many pixels as the first one, and five times for the one behind it.
-    assert jobs.status(large)["eta_seconds"] == pytest.approx(max(0, 10 * took - elapsed), abs=0.5)
-    assert jobs.status(behind)["eta_seconds"] == pytest.approx(max(0, 10 * took - elapsed) + 5 * took, abs=0.5)
-    assert jobs.status(job(answer, kind="unknown"))["eta_seconds"] is None
+    assert jobs.status(large)["eta_seconds"] == pytest.approx(max(0, 0.2 - elapsed), abs=0.15)
+    assert jobs.status(behind)["eta_seconds"] == pytest.approx(max(0, 0.2 - elapsed) + 0.2, abs=0.25)
+    gate.open.set()
+
+
+def test_something_is_said_of_the_first_picture_too(queue):
+    assert 0 < queue().status(job(answer, pixels=10**6))["eta_seconds"] < 60
+
+
+def test_the_remaining_time_and_retry_after_are_bounded(queue):
+    jobs, gate = queue(work_seconds=500, queue=1), Gate()
+    jobs.submit(large := job(gate, pixels=10**15))
+    assert gate.entered.wait(60)
+    assert 490 < jobs.status(large)["eta_seconds"] <= 500
+    jobs.submit(job(answer))
+    with pytest.raises(Busy) as busy:
+        jobs.submit(job(answer))
+    assert busy.value.seconds == 120
     gate.open.set()
 
 
@@ -542,6 +621,18 @@ def test_the_interface_describes_itself(client):
     for path, operations in schema["paths"].items():
         for method in operations:
             assert f"{method.upper()} {path}" in docs
+    state = schema["components"]["schemas"]["JobState"]["properties"]
+    assert {name: about.get("type") for name, about in state.items() if name != "detail"} == {
+        "id": "string",
+        "state": "string",
+        "ahead": "integer",
+        "fraction": "number",
+        "eta_seconds": "number",
+    }
+    assert {"413", "415", "422", "503"} <= set(schema["paths"]["/jobs"]["post"]["responses"])
+    assert "404" in schema["paths"]["/jobs/{job_id}"]["delete"]["responses"]
+    assert "<small>number, default 1.0</small>" in docs
+    assert "<code>eta_seconds</code> <small>number</small>" in docs
     about = client.get("/about").json()
     assert [model["name"] for model in about["models"]] == ["tiny"]
     assert about["limits"]["megapixels"] == 32

@@ -38,6 +38,7 @@ def api_page(schema: dict[str, Any]) -> str:
 
 def _route(method: str, path: str, operation: dict[str, Any], schema: dict[str, Any]) -> str:
     fields = "".join(_field(*field) for field in _fields(operation, schema))
+    gives = "".join(_field(*field) for field in _answer(operation, schema))
     answers = "".join(
         f"<dt>{escape(status)}</dt><dd>{escape(answer.get('description', ''))}</dd>"
         for status, answer in operation["responses"].items()
@@ -46,20 +47,42 @@ def _route(method: str, path: str, operation: dict[str, Any], schema: dict[str, 
     return (
         f"<section><h2><code>{escape(method.upper())} {escape(path)}</code></h2><p>{escape(operation['summary'])}</p>"
         + (f"<dl>{fields}</dl>" if fields else "")
+        + (f"<h3>Answer</h3><dl>{gives}</dl>" if gives else "")
         + (f"<h3>Refusals</h3><dl>{answers}</dl>" if answers else "")
         + "</section>"
     )
 
 
 def _fields(operation: dict[str, Any], schema: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, default or "required", description) of the form's fields."""
+    """(name, type and default, description) of the form's fields."""
     content = operation.get("requestBody", {}).get("content", {})
     found = []
     for kind in content.values():
         body = schema["components"]["schemas"][kind["schema"]["$ref"].rpartition("/")[2]]
         for name, about in body["properties"].items():
             default = "required" if name in body.get("required", ()) else f"default {about.get('default')!r}"
-            found.append((name, default, about.get("description", "")))
+            found.append((name, f"{_type(about)}, {default}", about.get("description", "")))
+    return found
+
+
+def _type(about: dict[str, Any]) -> str:
+    """file, string, number, integer; of several, all."""
+    if about.get("format") == "binary" or "contentMediaType" in about:
+        return "file"
+    kinds = [_type(one) for one in about.get("anyOf", ())]
+    return " or ".join(kinds) if kinds else str(about.get("type", "any"))
+
+
+def _answer(operation: dict[str, Any], schema: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, type, description) of the fields of the JSON that a route gives; none where they are not described."""
+    found = []
+    for status, answer in operation["responses"].items():
+        name = (
+            answer.get("content", {}).get("application/json", {}).get("schema", {}).get("$ref", "").rpartition("/")[2]
+        )
+        if status < "300" and name:
+            for field, about in schema["components"]["schemas"][name]["properties"].items():
+                found.append((field, _type(about), about.get("description", "")))
     return found
 
 

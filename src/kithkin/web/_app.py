@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -18,7 +19,8 @@ from kithkin.model import KiT
 from kithkin.restoration import restore
 from kithkin.web._api_page import api_page
 from kithkin.web._guard import Guard
-from kithkin.web._jobs import Answer, Busy, Job, Jobs, Problem
+from kithkin.web._interface import NO_JOB, JobState, Refusal, add_errors, documented, strict
+from kithkin.web._jobs import Answer, Job, Jobs, Problem
 from kithkin.web._limits import Limits
 from kithkin.web._pictures import Refused, Upload, clean_name, neighbors_job, restore_job
 from kithkin.zoo import find_model, list_models, load_model
@@ -101,7 +103,7 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    _add_errors(app)
+    add_errors(app)
     _add_page(app)
     _add_about(app, models, limits)
     desk = _Desk(jobs, models, limits)
@@ -117,27 +119,6 @@ def _warm_up(name: str, network: KiT, side: int) -> Job:
         return Answer(b"", "text/plain", "")
 
     return Job(f"restore {name} auto", "warm-up", side**2, 0, run)
-
-
-def _add_errors(app: "FastAPI") -> None:
-    """Every refusal is ``{"detail": sentence}``."""
-    from fastapi import Request
-    from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse
-
-    @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> JSONResponse:
-        return JSONResponse({"detail": error.detail}, error.status)
-
-    @app.exception_handler(Busy)
-    async def busy(request: Request, error: Busy) -> JSONResponse:
-        detail = f"the server has as many pictures as it takes; try again in {error.seconds} seconds"
-        return JSONResponse({"detail": detail}, 503, {"Retry-After": str(error.seconds)})
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        faults = [f"{'.'.join(str(part) for part in e['loc'][1:]) or 'the form'}: {e['msg']}" for e in error.errors()]
-        return JSONResponse({"detail": f"{request.url.path}: {'; '.join(faults)}; see /docs for what it takes"}, 422)
 
 
 def _add_page(app: "FastAPI") -> None:
@@ -164,7 +145,7 @@ def _add_page(app: "FastAPI") -> None:
 def _add_about(app: "FastAPI", models: Mapping[str, ServedModel], limits: Limits) -> None:
     listed = [{"name": model.name, "task": model.task, "summary": model.summary} for model in models.values()]
 
-    @app.get("/about", summary="Version, models (the first is the default) and limits")
+    @app.get("/about", dependencies=[strict()], summary="Version, models (the first is the default) and limits")
     def about() -> dict[str, Any]:
         return {"version": __version__, "models": listed, "limits": asdict(limits)}
 
@@ -187,26 +168,29 @@ class _Desk:
             raise Refused(422, f"restore: no model is called {name[:60]!r} on this server; there are {known}")
         return found
 
-    async def restore(self, picture: "UploadFile", model: str, options: dict[str, Any], *, patient: bool) -> Job:
-        """Submit a picture to restore."""
+    async def restore(self, picture: "UploadFile", model: str, options: dict[str, Any], *, job_id: str | None) -> Job:
+        """Submit a picture to restore; under an id it waits until somebody asks, without one for the answer."""
         served = self.model(model)
         options = {"model": served.name, **options}
         return await self._admit(
-            picture, lambda upload: restore_job(upload, served.network, options, self.limits), patient
+            picture, lambda upload: restore_job(upload, served.network, options, self.limits), job_id
         )
 
     async def neighbors(self, picture: "UploadFile", model: str, point: tuple[int, int]) -> Job:
         """Submit a picture whose neighbours are looked for."""
         network = self.model(model).network
-        return await self._admit(picture, lambda upload: neighbors_job(upload, network, point, self.limits), True)
+        return await self._admit(picture, lambda upload: neighbors_job(upload, network, point, self.limits), None)
 
-    async def _admit(self, picture: "UploadFile", make: Callable[[Upload], Job], patient: bool) -> Job:
+    async def _admit(self, picture: "UploadFile", make: Callable[[Upload], Job], job_id: str | None) -> Job:
         """Read one upload at a time, and only where there is room for it, so that memory is bounded."""
         async with self._door:
+            if job_id and (known := self.jobs.find(job_id)) is not None:
+                return known
             self.jobs.check_room(picture.size or 0)
             upload = Upload(clean_name(picture.filename), await picture.read())
             job = await asyncio.to_thread(make, upload)
-            job.patient = patient
+            job.patient = job_id is None
+            job.id = job_id or job.id
             self.jobs.submit(job)
         return job
 
@@ -248,21 +232,23 @@ def _add_restore(app: "FastAPI", desk: _Desk) -> None:
 
     @app.post(
         "/restore",
+        dependencies=[strict("picture", "model", "strength", "tile")],
         summary="Restore a picture: the PNG file that `kithkin restore --format png` writes",
         response_class=Response,
-        responses=_documented("image/png"),
+        responses=documented("image/png"),
     )
     async def restore_now(
         request: Request, picture: Picture, model: Model = "", strength: Strength = 1.0, tile: Tile = "auto"
     ) -> Response:
         options = {"strength": strength, "tile": tile}
-        return await desk.answer(request, await desk.restore(picture, model, options, patient=True))
+        return await desk.answer(request, await desk.restore(picture, model, options, job_id=None))
 
     @app.post(
         "/neighbors",
+        dependencies=[strict("picture", "x", "y", "model")],
         summary="Which patches every patch around a pixel attends to, in every block of the network, with weights",
         response_class=Response,
-        responses=_documented("application/json"),
+        responses=documented("application/json"),
     )
     async def neighbors(
         request: Request,
@@ -273,24 +259,36 @@ def _add_restore(app: "FastAPI", desk: _Desk) -> None:
     ) -> Response:
         return await desk.answer(request, await desk.neighbors(picture, model, (x, y)))
 
-    @app.post("/jobs", status_code=202, summary="The same as /restore, but ask for the state and fetch it later")
+    @app.post(
+        "/jobs",
+        status_code=202,
+        dependencies=[strict("picture", "model", "strength", "tile", "id")],
+        response_model=JobState,
+        summary="The same as /restore, but ask for the state and fetch it later",
+        responses=documented(),
+    )
     async def submit(
-        picture: Picture, model: Model = "", strength: Strength = 1.0, tile: Tile = "auto"
+        picture: Picture,
+        model: Model = "",
+        strength: Strength = 1.0,
+        tile: Tile = "auto",
+        id: Annotated[
+            str,
+            Form(
+                pattern=r"^[A-Za-z0-9_-]{16,64}$|^$",
+                description="A random name for the job. Sent again under the same one, as after a cut of the network, "
+                "the picture is not restored twice. Left out, the server makes one.",
+            ),
+        ] = "",
     ) -> dict[str, Any]:
-        job = await desk.restore(picture, model, {"strength": strength, "tile": tile}, patient=False)
-        return {"id": job.id, **desk.jobs.status(job)}
+        options = {"strength": strength, "tile": tile}
+        job = await desk.restore(picture, model, options, job_id=id or secrets.token_urlsafe(16))
+        return _state(desk.jobs, job)
 
 
-def _documented(kind: str) -> dict[int | str, dict[str, Any]]:
-    """The answers of a route that gives a file: only what FastAPI can't know itself."""
-    refusals = {
-        408: "The upload took too long.",
-        413: "Too many bytes or pixels.",
-        415: "Not a picture of a known format.",
-        422: "A damaged picture, or a value that is not taken.",
-        503: "The queue is full (see Retry-After), or the picture took too long.",
-    }
-    return {200: {"content": {kind: {}}}, **{status: {"description": text} for status, text in refusals.items()}}
+def _state(jobs: Jobs, job: Job) -> dict[str, Any]:
+    detail = job.outcome.detail if isinstance(job.outcome, Problem) else None
+    return {"id": job.id, **jobs.status(job), "detail": detail}
 
 
 def _add_jobs(app: "FastAPI", desk: _Desk) -> None:
@@ -303,22 +301,38 @@ def _add_jobs(app: "FastAPI", desk: _Desk) -> None:
         return job
 
     @app.get(
-        "/jobs/{job_id}", summary="queued, running, done or failed; how many are before it; what it took and takes"
+        "/jobs/{job_id}",
+        dependencies=[strict()],
+        response_model=JobState,
+        summary="queued, running, done or failed; how many are before it; what it took and takes",
+        responses=NO_JOB,
     )
     async def status(job_id: str) -> dict[str, Any]:
-        job = found(job_id)
-        detail = {"detail": job.outcome.detail} if isinstance(job.outcome, Problem) else {}
-        return {"id": job.id, **desk.jobs.status(job), **detail}
+        return _state(desk.jobs, found(job_id))
 
-    @app.delete("/jobs/{job_id}", status_code=204, summary="Give it up; work ends after the tile at hand")
+    @app.delete(
+        "/jobs/{job_id}",
+        dependencies=[strict()],
+        status_code=204,
+        summary="Give it up; work ends after the tile at hand",
+        responses=NO_JOB,
+    )
     async def cancel(job_id: str) -> None:
         desk.jobs.drop(found(job_id))
 
     @app.get(
         "/jobs/{job_id}/result",
+        dependencies=[strict()],
         summary="The result, once: it is forgotten with that",
         response_class=Response,
-        responses={**_documented("image/png"), 409: {"description": "It is not finished."}},
+        responses={
+            200: {"content": {"image/png": {}}},
+            **NO_JOB,
+            409: {"description": "It is not finished.", "model": Refusal},
+            413: {"description": "It did not fit in memory.", "model": Refusal},
+            422: {"description": "The picture is damaged.", "model": Refusal},
+            503: {"description": "The picture took too long.", "model": Refusal},
+        },
     )
     async def result(job_id: str) -> Response:
         job = found(job_id)

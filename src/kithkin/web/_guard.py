@@ -60,7 +60,13 @@ class Guard:
         refusals: list[Refused] = []
         uploads = scope["method"] == "POST"  # what needs memory or time; a state or the page is always given
 
+        head = scope["method"] == "HEAD" and not scope["path"].endswith("/result")  # which is given away once
+        if head:  # as GET, without the body
+            scope = {**scope, "method": "GET"}
+
         async def send_safely(message: Message) -> None:
+            if head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             if message["type"] == "http.response.start":
                 extra = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
                 message = {**message, "headers": [*message.get("headers", []), *extra]}

@@ -7,16 +7,19 @@ import secrets
 import sys
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from kithkin.errors import ImageError, InputError, KithkinError
+from kithkin.estimate import Estimate
 from kithkin.restoration import out_of_memory
 from kithkin.web._limits import Limits
 
+MOST_AGAIN = 120
+"""Seconds after which to come again, at most: the queue moves on sooner than any estimate knows."""
 Progress = Callable[[float], None]
 
 
@@ -101,7 +104,7 @@ class Jobs:
         self._known: dict[str, Job] = {}
         self._running: Job | None = None
         self._closed = False
-        self._pace: dict[str, float] = {}
+        self._estimates: defaultdict[str, Estimate] = defaultdict(Estimate)
         self._thread = threading.Thread(target=self._work, name="kithkin-worker", daemon=True)
 
     def start(self, first: Iterable[Job] = ()) -> None:
@@ -119,8 +122,10 @@ class Jobs:
         self._thread.join()
 
     def submit(self, job: Job) -> None:
-        """Put a job at the end of the queue; raises Busy where no more is taken."""
+        """Put a job at the end of the queue, unless one of that id is known; raises Busy where no more is taken."""
         with self._changed:
+            if job.id in self._known:
+                return
             self.check_room(job.size)
             self._known[job.id] = job
             self._waiting.append(job)
@@ -146,15 +151,14 @@ class Jobs:
 
     def status(self, job: Job) -> dict[str, Any]:
         """Its state; how many come before it, the one at work counted; the finished fraction; the seconds until it is
-        finished, from its own pace or else from that of earlier ones, None where nothing can be said.
+        finished, from its own pace and from what earlier ones took.
         """
         with self._changed:
             before = [job]
             if job in self._waiting:
                 before = [*self._waiting][: self._waiting.index(job) + 1]
                 before = [self._running, *before] if self._running is not None else before
-            times = [self._remaining(one) for one in before]
-            eta = None if None in times else round(sum(value for value in times if value is not None), 1)
+            eta = round(sum(self._remaining(one) for one in before), 1)
             ahead = sum(one.id in self._known for one in before if one is not job)
             return {"state": job.state, "ahead": ahead, "fraction": job.fraction, "eta_seconds": eta}
 
@@ -187,22 +191,25 @@ class Jobs:
             if unfetched or abandoned:
                 self._drop(job)
 
-    def _remaining(self, job: Job) -> float | None:
+    def _remaining(self, job: Job) -> float:
+        """Seconds that it still takes, never more than the server spends on a picture."""
         if job.outcome is not None:
             return 0.0
-        now, pace = time.monotonic(), self._pace.get(job.kind)
-        if job.fraction > 0:
-            left = (job.reported - job.started) * (1 - job.fraction) / job.fraction - (now - job.reported)
-        elif pace is None:
-            return None
-        else:
-            left = pace * job.pixels - (now - job.started if job.started else 0.0)
-        return max(0.0, left)
+        now, most = time.monotonic(), self._limits.work_seconds
+        expected = min(self._estimates[job.kind].seconds(job.pixels), most)
+        if not job.started:
+            return expected
+        left = expected - (now - job.started)
+        if job.fraction > 0:  # what it does itself says more, the more of it is done
+            own = (job.reported - job.started) * (1 - job.fraction) / job.fraction - (now - job.reported)
+            trust = min(1.0, 4 * job.fraction)
+            left = trust * own + (1 - trust) * left
+        return max(0.0, min(left, most - (now - job.started)))
 
     def _seconds_until_free(self) -> int:
-        """What Retry-After says: until the job at work is finished, at least one second."""
-        left = self._remaining(self._running) if self._running is not None else None
-        return max(1, math.ceil(left or 0))
+        """What Retry-After says: until the job at work is finished, from one second to two minutes."""
+        left = self._remaining(self._running) if self._running is not None else 0.0
+        return max(1, min(MOST_AGAIN, math.ceil(left)))
 
     def _work(self) -> None:
         used = False  # memory, since it was given back
@@ -238,7 +245,7 @@ class Jobs:
         job.size = len(outcome.body) if isinstance(outcome, Answer) else 0
         if isinstance(outcome, Answer):
             job.fraction = 1.0
-            self._pace[job.kind] = (job.ended - job.started) / max(job.pixels, 1)
+            self._estimates[job.kind].observe(job.pixels, job.ended - job.started)
         job.finished.set_result(None)
 
     def _outcome(self, job: Job, run: Callable[[Progress], Answer]) -> Answer | Problem | None:
