@@ -130,6 +130,67 @@ def test_a_damaged_text_is_left_out_with_a_note():
         )
 
 
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (b"iCCP", b"x\0\0no profile"),
+        (b"iCCP", b"x\0\0" + zlib.compress(bytes(2**26 + 9))),
+        (b"gAMA", b"\0"),
+        (b"cHRM", b"\0" * 31),
+        (b"pHYs", b"\0"),
+        (b"sBIT", b""),
+    ],
+    ids=lambda value: value.decode() if len(value) == 4 else "",
+)
+def test_a_part_that_makes_no_sense_is_left_out_with_a_note(kind, body):
+    picture = decode_picture(PNG[:33] + chunk(kind, body) + PNG[33:], "p.png")
+    assert (picture.chunks, picture.icc, picture.dpi) == ((), None, None)
+    assert kind.decode() in picture.notes[0]
+
+
+def test_text_is_never_unpacked_where_it_is_only_copied():
+    bomb = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(2**26), 9)) * 3  # more than Pillow allows
+    picture = decode_picture(PNG[:33] + bomb + PNG[33:], "p.png")
+    assert encode_picture(picture, "p.png").count(bomb[:60]) == 3
+
+
+def test_damage_behind_the_picture_of_a_webp_is_a_note():
+    icc = bytes(300)
+    data = saved(RGB8, "WEBP", lossless=True, exif=b"Exif\0\0MM\0*" + bytes(40), xmp=b"<x/>", icc_profile=icc)
+    sound = decode_picture(data, "p.webp")
+    at = data.index(b"EXIF")
+    for broken, words in (
+        (data[: at + 20], "cut off"),
+        (data[:-1], "cut off"),
+        (data[:4] + struct.pack("<I", len(data) + 90) + data[8:], "length"),
+    ):
+        picture = decode_picture(broken, "p.webp")
+        np.testing.assert_array_equal(picture.pixels, sound.pixels)
+        assert (picture.icc, len(picture.notes)) == (icc, 1)
+        assert words in picture.notes[0]
+    with pytest.raises(ImageError):
+        decode_picture(data[: at - 9], "p.webp")
+
+
+def test_a_damaged_profile_of_a_jpeg_is_said():
+    data = saved(RGB8, "JPEG", icc_profile=bytes(300))
+    assert decode_picture(data, "p.jpg").icc == bytes(300)
+    (note,) = decode_picture(data.replace(b"ICC_PROFILE\0\1\1", b"ICC_PROFILE\0\1\5"), "p.jpg").notes
+    assert "profile is damaged" in note
+
+
+def test_a_damaged_part_of_exif_in_tiff_is_said_and_the_rest_kept():
+    exif = Image.Exif()
+    exif[315] = "Ann"
+    exif.get_ifd(34665)[34855] = 1600
+    exif[34665] = 0
+    data = saved(RGB8, "TIFF", exif=exif)
+    at = data.index(struct.pack("<H", 34665))
+    picture = decode_picture(data[: at + 8] + struct.pack("<I", 2**30) + data[at + 12 :], "p.tif")
+    assert picture.notes == ("a part of the EXIF data of the TIFF is damaged and not kept",)
+    assert b"Ann" in picture.exif
+
+
 @pytest.mark.parametrize("kind", [b"PLTE", b"tRNS", b"acTL", b"zzzz"])
 def test_damage_that_may_change_the_pixels_is_refused(kind):
     with pytest.raises(ImageError, match="a checksum in the PNG"):

@@ -75,17 +75,24 @@ def _directory(data: bytes, at: int, order: str, big: bool) -> Tags:
     return tags
 
 
-def exif_of_tiff(data: bytes) -> bytes | None:
-    """Return what a TIFF says of its picture as an EXIF block: the descriptive tags, EXIF and GPS; None for nothing.
+def exif_of_tiff(data: bytes) -> tuple[bytes | None, bool]:
+    """Return what a TIFF says of its picture as an EXIF block, and whether a part of it was damaged and left out.
 
-    Raises ValueError or struct.error where the tags are damaged.
+    The block holds the descriptive tags, EXIF and GPS data; it is None where there is nothing of them.
+    Raises ValueError or struct.error where the first directory is damaged.
     """
     order, big = byte_order(data), data[2:4] in (b"+\0", b"\0+")
     first = first_directory(data)
-    below = {tag: _below(data, first[tag], order, big) for tag in (EXIF_IFD, GPS_IFD) if tag in first}
-    exif = below.get(EXIF_IFD, {})
-    inner = {INTEROP_IFD: _below(data, exif[INTEROP_IFD], order, big)} if INTEROP_IFD in exif else {}
-    return exif_block(descriptive(first), order, {**below, **inner})
+    below: dict[int, Tags] = {}
+    damaged = False
+    for tag in _POINTERS:
+        parent = below.get(EXIF_IFD, {}) if tag == INTEROP_IFD else first
+        if tag in parent:
+            try:
+                below[tag] = _below(data, parent[tag], order, big)
+            except (ValueError, struct.error):
+                damaged = True
+    return exif_block(descriptive(first), order, below), damaged
 
 
 def is_sound(exif: bytes) -> bool:

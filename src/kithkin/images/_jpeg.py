@@ -99,6 +99,9 @@ def _jpeg_notes(image: JpegImagePlugin.JpegImageFile, data: bytes, start: int, v
         notes.append(CREDENTIALS)
     if any(name == "APP1" and body.startswith(b"http://ns.adobe.com/xmp/ext") for name, body in segments):
         notes.append("the part of its XMP data that exceeds 64 KB is not kept")
+    profile = any(name == "APP2" and body.startswith(b"ICC_PROFILE") for name, body in segments)
+    if profile and not image.info.get("icc_profile"):
+        notes.append("its colour profile is damaged and not kept: the values are taken for sRGB")
     if any(2000 <= number < 2998 for number in image.info.get("photoshop", {})):
         notes.append("Photoshop's paths are not kept")
     return tuple(notes)

@@ -78,6 +78,7 @@ def webp_size(data: bytes) -> tuple[int, int]:
 def read_webp(data: bytes) -> Picture:
     """Decode a WebP file. Raises Refusal, or what Pillow raises on damage."""
     check_size(*webp_size(data))
+    data, notes = _whole_webp(data)
     image = WebPImagePlugin.WebPImageFile(io.BytesIO(data))
     check_size(*image.size)
     image.load()
@@ -87,7 +88,25 @@ def read_webp(data: bytes) -> Picture:
         icc=image.info.get("icc_profile"),
         exif=image.info.get("exif"),
         xmp=upright_xmp(xmp) if xmp else None,
+        notes=notes,
     )
+
+
+def _whole_webp(data: bytes) -> tuple[bytes, tuple[str, ...]]:
+    """Return a WebP file whose picture is complete with a right length and without metadata that are cut off."""
+    at, pictures = 12, 0
+    while at + 8 <= len(data):
+        kind, length = struct.unpack_from("<4sI", data, at)
+        if at + 8 + length > len(data):
+            break
+        pictures += kind in (b"VP8 ", b"VP8L", b"ANMF")
+        at += 8 + length + length % 2
+    cut = at < len(data)
+    if not pictures or (not cut and 8 + int.from_bytes(data[4:8], "little") <= at):
+        return data, ()
+    whole = data[:at].ljust(at, b"\0")
+    note = "the metadata at the end of the WebP are cut off and not kept" if cut else "the length in the WebP is wrong"
+    return whole[:4] + struct.pack("<I", at - 8) + whole[8:], (note,)
 
 
 def bmp_size(data: bytes) -> tuple[int, int]:

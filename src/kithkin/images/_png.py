@@ -33,6 +33,17 @@ _DISPENSABLE = (
     *(b"iCCP", b"eXIf", b"pHYs", b"tIME", b"bKGD", b"hIST", b"sPLT", b"oFFs", b"pCAL", b"sCAL", b"sTER", b"caBX"),
 )
 """Chunks without which the pixels are the same."""
+_LENGTHS = {
+    b"cICP": (4,),
+    b"gAMA": (4,),
+    b"cHRM": (32,),
+    b"sRGB": (1,),
+    b"sBIT": (1, 2, 3, 4),
+    b"mDCV": (24,),
+    b"cLLI": (8,),
+    b"pHYs": (9,),
+    b"tIME": (7,),
+}
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -60,11 +71,11 @@ def read_png(data: bytes) -> Picture:
     """Decode a PNG file. Raises Refusal, or what Pillow and imagecodecs raise on damage."""
     check_size(*png_size(data))
     bits, colour = data[24:26]
-    data, found, notes = _checked_chunks(data)
+    pixels, found, notes = _checked_chunks(data)
     chunks = dict(reversed(found))
-    image = PngImagePlugin.PngImageFile(io.BytesIO(data))
+    image = PngImagePlugin.PngImageFile(io.BytesIO(pixels))
     if bits == 16 and colour != _GRAY:
-        samples = imagecodecs_for("PNG with 16 bit colour").png_decode(data)
+        samples = imagecodecs_for("PNG with 16 bit colour").png_decode(pixels)
     else:
         image.load()
         samples = samples_of(image)
@@ -73,9 +84,9 @@ def read_png(data: bytes) -> Picture:
     exif, xmp, iptc, comment, copied = _sorted_out(found)
     return make_picture(
         samples,
-        icc=image.info.get("icc_profile"),
+        icc=text_of(b"zTXt", chunks[b"iCCP"]) if b"iCCP" in chunks else None,
         exif=chunks.get(b"eXIf") or exif,
-        dpi=image.info.get("dpi"),
+        dpi=_dpi(chunks.get(b"pHYs", b"")),
         notes=(*notes, CREDENTIALS) if b"caBX" in chunks else notes,
         xmp=upright_xmp(xmp) if xmp else None,
         iptc=iptc,
@@ -93,7 +104,7 @@ def _sorted_out(
     for kind, body in found:
         keyword = body.split(b"\0")[0] if kind in TEXT_CHUNKS else b""
         # By its fourth letter a chunk says whether it still holds when pixels change. Pillow writes pHYs and eXIf.
-        if kind not in COLOUR_CHUNKS and (kind[3:].isupper() or kind in (b"pHYs", b"eXIf")):
+        if kind not in COLOUR_CHUNKS and (kind[3:].isupper() or kind in (b"pHYs", b"eXIf", b"iCCP")):
             continue
         if keyword == XMP_KEYWORD:
             xmp = text_of(kind, body)
@@ -109,42 +120,67 @@ def _sorted_out(
     return exif, xmp, iptc, comment, copied
 
 
+def _dpi(body: bytes) -> tuple[float, float] | None:
+    """Dots per inch of a pHYs chunk; None where there is none, or where it gives but the shape of a pixel."""
+    if len(body) != 9 or body[8] != 1:
+        return None
+    x, y = struct.unpack(">II", body[:8])
+    return x * 0.0254, y * 0.0254
+
+
 def _checked_chunks(data: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], tuple[str, ...]]:
-    """Return the file without harmless damage, kind and body of its chunks but the pixel data, and what was damaged.
+    """Return the file with nothing but what its pixels need, kind and body of the other chunks, and what was damaged.
 
     Raises Refusal where a checksum of what the pixels need is wrong, or their end is missing.
     """
     found: list[tuple[bytes, bytes]] = []
     kept: list[bytes | memoryview] = [data[:8]]
-    damaged: list[bytes] = []
+    damaged: list[tuple[bytes, bytes]] = []
     packed: list[memoryview] = []
     view = memoryview(data)
-    at = 8
-    while at + 12 <= len(data):
+    at, ended = 8, False
+    while at + 12 <= len(data) and not ended:
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 8 + length
         if end + 4 > len(data):
             break
         sound = zlib.crc32(view[at + 4 : end]) == int.from_bytes(data[end : end + 4], "big")
-        if kind == b"IEND" and sound:
-            whole = b"".join((*kept, view[at : end + 4])) if damaged else data
-            return whole, found, _damage(damaged)
-        if not sound and kind in _DISPENSABLE:
-            damaged.append(kind)
-        elif not sound and packed and kind != b"IDAT":
-            break  # Behind the pixels, if they are complete, the order of the chunks is of no use any more.
-        elif not sound:
-            raise Refusal(f"is damaged: a checksum in the PNG ({ascii(kind)[1:]}) is wrong; use another copy of it")
-        else:
+        if kind in _DISPENSABLE:
+            body = data[at + 8 : end]
+            (found if sound and _well_formed(kind, body) else damaged).append((kind, body))
+        elif kind == b"IEND":
+            ended = sound
+        elif sound and _needed(kind):
             kept.append(view[at : end + 4])
             if kind == b"IDAT":
                 packed.append(view[at + 8 : end])
-            elif kind != b"fdAT":
+            else:
                 found.append((kind, data[at + 8 : end]))
+        elif sound:
+            found.append((kind, data[at + 8 : end]))
+        elif packed and kind != b"IDAT":
+            break  # Behind the pixels, if they are complete, the order of the chunks is of no use any more.
+        else:
+            raise Refusal(f"is damaged: a checksum in the PNG ({ascii(kind)[1:]}) is wrong; use another copy of it")
         at = end + 4
-    if not _complete(packed):
-        raise Refusal("is cut off: the end of the PNG is missing; use a complete copy of it")
-    return b"".join((*kept, _END)), found, (*_damage(damaged), "the end of the PNG is missing; the pixels are complete")
+    notes = _damage([kind for kind, _ in damaged])
+    if not ended:
+        if not _complete(packed):
+            raise Refusal("is cut off: the end of the PNG is missing; use a complete copy of it")
+        notes = (*notes, "the end of the PNG is missing; the pixels are complete")
+    return b"".join((*kept, _END)), found, notes
+
+
+def _needed(kind: bytes) -> bool:
+    """Whether a decoder needs a chunk: its first letter says so, and tRNS is the one that wrongly says no."""
+    return not kind[0] & 0x20 or kind == b"tRNS"
+
+
+def _well_formed(kind: bytes, body: bytes) -> bool:
+    """Whether a chunk has the length, and a profile the packing, that its kind asks for."""
+    if kind == b"iCCP":
+        return bool(text_of(b"zTXt", body))
+    return len(body) in _LENGTHS.get(kind, (len(body),))
 
 
 def _damage(kinds: list[bytes]) -> tuple[str, ...]:

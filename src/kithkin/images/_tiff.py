@@ -109,10 +109,10 @@ def _described(data: bytes) -> tuple[dict[str, bytes | None], tuple[str, ...]]:
     """Return the picture's EXIF, XMP and IPTC data, and sentences about what of them is not kept."""
     try:
         tags = _ifd.first_directory(data)
-        exif = _ifd.exif_of_tiff(data)
+        exif, damaged = _ifd.exif_of_tiff(data)
     except (ValueError, struct.error):
         return {}, ("the EXIF data and tags of the TIFF are damaged and not kept",)
-    notes = []
+    notes = ["a part of the EXIF data of the TIFF is damaged and not kept"] if damaged else []
     if _ifd.LAYERS in tags:
         notes.append("Photoshop's layers are not kept")
     if exif and _ifd.has_maker_note(exif):
