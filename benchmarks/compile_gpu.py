@@ -31,7 +31,8 @@ from kithkin.ops import triton as kernels, triton_launch
 
 from measure import keep
 
-KERNELS = ("attend", "join", "inner", "backward_queries", "backward_keys")
+PRODUCTS = ("attend", "backward_queries", "backward_keys")
+KERNELS = (*PRODUCTS, "join", "inner")
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 SUMS = {"level", "total", "norm", "delta"}  # float32 whatever the dtype
 WIDTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
@@ -70,20 +71,24 @@ QUICK = (
 
 
 def every() -> Iterator[Case]:
-    """All widths, dtypes and precisions at the usual patches; then other patches, chunks and heads."""
-    for capability in (80, 90):
+    """All widths at the usual patches, and a few of them in float16; then other patches, chunks and heads."""
+    for capability in (90, 80):
         for width in WIDTHS:
-            for dtype, precision in (
-                *((dtype, "ieee") for dtype in DTYPES),
-                (torch.float32, "tf32"),
-            ):
+            for dtype, precision in ((torch.bfloat16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32")):
                 yield Case(width, dtype, precision, capability)
-        for dtype in (torch.float32, torch.bfloat16):
-            for pixels, k, look_back in ((1, 4, True), (4, 4, True), (9, 4, True), (16, 8, True), (64, 2, True)):
-                yield Case(32, dtype, capability=capability, pixels=pixels, k=k, look_back=look_back)
+        for width in (32, 192, 384):
+            yield Case(width, torch.float16, capability=capability)
+        for dtype in (torch.bfloat16, torch.float32):
+            for pixels, k in ((1, 4), (4, 4), (9, 4), (16, 8), (64, 2)):
+                yield Case(32, dtype, capability=capability, pixels=pixels, k=k)
             yield Case(384, dtype, capability=capability, k=1, look_back=False, alone=True)
             yield Case(512, dtype, capability=capability)
             yield Case(32, dtype, capability=capability, n_heads=4, paper=True)
+
+
+def kernels_of(case: Case) -> tuple[str, ...]:
+    """The kernels without products are small, and alike for all widths."""
+    return KERNELS if case.width in (32, 384) else PRODUCTS
 
 
 def compiled(case: Case, kernel: str) -> dict[str, Any]:
@@ -133,7 +138,7 @@ def _cpu_seconds() -> float:
 
 def broken(row: dict[str, Any]) -> list[str]:
     """The bounds that a row breaks."""
-    product = row["kernel"] in ("attend", "backward_queries", "backward_keys")
+    product = row["kernel"] in PRODUCTS
     cores = row["dtype"] != "float32" or row["precision"] == "tf32"
     spilled = MOST_SPILLED if cores or row["pixels"] <= 16 else MOST_SPILLED_OF_LARGE_PATCHES
     said = []
@@ -166,7 +171,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
         for case in QUICK if quick else every():
-            for kernel in KERNELS:
+            for kernel in kernels_of(case):
                 rows.append(compiled(case, kernel))
                 print(line(rows[-1]), flush=True)
     faults = [f"{line(row)}: {fault}" for row in rows for fault in broken(row)]

@@ -53,7 +53,7 @@ def operator(result: Result, options: dict[str, Any]) -> None:
 
     device = options["device"]
     result.add(machine=machine(device))
-    result.add(**operator_gpu.measure(device, options["seconds"]))
+    result.add(**operator_gpu.measure(device, options["seconds"], result.add))
 
 
 def throughput(result: Result, options: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import flex_oracle
 import gpu_parity
+import operator_gpu
 
 NO_GPU = None if torch.cuda.is_available() else "PyTorch finds no GPU"
 COUNT = torch.cuda.device_count()
@@ -140,15 +141,8 @@ def test_a_backend_that_errs_does_not_agree(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
-@pytest.mark.parametrize(
-    "case",
-    [
-        gpu_parity.Case("last chunk of 1, heads", 2, 13, 4, 8, k=4, rounds=3, n_heads=2),
-        gpu_parity.Case("dense", 1, 5, 9, 4, k=5, look_back=False),
-    ],
-    ids=lambda case: case.about,
-)
-def test_flex_attention_computes_the_equations(case):
+def test_flex_attention_computes_the_equations():
+    case = gpu_parity.Case("last chunk of 1, heads", 2, 13, 4, 8, k=4, rounds=3, n_heads=2)
     *qkv, _ = case.tensors(torch.float32)
     expected = gpu_parity.truth(case, torch.float32, 0)[0]
     found = flex_oracle.knn_local_attention(*qkv, case.groups(), case.n_heads)
@@ -158,3 +152,34 @@ def test_flex_attention_computes_the_equations(case):
 def test_the_networks_of_the_training_test_learn_on_the_cpu():
     found = losses("cpu", "blocked")
     assert found[-1] < 0.8 * found[0]
+
+
+def test_what_errs_is_not_timed_and_the_rest_is(monkeypatch):
+    right = gpu_parity.solve
+
+    def solve(case, backend, tensors):
+        found = right(case, backend, tensors)
+        return [1.1 * x for x in found] if backend == "blocked" else found
+
+    sizes = (operator_gpu.Size(8, 4, 1),) * 2
+    monkeypatch.setattr(operator_gpu, "SMALL", sizes)
+    monkeypatch.setattr(operator_gpu, "flex", lambda *_: iter(()))  # slow where nothing fuses it
+    monkeypatch.setattr(gpu_parity, "CASES", (gpu_parity.Case("small", 1, 9, 4, 8, k=4, rounds=2),))
+    pairs = [("reference", torch.float32), ("blocked", torch.float32)]
+    monkeypatch.setattr(gpu_parity, "pairs", lambda device: iter(pairs))
+    assert "blocked" in {row["method"] for row in operator_gpu.measure("cpu", 60.0)["rows"]}
+    monkeypatch.setattr(gpu_parity, "solve", solve)
+    found = operator_gpu.measure("cpu", 60.0)
+    assert "output" in found["refused"]["blocked"]
+    assert {row["method"] for row in found["rows"]} == {"sdpa, windows of as many keys", "sdpa, whole map"}
+    late = operator_gpu.measure("cpu", 0.0)
+    assert late["rows"] == []
+    assert len(late["not_checked"]) == 2
+    assert late["not_timed"]
+
+
+@pytest.mark.parametrize(("rounds", "forward", "both"), [(1, 8.0, 34.0), (4, 10.5, 41.0)])
+def test_the_bytes_are_those_that_the_docs_state(rounds, forward, both):
+    size = operator_gpu.Size(16, 32, rounds)
+    assert size.moved(2, backward=False) == forward * 32 * rounds * 16**2
+    assert size.moved(2, backward=True) == both * 32 * rounds * 16**2
