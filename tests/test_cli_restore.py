@@ -176,6 +176,22 @@ def test_losses_are_told_on_the_error_stream(run):
     assert result.stderr == "kithkin: a.png: JPEG holds no transparency: the picture is laid over white\n"
 
 
+def test_a_note_that_a_whole_folder_has_is_told_thrice_and_then_counted(run):
+    for number in range(6):
+        save(f"in/{number}.jpg", comment=b"hello")
+    with open("in/5.jpg", "ab") as file:
+        file.write(b"more")
+    result = run("in", "--out", "out", "--format", "webp", "--json")
+    lines = result.stderr.splitlines()
+    assert [line for line in lines if "comment" in line] == [
+        *(f"kithkin: in/{number}.jpg: WebP holds no comment: it is dropped" for number in range(3)),
+        "kithkin: 3 more files alike: WebP holds no comment: it is dropped",
+    ]
+    assert [line for line in lines if "4 bytes behind" in line]
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert all("WebP holds no comment: it is dropped" in row["notes"] for row in rows)
+
+
 def bomb():
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))

@@ -1,6 +1,7 @@
 """What the commands that restore many pictures say: each outcome, the time left, and the sum at the end."""
 
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 LONG = 60.0
 """Seconds from which on a batch is long: how long is said before it begins."""
+NAMED_NOTES = 3
+"""Pictures for which one note is printed; the others are counted, or a folder of thousands would fill the screen."""
 _FIRST_LINE, _NEXT_LINES = 15.0, 60.0  # seconds until the time left is said where there is no terminal
 
 
@@ -32,6 +35,8 @@ class Reporter:
         self.counts: Counter[str] = Counter()
         self._json, self._skips = as_json, skips
         self._said: set[str] = set()
+        self._notes: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
         # While a bar is shown, sys.stdout leads to its stream, above it: right only where that is the same terminal.
         self._stream = None if sys.stdout.isatty() else sys.stdout
 
@@ -43,7 +48,7 @@ class Reporter:
         hidden = outcome.status == "skipped" and self._skips is not None and self.counts["skipped"] > self._skips
         if not hidden:
             for note in outcome.notes:
-                print(f"kithkin: {shown(outcome.source)}: {note}", file=sys.stderr)
+                self._tell_note(shown(outcome.source), note)
             # A folder that can't be written to is one reason for all its files.
             if outcome.reason is not None and outcome.reason not in self._said:
                 print(f"kithkin: {outcome.reason}", file=sys.stderr)
@@ -53,6 +58,20 @@ class Reporter:
         elif outcome.status == "written":
             line = f"{shown(outcome.source)} -> {shown(outcome.target or outcome.source)}"
             print(line, file=self._stream, flush=True)
+
+    def _tell_note(self, source: str, note: str) -> None:
+        """Print a note for the first pictures that it is about; numbers in it make no other note."""
+        kind = re.sub(r"\d+", "0", note)
+        self._notes[kind] += 1
+        self._examples.setdefault(kind, note)
+        if self._notes[kind] <= NAMED_NOTES:
+            print(f"kithkin: {source}: {note}", file=sys.stderr)
+
+    def tell_repeated(self) -> None:
+        """Count the pictures whose notes were not printed, since other pictures had the same."""
+        for kind, count in self._notes.items():
+            if count > NAMED_NOTES:
+                print(f"kithkin: {count - NAMED_NOTES} more files alike: {self._examples[kind]}", file=sys.stderr)
 
     def tell_foreign(self, foreign: Sequence["Outcome"]) -> None:
         """Name pictures in formats that kithkin does not read: in one line, or each as JSON."""

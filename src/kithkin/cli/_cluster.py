@@ -84,6 +84,7 @@ def _run(
     counts = reporter.counts.copy()
     for outcome in plan.foreign:
         manifest.add(outcome)
+    reporter.tell_repeated()
     reporter.tell_foreign(plan.foreign)
     summary = ", ".join(f"{counts[status]} {status}" for status in ("written", "skipped", "failed"))
     typer.echo(f"kithkin: {total} inputs: {summary}", err=True)

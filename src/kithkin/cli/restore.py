@@ -279,6 +279,7 @@ def _run(network: "KiT", plan: "Plan", options: "RestoreOptions", reporter: "Rep
         for outcome in restore_files(network, plan.jobs, options=options, progress=advance):
             reporter.tell(outcome)
             progress.finish(outcome.seconds if outcome.status == "written" else 0.0)
+    reporter.tell_repeated()
     reporter.tell_foreign(plan.foreign)
     if reporter.counts["failed"] and total > 1:
         typer.echo(f"kithkin: {reporter.counts['failed']} of {total} failed: the reasons are above", err=True)
