@@ -71,7 +71,8 @@ def visit(browser, address):
     yield open_page
     for context in contexts:
         context.close()
-    # The browser itself writes a line for each answer that is a refusal.
+    # The browser itself writes a line for each answer that is a refusal, and for each request while it is offline.
+    errors = [error for error in errors if "net::ERR_INTERNET_DISCONNECTED" not in error]
     own = [error for error in errors if not error.startswith("Failed to load resource: the server responded with")]
     assert own == []
     assert len(errors) <= len(refused)
@@ -381,6 +382,136 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(visit, scheme):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert all((int(value) > 200) == (scheme == "light") for value in re.findall(r"\d+", ground)[:3])
+
+
+LARGE = encoded(pixels=np.tile(levels(500, 800), (2, 2, 1)))
+
+
+def test_a_cut_of_the_network_fails_no_picture_and_repeats_no_work(visit):
+    page, sent = visit(), []
+    page.on("request", lambda request: sent.append(request.method) if request.url.endswith("/jobs") else None)
+    choose(page, **{"large.png": LARGE, "small.png": encoded()})
+    page.click("#go-all:has-text('Restore all 2')")
+    page.wait_for_selector("#progress-text:has-text('%')")
+    page.context.set_offline(True)
+    page.wait_for_selector("#progress-text:has-text('The server does not answer. Trying again in')")
+    page.wait_for_timeout(3000)
+    page.context.set_offline(False)
+    page.wait_for_selector("#strip:not(:has(li:not(.done) .pick))")
+    assert sent == ["POST", "POST"]
+    assert page.is_hidden("#problem")
+
+
+def test_a_picture_that_the_server_forgot_is_sent_again(visit, command):
+    page, data, asked = visit(), encoded(), []
+
+    def forget(route):
+        asked.append(route.request.method)
+        if len(asked) == 1:
+            route.fulfill(status=404, json={"detail": "there is no such job"})
+        else:
+            route.continue_()
+
+    page.route("**/jobs/*", forget)
+    add(page, "photo.png", data)
+    restore(page)
+    assert downloaded(page) == ("photo-restored.png", command("photo.png", data))
+
+
+def test_a_job_that_was_given_up_before_its_answer_came_is_deleted(visit):
+    page, deleted = visit(), []
+    page.on("request", lambda request: deleted.append(request.url) if request.method == "DELETE" else None)
+    page.route("**/jobs", lambda route: None)  # No answer, ever.
+    add(page, "photo.png", encoded())
+    page.click("#go")
+    page.wait_for_selector("#progress-text:has-text('Sending')")
+    page.click("#cancel")
+    page.wait_for_selector("#strip li.cancelled")
+    page.wait_for_timeout(300)
+    assert re.fullmatch(r".*/jobs/[0-9a-f]{32}", deleted[0])
+    page.unroute("**/jobs")
+
+
+def test_leaving_asks_where_a_result_is_not_saved(visit):
+    page, asked = visit(), []
+    page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
+    add(page, "photo.png", encoded())
+    leaves = "dispatchEvent(new Event('beforeunload', {cancelable: true}))"
+    assert page.evaluate(leaves)
+    restore(page)
+    assert not page.evaluate(leaves)
+    page.close(run_before_unload=True)  # With the browser's own question, which is answered with no.
+    page.wait_for_timeout(300)
+    assert asked == ["beforeunload"]
+    downloaded(page)
+    assert page.evaluate(leaves)
+
+
+def test_the_description_of_http_opens_beside(visit):
+    page = visit()
+    with page.context.expect_page() as opened:
+        page.click("text=HTTP interface")
+    assert opened.value.url.endswith("/docs")
+    assert page.title() == "kithkin"
+
+
+def test_the_focus_stays_on_what_can_be_pressed(visit):
+    page = visit()
+    add(page, "large.png", LARGE)
+    page.focus("#go")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "cancel"
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#go:not(:disabled)")
+    assert page.evaluate("document.activeElement.id") == "go"
+
+
+def test_a_download_says_where_it_was_made_with_other_settings_than_those_shown(visit, command):
+    page, data = visit(), encoded()
+    add(page, "photo.png", data)
+    restore(page)
+    assert page.inner_text("#download") == "Download PNG"
+    page.fill("#strength", "35")
+    assert page.inner_text("#download") == "Download PNG (Tiny, strength 100 %)"
+    assert "Made with other settings" in page.inner_text("#about-result")
+    assert page.inner_text("#go") == "Restore"
+    page.fill("#strength", "100")
+    assert page.inner_text("#download") == "Download PNG"
+    assert page.inner_text("#go") == "Restore again"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "sentence"),
+    [
+        ("moving.gif", encoded("GIF"), "moving.gif"),
+        ("vast.png", encoded(pixels=np.zeros((6000, 6000), np.uint8)), "more than the 32 megapixels"),
+    ],
+)
+def test_what_the_browser_shows_and_the_server_refuses_is_not_ready(visit, name, data, sentence):
+    page = visit()
+    choose(page, **{name: data})
+    page.wait_for_selector("#strip li.failed")
+    assert sentence in page.inner_text("#problem")
+    assert page.is_disabled("#go")
+
+
+def test_the_labels_of_a_tiny_picture_stand_beside_it(visit):
+    page = visit()
+    add(page, "dot.png", encoded(pixels=levels(1, 1)))
+    restore(page)
+    before, after = (page.locator(f"#tag-{name}").bounding_box() for name in ("before", "after"))
+    assert before["x"] + before["width"] <= after["x"]
+
+
+def test_what_scrolls_has_the_keyboard_and_all_is_in_a_landmark(visit):
+    """Of axe's rules, those that the page broke."""
+    page = visit()
+    add(page, "photo.png", encoded(pixels=levels(64, 96)))
+    assert page.evaluate("document.querySelector('#files').closest('main') !== null")
+    page.check("input[name=view][value=neighbors]", force=True)
+    page.locator("#canvas").click()
+    page.wait_for_selector("#patches li")
+    assert page.evaluate("document.querySelector('#patches').tabIndex") == 0
 
 
 def luminance(colour):

@@ -23,6 +23,9 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 
+// Seconds for which an answer is waited for: the server keeps a job for longer that nobody asks about.
+const PATIENCE = 120;
+
 const pictures = [];
 let current = null;
 let busy = false;
@@ -32,13 +35,14 @@ let neighbors;
 
 const option = (name) => document.querySelector(`input[name="${name}"]:checked`)?.value;
 const options = () => ({ model: option("model"), strength: Number(byId("strength").value) / 100 });
-const waits = (picture) => ["new", "failed", "cancelled"].includes(picture.state) && picture.url;
+const waits = (picture) => ["new", "failed", "cancelled"].includes(picture.state) && picture.taken;
+const unsaved = ({ state, result }) => ["waiting", "working"].includes(state) || (result && !result.saved);
 
 /* Adding */
 
 function add(files) {
   const added = [...files].map((file) => {
-    const picture = { file, name: file.name || "pasted.png", state: "opening", url: null, fraction: 0, result: null };
+    const picture = { file, name: file.name || "pasted.png", state: "opening", url: null, taken: false, fraction: 0, result: null };
     pictures.push(picture);
     open(picture);
     return picture;
@@ -49,19 +53,28 @@ function add(files) {
   draw();
 }
 
+// What the server reads, by the first bytes; of anything else it is asked, whether or not the browser shows it.
+const KNOWN = /^(\x89PNG|\xff\xd8\xff|BM|RIFF[^]{4}WEBP)/;
+
 async function open(picture) {
-  const { megabytes } = about.limits;
+  const { megabytes, megapixels } = about.limits;
   try {
     if (picture.file.size > megabytes * 1e6) {
       throw new Error(`${picture.name}: is larger than the ${megabytes} MB that this server takes; crop it or scale it down first.`);
     }
+    const start = new Uint8Array(await picture.file.slice(0, 12).arrayBuffer());
     try {
+      if (!KNOWN.test(String.fromCharCode(...start))) throw new Error("unknown");
       await measure(picture, URL.createObjectURL(picture.file));
     } catch {
       // What this browser can't show, such as TIFF, the server may read: a restoration of strength 0 is the picture.
       await measure(picture, URL.createObjectURL((await restored(picture, { model: option("model"), strength: 0 })).blob));
     }
-    picture.state = "new";
+    if (picture.width * picture.height > megapixels * 1e6) {
+      const { width, height } = picture;
+      throw new Error(`${picture.name}: is ${width} x ${height} pixels large, more than the ${megapixels} megapixels that this server takes; crop it or scale it down first.`);
+    }
+    Object.assign(picture, { state: "new", taken: true });
   } catch (error) {
     fail(picture, error);
   }
@@ -98,7 +111,7 @@ function remove(picture) {
 
 function enqueue(list) {
   for (const picture of list) {
-    if (!picture.url || ["waiting", "working"].includes(picture.state)) continue;
+    if (!picture.taken || ["waiting", "working"].includes(picture.state)) continue;
     Object.assign(picture, { state: "waiting", wanted: options(), problem: null });
   }
   draw();
@@ -127,49 +140,59 @@ async function work() {
 }
 
 async function restored(picture, fields) {
-  const control = (picture.control = new AbortController());
-  try {
-    let job = await submit(picture, fields, control.signal);
-    picture.job = job.id;
-    while (job.state === "queued" || job.state === "running") {
-      note(picture, job);
-      await wait(0.25, control.signal);
-      job = await api.state(job.id, control.signal);
+  const { signal } = (picture.control = new AbortController());
+  for (let tries = 1; ; tries++) {
+    // The page names the job, so that it finds it again, and can give it up, where the answer was lost.
+    const id = (picture.job = api.newId());
+    try {
+      let job = await patiently(picture, signal, () => api.submit(picture.file, { ...fields, id }, signal));
+      while (job.state === "queued" || job.state === "running") {
+        note(picture, job);
+        await wait(0.25, signal);
+        job = await patiently(picture, signal, () => api.state(id, signal));
+      }
+      return await patiently(picture, signal, () => api.result(id, signal));
+    } catch (error) {
+      if (error.offline) api.cancel(id);
+      // The server knows nothing of it: it was started anew, or the result was lost on its way.
+      if (error.status !== 404 || tries === 3) throw error;
+    } finally {
+      picture.job = null;
     }
-    return await api.result(job.id, control.signal);
-  } finally {
-    picture.job = null;
   }
 }
 
-/* Send it, and again where the queue is full. */
-async function submit(picture, fields, signal) {
-  for (;;) {
+/* Ask again where the queue is full, and where no answer came, for a while. */
+async function patiently(picture, signal, action) {
+  const until = performance.now() + PATIENCE * 1000;
+  for (let pause = 0.5; ; pause = Math.min(2 * pause, 15)) {
+    let seconds = pause;
     try {
-      return await api.submit(picture.file, fields, signal);
+      return await action();
     } catch (error) {
-      if (!error.retryAfter) throw error;
-      const seconds = Math.min(error.retryAfter, 20);
-      picture.text = `The server is busy. Trying again in ${seconds} s.`;
-      drawPanel();
-      await wait(seconds, signal);
+      if (!error.retryAfter && (!error.offline || performance.now() > until)) throw error;
+      if (error.retryAfter) seconds = Math.min(error.retryAfter, 20);
+      const why = error.retryAfter ? "The server is busy." : "The server does not answer.";
+      picture.text = `${why} Trying again in ${Math.ceil(seconds)} s.`;
     }
+    drawPanel();
+    await wait(seconds, signal);
   }
 }
 
 function note(picture, { state, ahead, fraction, eta_seconds: eta }) {
-  const left = eta === null ? "" : eta < 1 ? "a moment" : eta < 90 ? `about ${Math.round(eta)} s` : `about ${Math.round(eta / 60)} min`;
+  const left = eta < 1 ? "a moment" : eta < 90 ? `about ${Math.round(eta)} s` : `about ${Math.round(eta / 60)} min`;
   if (state === "queued") {
-    picture.text = `${ahead === 1 ? "One picture is" : `${ahead} pictures are`} before this one${left ? `; ${left} in all` : ""}`;
+    picture.text = `${ahead === 1 ? "One picture is" : `${ahead} pictures are`} before this one; ${left} in all`;
     if (!ahead) picture.text = "Starting …";
   } else {
     picture.began ||= performance.now();
     const elapsed = (performance.now() - picture.began) / 1000;
     // Between two tiles the bar follows the clock.
-    const guess = eta === null ? 0 : Math.min(elapsed / (elapsed + eta + 0.001), 0.99);
+    const guess = Math.min(elapsed / (elapsed + eta + 0.001), 0.99);
     picture.fraction = Math.max(picture.fraction, fraction, guess);
     const percent = `${Math.round(picture.fraction * 100)} %`;
-    picture.text = fraction === 1 ? "Writing the PNG …" : `${percent}${left ? `, ${left} left` : ""}`;
+    picture.text = fraction === 1 ? "Writing the PNG …" : `${percent}, ${left} left`;
   }
   drawPanel();
   drawStrip();
@@ -258,15 +281,19 @@ function drawPanel() {
   const state = current?.state;
   const working = state === "working" || state === "waiting";
   const go = byId("go");
-  go.disabled = !current?.url || working;
-  go.textContent = current?.result ? "Restore again" : "Restore";
-  go.classList.toggle("again", Boolean(current?.result) && !working);
+  const held = [go, byId("go-all")].includes(document.activeElement);
+  go.disabled = !current?.taken || working;
+  const again = Boolean(current?.result) && asChosen(current.result);
+  go.textContent = again ? "Restore again" : "Restore";
+  go.classList.toggle("again", again && !working);
   const left = pictures.filter(waits);
   byId("go-all").hidden = left.length < 2;
   byId("go-all").textContent = `Restore all ${left.length}`;
   const leaving = !working && byId("progress").contains(document.activeElement);
   byId("progress").hidden = !working;
   if (leaving) go.focus();
+  // What was pressed can't be pressed now; the focus goes to what can.
+  if (held && (go.disabled || byId("go-all").hidden)) (working ? byId("cancel") : go).focus();
   if (working) {
     const percent = Math.round((state === "working" ? current.fraction : 0) * 100);
     byId("track").setAttribute("aria-valuenow", percent);
@@ -279,14 +306,20 @@ function drawPanel() {
   drawResult(working);
 }
 
+const asChosen = ({ model, strength }) => model === options().model && strength === options().strength;
+
 function drawResult(working) {
   const result = working ? null : current?.result;
   byId("result").hidden = !result;
   if (!result) return;
   const { task } = about.models.find((model) => model.name === result.model);
-  Object.assign(byId("download"), { href: result.url, download: result.name });
-  byId("about-result").textContent =
-    `${(result.blob.size / 1e6).toFixed(1)} MB. ${title(task)}, strength ${Math.round(result.strength * 100)} %, ${result.seconds.toFixed(1)} s.`;
+  const settings = `${title(task)}, strength ${Math.round(result.strength * 100)} %`;
+  const download = byId("download");
+  Object.assign(download, { href: result.url, download: result.name });
+  download.textContent = asChosen(result) ? "Download PNG" : `Download PNG (${settings})`;
+  download.classList.toggle("other", !asChosen(result));
+  const other = asChosen(result) ? "" : " Made with other settings than those chosen now.";
+  byId("about-result").textContent = `${(result.blob.size / 1e6).toFixed(1)} MB. ${settings}, ${result.seconds.toFixed(1)} s.${other}`;
   byId("notes").replaceChildren(...result.notes.map((sentence) => el("li", {}, sentence)));
 }
 
@@ -310,6 +343,8 @@ function listen() {
     draw();
   });
   byId("strength").addEventListener("input", ({ target }) => (byId("strength-shown").textContent = `${target.value} %`));
+  for (const event of ["input", "change"]) byId("options").addEventListener(event, drawPanel);
+  byId("download").addEventListener("click", () => (current.result.saved = true));
   byId("views").addEventListener("change", draw);
   byId("zooms").addEventListener("change", () => viewer.zoomTo(option("zoom")));
   addEventListener("paste", (event) => add(event.clipboardData.files));
@@ -325,6 +360,9 @@ function listen() {
     event.preventDefault();
     over(-Infinity);
     add(event.dataTransfer.files);
+  });
+  addEventListener("beforeunload", (event) => {
+    if (pictures.some(unsaved)) event.preventDefault();
   });
   addEventListener("pagehide", () => pictures.forEach(cancel));
 }

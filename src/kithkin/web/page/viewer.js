@@ -43,8 +43,10 @@ export function createViewer() {
     divider.style.left = `${at}px`;
     divider.style.top = `${top}px`;
     divider.style.height = `${bottom - top}px`;
-    tags[0].style.left = `${left + 10}px`;
-    tags[1].style.right = `${viewport.clientWidth - right + 10}px`;
+    // Beside a picture that has no room for both.
+    const [first, second] = tags.map((tag) => (right - left < tags[0].offsetWidth + tags[1].offsetWidth + 30 ? -tag.offsetWidth - 6 : 10));
+    tags[0].style.left = `${left + first}px`;
+    tags[1].style.right = `${viewport.clientWidth - right + second}px`;
     for (const tag of tags) tag.style.top = `${bottom - 34}px`;
     const percent = Math.round(part * 100);
     divider.setAttribute("aria-valuenow", percent);
