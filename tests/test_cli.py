@@ -120,6 +120,15 @@ def test_eval_prints_json_and_a_table(photos):
     assert "1.png" in table
 
 
+def test_names_are_whole_where_the_terminal_is_narrow(photos):
+    """Cut off, two models of one task looked alike."""
+    pair = ("-m", "denoise-tiny", "-m", "denoise-real-tiny")
+    table = call("eval", photos, "--sigma", "25", "--limit", "1", *pair, env={"COLUMNS": "80"}).stdout
+    assert "…" not in table
+    cells = ["".join(line.split("│")[2].split()) for line in table.splitlines() if line.startswith("│")]
+    assert "".join(cells) == "denoise-tinydenoise-real-tiny"
+
+
 def test_eval_takes_several_methods_and_goes_on_from_its_file(photos, tmp_path):
     arguments = ("eval", photos, "--sigma", "25", "-m", "input", "-m", "nlm", "--csv", tmp_path / "scores.csv")
     table = call(*arguments, "--format", "markdown").output

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from typer.testing import CliRunner
 from kithkin import restore_files as files
 from kithkin.checkpoint import save_model
 from kithkin.cli import _batch
+from kithkin.cli._command import FileCommand
 from kithkin.cli.restore import EPILOG, restore
 from kithkin.estimate import Estimate
 from kithkin.images import read_picture
@@ -30,7 +33,7 @@ from kithkin.restore_files import RestoreOptions, restore_picture
 from kithkin.zoo import load_model
 
 app = typer.Typer()
-app.command("restore", epilog=EPILOG)(restore)
+app.command("restore", cls=FileCommand, epilog=EPILOG)(restore)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
@@ -505,7 +508,6 @@ def test_help_tells_every_option_and_three_examples():
         "overlap",
         "strength",
         "ensemble",
-        "sigma",
         "device",
         "backend",
         "overwrite",
@@ -517,10 +519,12 @@ def test_help_tells_every_option_and_three_examples():
         "workers",
         "batch",
         "manifest",
+        "strict",
     ]
     assert all(f"--{option}" in result.stdout for option in options)
     assert result.stdout.count("kithkin restore ") == 3
     assert "--no-" not in result.stdout
+    assert "--sigma" not in result.stdout  # it could only fail
 
 
 def test_a_folder_is_told_by_content_and_what_is_not_read_is_counted_in_one_line(run):
@@ -683,3 +687,45 @@ def test_the_time_left_follows_from_the_first_tiles(monkeypatch):
 )
 def test_times_in_words(seconds, words):
     assert _batch.duration(seconds) == f"about {words}"
+
+
+def test_wrong_values_are_refused_before_pytorch_is_loaded(tmp_path):
+    """It takes seconds."""
+    wrong = [["--strength", "2"], ["--tile", "12"], ["--quality", "0"], ["--ensemble", "3"], ["-o", "x.gif"]]
+    code = f"""
+import sys
+from kithkin.cli import main
+for arguments in {wrong}:
+    sys.argv = ["kithkin", "restore", "a.png", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        print(end.code, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "2 False\n" * len(wrong), done.stderr
+    assert [line.startswith("kithkin: ") for line in done.stderr.splitlines()] == [True] * len(wrong)
+
+
+def test_a_name_that_begins_with_a_dash(run):
+    save("-dash.jpg")
+    result = run("-dash.jpg")
+    assert result.exit_code == 2
+    words = " ".join(result.stderr.replace("│", "").split())
+    assert "-dash.jpg is taken for an option; behind -- it is a file:" in words
+    assert CliRunner().invoke(app, ["-x"]).exit_code == 2
+
+
+def test_quality_makes_webp_lossy(run):
+    save("a.png", (64, 64))
+    assert run("a.png", "-o", "whole.webp").exit_code == 0
+    assert run("a.png", "-o", "whole.png").exit_code == 0
+    np.testing.assert_array_equal(pixels_of("whole.webp"), pixels_of("whole.png"))
+    for quality in (20, 90):
+        assert run("a.png", "-o", f"{quality}.webp", "--quality", quality).exit_code == 0
+    sizes = [Path(name).stat().st_size for name in ("20.webp", "90.webp", "whole.webp")]
+    assert sizes == sorted(sizes)
+    assert sizes[0] * 2 < sizes[2]
+    assert not np.array_equal(pixels_of("90.webp"), pixels_of("whole.png"))
+    assert run("a.png", "-o", "q.jpg", "--quality", "95").exit_code == run("a.png", "-o", "d.jpg").exit_code == 0
+    assert Path("q.jpg").read_bytes() == Path("d.jpg").read_bytes()

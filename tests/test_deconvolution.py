@@ -7,6 +7,7 @@ from PIL import Image
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
+from kithkin import restore_options
 from kithkin.cli import app
 from kithkin.deconvolution import (
     CURVES,
@@ -347,3 +348,8 @@ def test_a_method_names_its_curve():
     np.testing.assert_array_equal(
         open_method("deblur-tiny+stored")(seen), restore(plain.model, seen, uniform_blur="stored")
     )
+
+
+def test_the_curves_that_options_take_are_those_there_are():
+    """The names are checked where PyTorch isn't loaded."""
+    assert set(restore_options.CURVES) == set(CURVES)

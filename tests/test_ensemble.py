@@ -7,10 +7,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from kithkin.data import benchmark_noise
-from kithkin.ensemble import PASSES, check_ensemble, run_ensemble
+from kithkin.ensemble import run_ensemble
 from kithkin.errors import InputError
 from kithkin.metrics import psnr
 from kithkin.restoration import restore
+from kithkin.restore_options import PASSES, check_ensemble
 from kithkin.zoo import load_model
 
 

@@ -19,8 +19,8 @@ LAYERS = (
     "ablation : sheets : report",
     "training : evaluation",
     "methods",
-    "restoration : containers : restore_files : restore_plan : cluster : tasks : neighbors : export : integrations : "
-    "ensemble : deconvolution",
+    "restoration : containers : restore_files : restore_plan : restore_options : cluster : tasks : neighbors : "
+    "export : integrations : ensemble : deconvolution",
     "checkpoint : zoo : config : degradation_config : data : growth",
     "model",
     "layers",

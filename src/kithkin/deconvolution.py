@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from kithkin.data.degrade.kernels import spectrum
 from kithkin.errors import InputError
+from kithkin.restore_options import check_curve
 
 SIZE = 35
 """Side of the kernels that are looked for, in pixels."""
@@ -115,12 +116,6 @@ def remove_uniform_blur(
     if (sharp - restored).square().mean() > of.far * moved:
         return None
     return torch.lerp(restored, sharp, of.share)
-
-
-def check_curve(curve: str) -> None:
-    """Raise InputError for a curve that isn't in ``CURVES``."""
-    if not isinstance(curve, str) or curve not in CURVES:
-        raise InputError(f"uniform_blur must be {' or '.join(CURVES)}, got {curve!r}; a camera's blur is of light")
 
 
 def too_small(image: Tensor) -> bool:

@@ -5,17 +5,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from kithkin.errors import InputError
-
-PASSES = (1, 2, 4, 8)
 _MIRRORED: tuple[tuple[int, ...], ...] = ((), (2, 3), (2,), (3,))
 """Axes that each pass turns round: as it is, upside down, and in a mirror; four more passes transpose before."""
-
-
-def check_ensemble(ensemble: int) -> None:
-    """Raise InputError for a number of passes that there is no set of views for."""
-    if isinstance(ensemble, bool) or ensemble not in PASSES:
-        raise InputError(f"restore: ensemble must be one of {', '.join(map(str, PASSES))} passes, got {ensemble!r}")
 
 
 def run_ensemble(model: Callable[[Tensor], Tensor], batch: Tensor, ensemble: int) -> Tensor:

@@ -16,21 +16,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kithkin.containers import BEYOND, Restorable, check_values, open_image
-from kithkin.deconvolution import check_curve, remove_uniform_blur, too_small
-from kithkin.ensemble import check_ensemble, run_ensemble
+from kithkin.deconvolution import remove_uniform_blur, too_small
+from kithkin.ensemble import run_ensemble
 from kithkin.errors import InputError, KithkinError
 from kithkin.layers import KNNLocalAttention
 from kithkin.model import KiT
+from kithkin.restore_options import (
+    CPU_TILE,
+    OVERLAP,
+    SMALLEST_TILE,
+    check_curve,
+    check_ensemble,
+    check_strength,
+    check_tiling,
+)
 from kithkin.zoo import load_model
 
-OVERLAP = 32
-"""Pixels that neighbouring tiles share at least, unless another number is asked for."""
-CPU_TILE = 768
 CUDA_TILE = 1024
 CLEANER = "denoise-real"
 """The model that cleans a picture whose uniform blur was undone."""
-SMALLEST_TILE = 64
-"""Side in pixels below which a tile shows the model too little, and saves no memory worth it."""
 
 
 def restore(
@@ -121,28 +125,6 @@ def _restore_path(
     for sentence in restore_file(model, path, target, options=options, progress=progress):
         (note or _warn)(sentence)
     return str(target) if isinstance(path, str) else target
-
-
-def check_tiling(tile: str | int, overlap: int) -> None:
-    """Raise InputError for a tile or an overlap that ``restore`` does not take."""
-    if isinstance(overlap, bool) or not isinstance(overlap, int) or overlap < 0:
-        raise InputError(f"restore: overlap must be a whole number of pixels from 0, got {overlap!r}")
-    if tile == "off":
-        return
-    if tile != "auto" and (isinstance(tile, bool) or not isinstance(tile, int) or tile < SMALLEST_TILE):
-        raise InputError(f"restore: tile must be 'auto', 'off' or at least {SMALLEST_TILE} pixels, got {tile!r}")
-    side = CPU_TILE if isinstance(tile, str) else tile
-    if 2 * overlap > side:
-        raise InputError(
-            f"restore: an overlap of {overlap} needs tiles of at least {2 * overlap} pixels, got {tile!r}; "
-            f"take an overlap of at most {side // 2}, or a larger tile"
-        )
-
-
-def check_strength(strength: float) -> None:
-    """Raise InputError for a strength that ``restore`` does not take."""
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 1:
-        raise InputError(f"restore: strength must be a number from 0 (the input) to 1 (restored), got {strength!r}")
 
 
 def out_of_memory(error: BaseException) -> bool:

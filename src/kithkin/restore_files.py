@@ -3,19 +3,18 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from kithkin.deconvolution import check_curve
-from kithkin.ensemble import check_ensemble
 from kithkin.errors import ImageError, InputError, KithkinError
 from kithkin.estimate import Estimate
 from kithkin.images import MAX_PIXELS, Picture, check_fits, losses, measure_picture, read_picture, write_picture
 from kithkin.images._picture import os_reason, shown
 from kithkin.model import KiT
-from kithkin.restoration import OVERLAP, check_strength, check_tiling, out_of_memory, restore
+from kithkin.restoration import out_of_memory, restore
+from kithkin.restore_options import RestoreOptions
 from kithkin.restore_plan import ENDINGS, Job, Outcome, Plan, beside, foreign_summary, plan_files
 
 __all__ = [
@@ -39,37 +38,6 @@ __all__ = [
 _GAP = 8
 _HEADER = 2**18  # bytes in which nearly every picture says its size
 _WORTH_A_TRIAL = 16_000_000  # pixels
-
-
-@dataclass(frozen=True)
-class RestoreOptions:
-    """How files are restored and written.
-
-    Attributes:
-        tile, overlap, strength, ensemble, uniform_blur: as in ``kithkin.restoration.restore``.
-        quality: of JPEG files, 1 to 100.
-        overwrite: replace results that exist already.
-
-    Raises:
-        InputError: a value is out of range.
-    """
-
-    tile: str | int = "auto"
-    overlap: int = OVERLAP
-    strength: float = 1.0
-    ensemble: int = 1
-    uniform_blur: str | None = None
-    quality: int = 95
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        check_tiling(self.tile, self.overlap)
-        check_strength(self.strength)
-        check_ensemble(self.ensemble)
-        if self.uniform_blur is not None:
-            check_curve(self.uniform_blur)
-        if isinstance(self.quality, bool) or not isinstance(self.quality, int) or not 1 <= self.quality <= 100:
-            raise InputError(f"restore: quality must be a whole number from 1 to 100, got {self.quality!r}")
 
 
 def restore_file(

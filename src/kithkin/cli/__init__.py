@@ -5,6 +5,7 @@ import warnings
 
 import typer
 
+from kithkin.cli._command import FileCommand
 from kithkin.cli._memory import keep_freed_memory
 from kithkin.cli.ablate import ablate
 from kithkin.cli.compare import compare
@@ -45,10 +46,10 @@ def _options(
     keep_freed_memory()
 
 
-app.command("restore", epilog=RESTORE_EPILOG)(restore)
-app.command("eval")(evaluate)
-app.command("neighbors", epilog=NEIGHBORS_EPILOG)(neighbors)
-app.command("compare")(compare)
+app.command("restore", cls=FileCommand, epilog=RESTORE_EPILOG)(restore)
+app.command("eval", cls=FileCommand)(evaluate)
+app.command("neighbors", cls=FileCommand, epilog=NEIGHBORS_EPILOG)(neighbors)
+app.command("compare", cls=FileCommand)(compare)
 app.command("serve", epilog=SERVE_EPILOG)(serve)
 app.command("train")(train)
 app.add_typer(ablate, name="ablate")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Column
+
     from kithkin.data import Card, Samples
     from kithkin.evaluation import FilledTable, Pictures, PublishedTable, Report, Row, Watch
     from kithkin.methods import Method
@@ -268,14 +270,15 @@ def _print_text(reports: list["Report"], per_image: bool) -> None:
     console = Console(markup=False)  # a picture may be called a[1].png
     first = reports[0]
     if per_image:
-        rows = Table("picture", "condition", "method", "PSNR in", "PSNR", "SSIM in", "SSIM")
+        rows = Table(*map(_whole, ("picture", "condition", "method")), "PSNR in", "PSNR", "SSIM in", "SSIM")
         for report in reports:
             for r in report.rows:
                 values = [_number(r.psnr_input, 2), _number(r.psnr, 2), _number(r.ssim_input, 4), _number(r.ssim, 4)]
                 rows.add_row(r.image, r.condition, report.method, *values)
         console.print(rows)
     title = f"{first.dataset}: {first.protocol.summary}"
-    table = Table("condition", "method", "PSNR in", "PSNR", "SSIM in", "SSIM", "pictures", "s/MP", title=title)
+    values_of = ("PSNR in", "PSNR", "SSIM in", "SSIM", "pictures", "s/MP")
+    table = Table(_whole("condition"), _whole("method"), *values_of, title=title)
     for report in reports:
         for condition, m in report.means().items():
             values = [_number(m["psnr_input"], 2), _number(m["psnr"], 2), _number(m["ssim_input"], 4)]
@@ -283,6 +286,13 @@ def _print_text(reports: list["Report"], per_image: bool) -> None:
             table.add_row(condition, report.method, *values)
     console.print(table)
     console.print(f"PSNR {first.protocol.psnr}, SSIM {first.protocol.window}", highlight=False)
+
+
+def _whole(title: str) -> "Column":
+    """A column whose names go on in the next line where the terminal is narrow: cut off, two of them may look alike."""
+    from rich.table import Column
+
+    return Column(title, overflow="fold")
 
 
 def _number(value: float | None, digits: int) -> str:

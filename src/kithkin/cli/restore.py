@@ -12,7 +12,8 @@ from kithkin.errors import InputError, KithkinError
 if TYPE_CHECKING:
     from kithkin.cli._batch import Reporter
     from kithkin.model import KiT
-    from kithkin.restore_files import Plan, RestoreOptions
+    from kithkin.restore_options import RestoreOptions
+    from kithkin.restore_plan import Plan
 
 EPILOG = """\
 Examples:
@@ -82,7 +83,8 @@ UniformBlur = Annotated[
 ]
 Sigma = Annotated[
     float | None,
-    typer.Option(metavar="0..255", help="Not needed: the models find the noise level themselves.", show_default=False),
+    # Programs of others ask for it, so whoever gives it is told; the help does not offer it.
+    typer.Option(metavar="0..255", hidden=True, show_default=False),
 ]
 Device = Annotated[
     str | None,
@@ -100,7 +102,14 @@ Format = Annotated[
     Ending | None,
     typer.Option("--format", help="Format of the results; without it, that of each input.", show_default=False),
 ]
-Quality = Annotated[int, typer.Option(metavar="1..100", help="Of JPEG results; other formats lose nothing.")]
+Quality = Annotated[
+    int | None,
+    typer.Option(
+        metavar="1..100",
+        help="Of JPEG results, 95 without it; WebP results become lossy with it. Other formats lose nothing.",
+        show_default=False,
+    ),
+]
 Compare = Annotated[bool, typer.Option("--compare", help="Also write NAME-compare.png: before and after.")]
 Cluster = Annotated[
     str | None,
@@ -155,7 +164,7 @@ def restore(
     backend: Backend = None,
     overwrite: Overwrite = False,
     ending: Format = None,
-    quality: Quality = 95,
+    quality: Quality = None,
     compare: Compare = False,
     strict: Strict = False,
     as_json: AsJson = False,
@@ -173,10 +182,10 @@ def restore(
     """
     with _exit_codes():
         from kithkin.cli._batch import Reporter
-        from kithkin.restore_files import RestoreOptions, plan_files
+        from kithkin.restore_options import RestoreOptions
+        from kithkin.restore_plan import plan_files
 
-        if uniform_blur is not None:
-            _check_deblurs(model)
+        # What is wrong is said before PyTorch is loaded, which takes seconds.
         _check(paths, out, {"sigma": sigma, "cluster": cluster, "compare": compare}, (workers, manifest, batch))
         options = RestoreOptions(
             tile=_side(tile),
@@ -187,6 +196,8 @@ def restore(
             quality=quality,
             overwrite=overwrite,
         )
+        if uniform_blur is not None:
+            _check_deblurs(model)
         if cluster is not None:
             from kithkin.cli._cluster import restore_with
 

@@ -9,7 +9,8 @@ from kithkin.ensemble import run_ensemble
 from kithkin.errors import KithkinError
 from kithkin.images import Picture
 from kithkin.model import KiT
-from kithkin.restoration import CPU_TILE, _evaluating, _home, check_strength, is_neutral
+from kithkin.restoration import _evaluating, _home, is_neutral
+from kithkin.restore_options import CPU_TILE, check_strength
 
 
 def room_for(height: int, width: int, most: int, tile: str | int = "auto") -> int:

@@ -19,6 +19,7 @@ from kithkin.images._png import PNG_LEVEL, encode_png16
 from kithkin.images._tiff import encode_tiff
 
 _FORMATS = dict(zip(SUFFIXES, ("PNG", "JPEG", "JPEG", "WebP", "TIFF", "TIFF", "BMP"), strict=True))
+_JPEG_QUALITY = 95
 _LONGEST_SIDES = {"WebP": 16383, "JPEG": 65500}  # of JPEG by libjpeg; the format itself could 35 more
 _HOLDS_16_BITS = ("PNG", "TIFF")
 _HOLDS_ALPHA = ("PNG", "TIFF", "WebP", "BMP")
@@ -39,7 +40,7 @@ def losses(picture: Picture, path: str | os.PathLike[str]) -> list[str]:
     return found
 
 
-def encode_picture(picture: Picture, name: str | os.PathLike[str], *, quality: int = 95) -> bytes:
+def encode_picture(picture: Picture, name: str | os.PathLike[str], *, quality: int | None = None) -> bytes:
     """Return the bytes of the file that `write_picture` would write; `name` names the format, and errors call it so.
 
     Raises ImageError where the ending is unknown, the pixels are not finite or the format can't hold the picture;
@@ -55,14 +56,15 @@ def encode_picture(picture: Picture, name: str | os.PathLike[str], *, quality: i
 
 
 def write_picture(
-    picture: Picture, path: str | os.PathLike[str], *, overwrite: bool = False, quality: int = 95
+    picture: Picture, path: str | os.PathLike[str], *, overwrite: bool = False, quality: int | None = None
 ) -> None:
     """Write `picture` in the format that the ending of `path` names: PNG, JPEG, WebP, TIFF or BMP.
 
     Pixels are clamped to [0, 1] and rounded half up. Gray pictures are written as gray (the plain mean of the
     channels), in WebP as RGB with equal channels. 16 bits, alpha and all that the source said beside its pixels
     are kept where the format holds them: see `losses` and docs/formats.md. JPEG is written with `quality` 1..100
-    and full colour resolution (4:4:4), everything else without loss. The same picture gives the same bytes.
+    (95 where None) and full colour resolution (4:4:4), WebP with loss where a `quality` is given, everything else
+    without. The same picture gives the same bytes.
 
     The file appears complete or not at all: it is written under a hidden temporary name in the same folder
     and then renamed, so a failure leaves an existing file as it was. A link at `path` is followed when
@@ -85,7 +87,9 @@ def write_picture(
         raise ImageError(f"{shown(path)}: is not a path ({one_line(error)}); check it") from error
 
 
-def _check_quality(who: str, quality: int) -> None:
+def _check_quality(who: str, quality: int | None) -> None:
+    if quality is None:
+        return
     if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
         raise InputError(f"{who}: quality must be an integer from 1 to 100, got {quality!r}")
 
@@ -119,7 +123,7 @@ def _write_whole(data: bytes, target: Path, overwrite: bool) -> None:
         raise Refusal("exists already; choose another name, or allow overwriting") from error
 
 
-def _encoded(picture: Picture, kind: str, quality: int) -> bytes:
+def _encoded(picture: Picture, kind: str, quality: int | None) -> bytes:
     """Return the bytes of the file; raise Refusal where the picture does not go into the format."""
     try:
         samples = _samples(picture, kind)
@@ -133,13 +137,14 @@ def _encoded(picture: Picture, kind: str, quality: int) -> bytes:
         exif = b"Exif\0\0" + held.exif if held.exif else None
         options: dict[str, Any] = {"icc_profile": held.icc, "exif": exif, "dpi": dpi}
         if kind == "JPEG":
-            options |= {"quality": quality, "subsampling": 0, "comment": held.comment}
+            options |= {"quality": quality or _JPEG_QUALITY, "subsampling": 0, "comment": held.comment}
         if kind == "PNG":
             options["compress_level"] = PNG_LEVEL
         if kind == "WebP":
-            # exact: without it, the colours under transparent pixels are lost. quality and method are the effort
-            # here: a sixth of the time of the defaults for files about 6 percent larger.
-            options |= {"lossless": True, "exact": True, "quality": 20, "method": 1, "xmp": held.xmp}
+            # exact: without it, the colours under transparent pixels are lost. Without loss, quality and method are the
+            # effort: a sixth of the time of the defaults for files about 6 percent larger.
+            how = {"lossless": True, "quality": 20, "method": 1} if quality is None else {"quality": quality}
+            options |= {"exact": True, "xmp": held.xmp, **how}
         buffer = io.BytesIO()
         kept = {key: value for key, value in options.items() if value is not None}
         Image.fromarray(samples).save(buffer, kind.upper(), **kept)

@@ -16,7 +16,6 @@ import torch
 
 from kithkin.containers import BEYOND
 from kithkin.deconvolution import CURVES
-from kithkin.ensemble import PASSES
 from kithkin.errors import InputError, KithkinError
 from kithkin.export import open_exported
 from kithkin.methods.classical import Classical, bm3d_filter, nlm_filter, once, sigma_estimator
@@ -31,7 +30,8 @@ from kithkin.methods.exported import (
     split_multiple,
 )
 from kithkin.model import KiT
-from kithkin.restoration import CLEANER, OVERLAP, check_tiling, restore
+from kithkin.restoration import CLEANER, restore
+from kithkin.restore_options import OVERLAP, PASSES, check_tiling
 from kithkin.zoo import find_model, load_model
 
 CLASSICAL = ("input", "bm3d", "nlm")

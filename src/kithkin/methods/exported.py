@@ -14,7 +14,8 @@ import torch
 
 from kithkin.errors import CheckpointError, InputError, KithkinError
 from kithkin.methods._picture import missing, on_one_line, reflected
-from kithkin.restoration import CPU_TILE, CUDA_TILE, OVERLAP, out_of_memory
+from kithkin.restoration import CUDA_TILE, out_of_memory
+from kithkin.restore_options import CPU_TILE, OVERLAP
 
 SCRIPTED = (".pt", ".ts", ".torchscript")
 LARGEST_FIXED = 8192

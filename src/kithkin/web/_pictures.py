@@ -14,7 +14,8 @@ from kithkin.images import Picture, decode_picture, encode_picture, losses, meas
 from kithkin.images._picture import one_line
 from kithkin.model import KiT
 from kithkin.neighbors import map_neighbors
-from kithkin.restoration import SMALLEST_TILE, check_strength, restore
+from kithkin.restoration import restore
+from kithkin.restore_options import SMALLEST_TILE, check_strength
 from kithkin.web._jobs import Answer, Job, Progress
 from kithkin.web._limits import Limits
 
