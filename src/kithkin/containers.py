@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from kithkin.images import Picture
 from kithkin.images._picture import Refusal
 from kithkin.images._pillow import samples_of, samples_of_cmyk
 
-Restorable = TypeVar("Restorable", Tensor, np.ndarray, Image.Image, Picture, str, os.PathLike[str])
+Restorable = TypeVar("Restorable", Tensor, np.ndarray, Image.Image, Picture, str, Path, os.PathLike[str])
 Rebuild = Callable[[Tensor], Any]
 _RANGE = (-4.0, 5.0)
 """Strong noise carries floats this far beyond [0, 1]; what lies outside is on another scale, such as 0-255."""

@@ -215,14 +215,25 @@ def with_png_chunks(data: bytes, held: Fitting, channels: int, depth: int) -> by
         full = body[:channels] + bytes([depth]) * (channels - len(body)) if kind == b"sBIT" else body
         added += chunk(kind, full)
     if held.comment:
-        added += chunk(b"tEXt", b"Comment\0" + held.comment.replace(b"\0", b" "))
+        added += _comment_chunk(held.comment.replace(b"\0", b" "))
     if held.xmp:
-        added += chunk(b"iTXt", XMP_KEYWORD + bytes(5) + held.xmp)
+        added += chunk(b"iTXt", XMP_KEYWORD + bytes(5) + held.xmp.rstrip(b"\0"))
     if held.iptc:
         block = _iptc_resource(held.iptc)
         text = f"\niptc\n{len(block):8}\n{block.hex()}\n".encode()
         added += chunk(b"zTXt", b"Raw profile type iptc\0\0" + zlib.compress(text))
     return data[:33] + added + data[33:]
+
+
+def _comment_chunk(comment: bytes) -> bytes:
+    """A comment as PNG holds text: Latin-1 in one kind of chunk, UTF-8 in another."""
+    try:
+        comment.decode()
+    except UnicodeDecodeError:
+        return chunk(b"tEXt", b"Comment\0" + comment)
+    return (
+        chunk(b"tEXt", b"Comment\0" + comment) if comment.isascii() else chunk(b"iTXt", b"Comment" + bytes(5) + comment)
+    )
 
 
 def text_of(kind: bytes, body: bytes) -> bytes | None:

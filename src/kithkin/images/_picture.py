@@ -37,7 +37,7 @@ class Picture:
         a TIFF, its descriptive tags, EXIF and GPS data as such a block.
     xmp: the source's XMP packet, unchanged but for the orientation, which is 1.
     iptc: the source's IPTC data (IIM).
-    comment: of a JPEG, or the text "Comment" of a PNG.
+    comment: of a JPEG as stored, or the text "Comment" of a PNG in UTF-8.
     chunks: kind and body of a PNG's chunks on its colours (cICP, gAMA, cHRM, sRGB, sBIT, ...), its texts, and whatever
         else its kind allows to copy into a changed picture.
     dpi: dots per inch along x and along y, of the upright picture.

@@ -113,8 +113,9 @@ def _sorted_out(
             iptc = photoshop_resources(block).get(IPTC_RESOURCE) or (block if block[:1] == b"\x1c" else None)
         elif keyword in (b"Raw profile type exif", b"Raw profile type APP1"):  # Its orientation holds no more.
             exif = exif or raw_profile(text_of(kind, body))
-        elif keyword == b"Comment" and kind == b"tEXt":
-            comment = text_of(kind, body)
+        elif keyword == b"Comment":
+            text = text_of(kind, body)
+            comment = text if text is None or kind == b"iTXt" else text.decode("latin1").encode()
         else:
             copied.append((kind, body))
     return exif, xmp, iptc, comment, copied
