@@ -219,6 +219,47 @@ def test_the_example_restores_without_torch(exported, tmp_path):
         assert np.abs(found - wanted)[:, alone].max() <= 1  # where no other tile overlaps it
 
 
+def run_example(*arguments):
+    script = ROOT / "examples/restore_onnx.py"
+    return subprocess.run([sys.executable, str(script), *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_the_example_keeps_gray_transparency_and_16_bits(exported, tmp_path, monkeypatch):
+    _, folder = exported
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    import onnxruntime
+    import restore_onnx
+
+    session = onnxruntime.InferenceSession(str(folder / "small.onnx"), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    for mode, channels in (("L", 1), ("LA", 2), ("RGB", 3), ("RGBA", 4)):
+        pixels = rng.integers(0, 256, (70, 90, channels), dtype=np.uint8)
+        restored = restore_onnx.restore_picture(session, Image.fromarray(pixels.squeeze()))
+        assert (restored.mode, restored.size) == (mode, (90, 70))
+        if mode.endswith("A"):
+            np.testing.assert_array_equal(np.asarray(restored)[..., -1], pixels[..., -1])
+    deep = rng.integers(0, 65536, (70, 90), dtype=np.uint16)
+    restored = restore_onnx.restore_picture(session, Image.fromarray(deep))
+    assert restored.mode == "I;16"
+    assert len(np.unique(np.asarray(restored) % 257)) > 200
+
+
+def test_the_example_says_how_it_is_used_and_what_is_lost(exported, tmp_path):
+    _, folder = exported
+    used = run_example()
+    assert used.returncode == 1
+    assert "usage: python restore_onnx.py NETWORK.onnx IN OUT" in used.stderr
+    assert "Traceback" not in used.stderr
+    missing = run_example(folder / "small.onnx", tmp_path / "none.png", tmp_path / "out.png")
+    assert (missing.returncode, len(missing.stderr.splitlines())) == (1, 1)
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 70, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "in.png")
+    lost = run_example(folder / "small.onnx", tmp_path / "in.png", tmp_path / "out.jpg")
+    assert lost.returncode == 0, lost.stderr
+    assert "holds no transparency" in lost.stderr
+    assert Image.open(tmp_path / "out.jpg").mode == "RGB"
+
+
 def call(*arguments):
     return CliRunner().invoke(app, ["export", *(str(a) for a in arguments)])
 
@@ -235,6 +276,7 @@ def test_the_command_writes_checks_and_reports(exported, tmp_path, monkeypatch, 
     arguments = (folder / "small.safetensors", "--to", to, "-o", target)
     printed = call(*arguments)
     assert printed.exit_code == 0, printed.output
+    assert re.search("tracing .* takes a minute or two\n.*compared with PyTorch\n", printed.stderr)
     assert len(re.findall(r"^\d+ x \d+ +[\d.e-]+ +\d+\.\d dB$", printed.output, re.M)) == 4
     again = call(*arguments)
     assert isinstance(again.exception, InputError)
@@ -250,6 +292,7 @@ def test_what_the_command_refuses(tmp_path):
         (("--to", "onnx", "-o", tmp_path / "net.pt2"), r"\.onnx"),
         (("--to", "torch", "--half"), "--half"),
         (("nothing", "--to", "onnx"), "neither"),
+        (("--to", "onnx", "-o", "/dev/null/net.onnx"), "can't be written: /dev/null is no folder"),
     ):
         assert re.search(said, str(call(*arguments).exception)), arguments
     assert call("--to", "paper").exit_code == 2

@@ -292,6 +292,11 @@ def _without_dead_ends(jobs: list[Job], overwrite: bool) -> tuple[list[Job], lis
     return kept, failed
 
 
+def unwritable(path: Path) -> str | None:
+    """Why no file of this path can be made, as far as it can be known before; None where nothing speaks against it."""
+    return _folder_reason(path.parent) or _name_reason(path)
+
+
 def _folder_reason(folder: Path) -> str | None:
     """Why no file can be made in a folder, which need not exist yet."""
     there = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), Path())

@@ -59,11 +59,15 @@ def export(
         raise InputError(f"export: {shown(target)} does not end in {FORMATS[to]}; choose another name")
     if target.exists() and not overwrite:
         raise InputError(f"export: {shown(target)} exists already; choose another name, or allow --overwrite")
+    _check_place(target)
     network = load_model(model)
+    # On the error stream, so that what is printed stays what it was.
+    typer.echo(f"kithkin: tracing {shown(model)}, which takes a minute or two", err=True)
     if to is Format.ONNX:
         export_onnx(network, target, half=half)
     else:
         export_torch(network, target)
+    typer.echo(f"kithkin: wrote {shown(target)}; now it is compared with PyTorch", err=True)
     rows = [asdict(row) for row in check_parity(network, target)]
     if as_json:
         typer.echo(json.dumps({"file": str(target), "bytes": target.stat().st_size, "parity": rows}, indent=1))
@@ -73,3 +77,13 @@ def export(
     for row in rows:
         size = f"{row['height']} x {row['width']}"
         typer.echo(f"{size:<14}   {row['max_difference']:<18.2g}   {row['psnr']:.1f} dB")
+
+
+def _check_place(target: Path) -> None:
+    """Raise InputError where the file can't be written, before minutes are spent on it."""
+    from kithkin.errors import InputError
+    from kithkin.images._picture import shown
+    from kithkin.restore_plan import unwritable
+
+    if reason := unwritable(target):
+        raise InputError(f"export: {shown(target)}: can't be written: {reason}")
