@@ -6,7 +6,6 @@ so it is applied to the noise alone: the picture itself is not softened, and wit
 Source: Brooks et al., Unprocessing Images for Learned Raw Denoising (CVPR 2019).
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -35,11 +34,6 @@ RGB_TO_XYZ = (
     (0.0193339, 0.1191920, 0.9503041),
 )
 GAMMA = 2.2
-# Malvar, He and Cutler (2004), in sixteenths: green at red and blue; red at green in a red row; red at blue. At green
-# in a blue row the second one stands upright.
-GREEN = ((0, 0, -2, 0, 0), (0, 0, 4, 0, 0), (-2, 4, 8, 4, -2), (0, 0, 4, 0, 0), (0, 0, -2, 0, 0))
-ALONG = ((0, 0, 1, 0, 0), (0, -2, 0, -2, 0), (-2, 8, 10, 8, -2), (0, -2, 0, -2, 0), (0, 0, 1, 0, 0))
-ACROSS = ((0, 0, -3, 0, 0), (0, 4, 0, 4, 0), (-3, 0, 12, 0, -3), (0, 4, 0, 4, 0), (0, 0, -3, 0, 0))
 
 
 class Cameras(NamedTuple):
@@ -154,11 +148,22 @@ def mosaic(rgb: Tensor) -> Tensor:
 def demosaic(bayer: Tensor) -> Tensor:
     """(B, 1, H, W) -> (B, 3, H, W), by the linear filters of Malvar, He and Cutler (ICASSP 2004); the border is
     reflected. Exact where all three channels rise by one slope."""
-    filters = _malvar(bayer.device, bayer.dtype)
-    green, along, upright, across = F.conv2d(F.pad(bayer, (2, 2, 2, 2), mode="reflect"), filters).unbind(1)
+    seen = bayer[:, 0]
+    padded = F.pad(bayer, (2, 2, 2, 2), mode="reflect")[:, 0]
+    rows, columns = padded[:, 2:-2], padded[:, :, 2:-2]
+    sides = padded[:, :, 1:-3] + padded[:, :, 3:-1]
+    # Sums of what lies beside a pixel, above and below it, and at its corners; far is two pixels away.
+    left_right, up_down, corners = sides[:, 2:-2], columns[:, 1:-3] + columns[:, 3:-1], sides[:, 1:-3] + sides[:, 3:-1]
+    far_left_right, far_up_down = rows[..., :-4] + rows[..., 4:], columns[:, :-4] + columns[:, 4:]
+    far = far_left_right + far_up_down
+    green = (seen / 2).add_(left_right + up_down, alpha=1 / 4).sub_(far, alpha=1 / 8)
+    middle = (seen * (5 / 8)).sub_(corners, alpha=1 / 8)
+    along = torch.add(middle, left_right, alpha=1 / 2).sub_(far_left_right, alpha=1 / 8).add_(far_up_down, alpha=1 / 16)
+    upright = middle.add_(up_down, alpha=1 / 2).sub_(far_up_down, alpha=1 / 8).add_(far_left_right, alpha=1 / 16)
+    across = (seen * (3 / 4)).add_(corners, alpha=1 / 4).sub_(far, alpha=3 / 16)
     rgb = bayer.expand(-1, 3, -1, -1).clone()
-    red, middle, blue = rgb.unbind(1)
-    middle[:, ::2, ::2], middle[:, 1::2, 1::2] = green[:, ::2, ::2], green[:, 1::2, 1::2]
+    red, between, blue = rgb.unbind(1)
+    between[:, ::2, ::2], between[:, 1::2, 1::2] = green[:, ::2, ::2], green[:, 1::2, 1::2]
     red[:, ::2, 1::2], blue[:, ::2, 1::2] = along[:, ::2, 1::2], upright[:, ::2, 1::2]
     red[:, 1::2, ::2], blue[:, 1::2, ::2] = upright[:, 1::2, ::2], along[:, 1::2, ::2]
     red[:, 1::2, 1::2], blue[:, ::2, ::2] = across[:, 1::2, 1::2], across[:, ::2, ::2]
@@ -297,10 +302,3 @@ def _developed(clean: Tensor, numbers: Developed) -> Tensor:
     noise = raw_noise(clean, numbers.shot, numbers.read, numbers.keys, numbers.cameras) - clean
     reduced = reduce_noise(noise, numbers.luma, numbers.chroma)
     return torch.addcmul(clean, reduced, numbers.left.to(clean).view(-1, 1, 1, 1))
-
-
-@lru_cache(maxsize=8)
-def _malvar(device: torch.device, dtype: torch.dtype) -> Tensor:
-    along = torch.tensor(ALONG, dtype=dtype)
-    filters = [torch.tensor(GREEN, dtype=dtype), along, along.T, torch.tensor(ACROSS, dtype=dtype)]
-    return torch.stack(filters)[:, None].div(16).to(device)
