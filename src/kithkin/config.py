@@ -46,6 +46,7 @@ class DataConfig(Section):
         pairs: folders of real pairs that are mixed in with ``"photos"``, each with ``input`` and ``target``.
         pairs_share: of crops that are cut from them and not degraded any further.
         cache_gb: decoded pictures kept in memory, in GB of uint8; the rest is decoded at each use. Workers share it.
+            Where a GPU trains and all pictures fit, they are decoded once into its memory.
         workers: processes that read and decode; 0 does it in two threads beside the training step.
     """
 

@@ -94,7 +94,7 @@ def process(raw: Tensor, factors: Tensor, cameras: Cameras) -> Tensor:
     Returns:
         (B, 3, H, W) sRGB in [0, 1]; the picture itself to 1e-5 where nothing was done to ``raw``.
     """
-    linear = mix_channels(raw / factors, torch.linalg.inv_ex(cameras.matrix)[0]).clamp_(0, 1)
+    linear = mix_channels(raw / factors, _inverse(cameras.matrix)).clamp_(0, 1)
     toned = linear.pow_(1 / GAMMA)
     return toned.square() * (3 - 2 * toned)
 
@@ -302,3 +302,10 @@ def _developed(clean: Tensor, numbers: Developed) -> Tensor:
     noise = raw_noise(clean, numbers.shot, numbers.read, numbers.keys, numbers.cameras) - clean
     reduced = reduce_noise(noise, numbers.luma, numbers.chroma)
     return torch.addcmul(clean, reduced, numbers.left.to(clean).view(-1, 1, 1, 1))
+
+
+def _inverse(matrices: Tensor) -> Tensor:
+    """Of (B, 3, 3), by Cramer's rule: a GPU's solvers may wait for their errors."""
+    a, b, c = matrices.unbind(1)
+    columns = [torch.linalg.cross(x, y) for x, y in ((b, c), (c, a), (a, b))]
+    return torch.stack(columns, dim=2) / (a * columns[0]).sum(1).view(-1, 1, 1)

@@ -48,7 +48,7 @@ def normal_field(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
     count = math.prod(shape)
     bits = _hashed(keys, (count + 1) // 2)
     bits ^= _down(bits, 15)  # the lower halves count as much as the upper ones here
-    halves = bits.view(torch.uint16)[:, :count].int()
+    halves = bits.view(torch.int16)[:, :count].int().bitwise_and_(0xFFFF)
     return _normal_steps(keys.device).index_select(0, halves.flatten()).view(len(keys), *shape)
 
 

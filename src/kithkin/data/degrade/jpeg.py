@@ -98,9 +98,8 @@ def jpeg(image: Tensor, quality: Any, *, subsample: bool = False, offset: tuple[
 def compressed(image: Tensor, how: Compression) -> Tensor:
     """``jpeg``, with a compression for each picture, moved to its device."""
     size, blocks = (image.shape[2], image.shape[3]), how.blocks
-    matrix = _to_ycc(image.device, image.dtype)
     pixels = image.clamp(0, 1).mul_(255).round_()
-    levels = mix_channels(pixels, matrix).round_()
+    levels = mix_channels(pixels, _to_ycc(image.device, image.dtype)).round_()
     levels[:, :1] -= 128
     # What stands beyond the border repeats it.
     whole = _window(levels, -how.corner, blocks)
@@ -108,7 +107,7 @@ def compressed(image: Tensor, how: Compression) -> Tensor:
     luma = _compress(whole[:, :1], steps[:, 0]) + 128
     chroma = _chroma(whole[:, 1:], steps[:, 1], how)
     seen = _window(torch.cat([luma, chroma], dim=1), how.corner, size)
-    return mix_channels(seen, torch.linalg.inv_ex(matrix)[0]).round_().clamp_(0, 255).div_(255)
+    return mix_channels(seen, _from_ycc(image.device, image.dtype)).round_().clamp_(0, 255).div_(255)
 
 
 def _chroma(planes: Tensor, steps: Tensor, how: Compression) -> Tensor:
@@ -160,6 +159,11 @@ def mix_channels(picture: Tensor, matrices: Tensor) -> Tensor:
 @lru_cache(maxsize=8)
 def _to_ycc(device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.tensor([TO_YCC], dtype=dtype).to(device)
+
+
+@lru_cache(maxsize=8)
+def _from_ycc(device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.tensor([TO_YCC], dtype=torch.float64).inverse().to(device, dtype)
 
 
 @lru_cache(maxsize=8)
