@@ -30,7 +30,7 @@ CELLS = {
     "Gaussian noise, 96²": ("denoise-small", 96),
     "camera, 128²": ("denoise-real-small", 128),
     "rain, 128²": ("derain-small", 128),
-    "blur, 96² of 160²": ("deblur-small", 96),
+    "blur, 96² of 160²": ("deblur-tiny", 96),
 }
 
 
