@@ -131,7 +131,10 @@ def store_on(device: str | torch.device, dataset: Photos | Pairs | Mixed, cache_
     """The pictures of a data set, decoded into the memory of a device; or why they aren't: they need more than
     ``cache_gb`` of it or than two fifths of what a GPU has free, or they lie behind URLs."""
     parts = [dataset.photos, dataset.pairs] if isinstance(dataset, Mixed) else [dataset]
-    places = [x for part in parts for place in part.paths for x in (place if isinstance(place, tuple) else (place,))]
+    paths = [path for part in parts for path in part.paths]
+    places = [
+        x for path in paths for x in (path if isinstance(path, tuple) and not isinstance(path, Member) else (path,))
+    ]
     if any(isinstance(place, Member) and is_url(place.file) for place in places):
         return "they lie behind URLs"
     with ThreadPoolExecutor(os.cpu_count()) as pool:
