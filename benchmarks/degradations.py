@@ -1,14 +1,11 @@
-"""Degradations drawn on a contact sheet, with the PSNR of each cell, and what they cost.
+"""Degradations drawn on a contact sheet, with the PSNR of each cell.
 
     python benchmarks/degradations.py PICTURE_OR_FOLDER -o sheet.jpg
 
-Prints the PSNR of each picture's middle under the camera's noise, ten draws each, and the CPU time of
-one thread for a crop of 128², in milliseconds: the median of 50 batches of four.
+Prints the PSNR of each picture's middle under the camera's noise, ten draws each. What they cost: `data_rates.py`.
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,11 +14,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from kithkin.config import CameraConfig, CorrelatedConfig
 from kithkin.data import degrade_photos, gaussian_noise, margin
 from kithkin.data.degrade import correlated_noise, draw_cameras, jpeg, raw_noise, reduce_noise
 from kithkin.data.degrade.fields import as_draws
 from kithkin.data.transfer import moved
+from kithkin.degradation_config import CameraConfig
 from kithkin.images import find_pictures, read_picture
 
 CELL, LABEL, ZOOM = 128, 18, 2
@@ -67,7 +64,6 @@ def main(source: Path, sheet: Path, count: int) -> None:
     rows = [draw_row(centre(path), index) for index, path in enumerate(pictures[:count])]
     Image.fromarray(np.concatenate(rows)).save(sheet, quality=85)
     measure(pictures)
-    time_them()
 
 
 def measure(pictures: list[Path]) -> None:
@@ -108,22 +104,6 @@ def draw_cell(picture: Tensor, label: str) -> np.ndarray:
     canvas.paste(Image.fromarray(pixels), (0, LABEL))
     ImageDraw.Draw(canvas).text((2, 3), label, fill="black", font=ImageFont.load_default(12))
     return np.asarray(canvas)
-
-
-def time_them() -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
-    for settings in (CorrelatedConfig(kind="correlated"), CAMERA):
-        side = CELL + 2 * margin(settings)
-        crops = torch.rand(4, 3, side, side, generator=generator)
-        times = []
-        for _ in range(50):
-            started = time.process_time()
-            degrade_photos(crops, generator, settings)
-            times.append(time.process_time() - started)
-        print(f"{settings.kind}: {statistics.median(times) * 1000 / len(crops):.2f} ms for a crop of {CELL}²")
-    torch.set_num_threads(threads)
 
 
 if __name__ == "__main__":
