@@ -6,6 +6,9 @@ For the pictures of fine repeated structures of ``validation_sets.tsv``: patches
 under noise, and compared by what they are without it. A value is the mean squared difference between a patch and its
 nearest candidate other than itself, over that of random candidates; 1 is no better than chance, 0 a perfect copy. As
 many candidates for every row: rounds of chunks of four, each with the chunk before it. No network is trained.
+
+The second table asks what patches of the picture at half its size are worth as candidates: their difference, in units
+of the noise variance. A candidate's own noise comes on top: 1 for a patch of the picture, 1/4 for one of the half.
 """
 
 import sys
@@ -126,6 +129,52 @@ def of_picture(pixels: np.ndarray, side: int, rounds: int) -> dict[str, tuple[fl
     }
 
 
+def two_scales(pixels: np.ndarray, side: int) -> dict[str, float]:
+    """Mean squared difference of the clean patches to candidates of either scale, in units of the noise variance."""
+    noisy, clean = torch.from_numpy(benchmark_noise(pixels, SIGMA))[None], torch.from_numpy(pixels)[None]
+    fine, coarse = (_flat(clean, side), _flat(_halved(clean), side))
+    seen, seen_coarse = (_centred_cells(x, side) for x in (noisy, _halved(noisy)))
+    rotations = draw_rotations(
+        seen.shape[1], 1, default_n_buckets(len(seen), K), generator=torch.Generator().manual_seed(0)
+    )[0]
+    buckets, coarse_buckets = (
+        (x @ torch.cat([rotations, -rotations], dim=1)).argmax(dim=1) for x in (seen, seen_coarse)
+    )
+    order, coarse_order = (x.argsort(stable=True) for x in (buckets, coarse_buckets))
+    found = candidates_of_each_patch(PatchGroups(order[None, None], k=K))[0]
+    last = len(coarse) - 2
+    place = torch.searchsorted(coarse_buckets[coarse_order], buckets).clamp(max=last)
+    rank = (order.argsort() // 4).clamp(max=last)
+    return {
+        "fine, hashed": likeness(fine, found)[1] / (SIGMA / 255) ** 2,
+        "coarse, of the same bucket": _difference(fine, coarse, coarse_order[torch.stack([place, place + 1], dim=1)]),
+        "coarse, merged by rank": _difference(fine, coarse, coarse_order[torch.stack([rank, rank + 1], dim=1)]),
+        "fine, the two nearest": _difference(fine, fine, exact(seen, 2)),
+        "coarse, the two nearest": _difference(
+            fine, coarse, torch.cdist(seen, seen_coarse).topk(2, largest=False).indices
+        ),
+        "coarse, random": _difference(fine, coarse, torch.randint(len(coarse), (len(fine), 2))),
+    }
+
+
+def _difference(patches: Tensor, others: Tensor, candidates: Tensor) -> float:
+    squared = (patches[:, None] - others[candidates]).square().mean()
+    return float(squared) / (SIGMA / 255) ** 2
+
+
+def _flat(picture: Tensor, side: int) -> Tensor:
+    return partition(picture, side)[0].flatten(1)
+
+
+def _halved(picture: Tensor) -> Tensor:
+    return F.avg_pool2d(picture.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+
+
+def _centred_cells(picture: Tensor, side: int) -> Tensor:
+    patches = partition(picture, side)[0]
+    return _cells(patches - patches.mean(dim=0), side, 2)
+
+
 def main(photographs: Path) -> None:
     torch.set_num_threads(1)
     pictures = [central(read_picture(file).pixels) for file in split(photographs).kinds["repeated"]]
@@ -138,7 +187,13 @@ def main(photographs: Path) -> None:
             chance = means["random"]
             for name, value in means.items():
                 table.setdefault(name, {})[column] = [round(float(x), 3) for x in value / chance]
-    keep("hash_content", {"sigma": SIGMA, "k": K, "pictures": len(pictures), "nearest and mean over random": table})
+    scales = {side: [two_scales(pixels, side) for pixels in pictures] for side in (4, 8)}
+    both = {
+        name: {f"{side}²": round(float(np.mean([row[name] for row in rows])), 3) for side, rows in scales.items()}
+        for name in scales[4][0]
+    }
+    about = {"sigma": SIGMA, "k": K, "pictures": len(pictures)}
+    keep("hash_content", {**about, "nearest and mean over random": table, "two scales": both})
 
 
 if __name__ == "__main__":

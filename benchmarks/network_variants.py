@@ -35,7 +35,7 @@ from kithkin.training.schedule import learning_rate
 
 from measure import RESULTS, machine
 from validation_sets import Split, split
-from variant_networks import Plan, build
+from variant_networks import Net, Plan, build
 
 WINDOW = 224  # what is kept of a training photograph
 VALIDATED = 256  # the central side of a validation photograph
@@ -115,13 +115,21 @@ def draw(windows: np.ndarray, args: argparse.Namespace, step: int) -> tuple[Tens
 
 
 def optimizers(model: nn.Module, dtype: torch.dtype) -> tuple[torch.optim.Optimizer, ...]:
-    """Muon for the weights between features, AdamW for the others, as the recipe."""
+    """Muon for the weights between features, AdamW for the others, as the recipe.
+
+    A step of k×k weights moves what their convolution does up to k times as far as one of a point-wise layer. KiT has
+    few, and takes it; a network of them comes apart, so there they get a k-th.
+    """
     edges = {id(layer.weight) for layer in model.edges()}
     hidden = [weight for weight in hidden_weights(model) if id(weight) not in edges]
     taken = {id(weight) for weight in hidden}
     others = [p for p in model.parameters() if id(p) not in taken]
     adamw = torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    return Muon(hidden, lr=0.0, weight_decay=1e-3, update_rms=UPDATE_RMS, dtype=dtype), adamw
+    groups: dict[int, list[Tensor]] = {}
+    for weight in hidden:
+        groups.setdefault(weight.shape[-1] if weight.ndim == 4 and isinstance(model, Net) else 1, []).append(weight)
+    sized = [{"params": weights, "update_rms": UPDATE_RMS / side} for side, weights in groups.items()]
+    return Muon(sized, lr=0.0, weight_decay=1e-3, dtype=dtype), adamw
 
 
 def train(model: nn.Module, windows: np.ndarray, args: argparse.Namespace) -> tuple[nn.Module, float]:

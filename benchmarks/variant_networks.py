@@ -33,6 +33,8 @@ class Plan:
         descriptor: channels of a learned descriptor of the patch, which is hashed in place of the patch and adds a
             scaled cosine to Eq. 10's logit; 0 has none.
         meter: the noise level, measured in windows of 32 pixels, scales the features of every stage.
+        full: channels of two convolutions at the picture's own resolution, before and after the U; 0 has none, and
+            the picture is folded to half its sides (pixel unshuffle).
     """
 
     blocks: str = ""
@@ -42,6 +44,7 @@ class Plan:
     grouping: str = "hash"
     descriptor: int = 0
     meter: bool = False
+    full: int = 0
 
 
 class Attention(KNNLocalAttention):
@@ -175,7 +178,7 @@ class Net(nn.Module):
         super().__init__()
         self.plan = plan
         widths = [plan.width, 2 * plan.width, 4 * plan.width]
-        self.first = nn.Conv2d(12, widths[0], 3, padding=1)
+        self.first = nn.Conv2d(*((3, plan.full) if plan.full else (12, widths[0])), 3, padding=1)
         words = plan.blocks.split()
         self.stages = nn.ModuleList(
             nn.Sequential(*(_block(letter, widths[level], plan, 100 * i + j) for j, letter in enumerate(word)))
@@ -183,7 +186,11 @@ class Net(nn.Module):
         )
         self.down = nn.ModuleList(nn.Conv2d(c, 2 * c, 2, stride=2) for c in widths[:2])
         self.up = nn.ModuleList(nn.Conv2d(2 * c, 4 * c, 1) for c in widths[:2])
-        self.last = nn.Conv2d(widths[0], 12, 3, padding=1)
+        self.last = nn.Conv2d(*((plan.full, 3) if plan.full else (widths[0], 12)), 3, padding=1)
+        if plan.full:
+            self.halve = nn.Conv2d(plan.full, widths[0], 2, stride=2)
+            self.enlarge = nn.Conv2d(widths[0], 4 * plan.full, 1)
+            self.before, self.after = (nn.Conv2d(plan.full, plan.full, 3, padding=1) for _ in range(2))
         self.meter = _Meter(widths) if plan.meter else None
         self._initialize()
         self.to(memory_format=torch.channels_last)
@@ -206,8 +213,16 @@ class Net(nn.Module):
         height, width = image.shape[2:]
         padded = F.pad(image, (0, -width % 8, 0, -height % 8), mode="reflect")
         pixels = F.pixel_unshuffle(padded, 2).contiguous(memory_format=torch.channels_last)
-        x = self.first(pixels)
         scales = self.meter(pixels) if self.meter else [None] * 3
+        if self.plan.full:
+            skip = self.before(F.relu(self.first(padded.contiguous(memory_format=torch.channels_last))))
+            x = F.pixel_shuffle(self.enlarge(self._u(self.halve(skip), scales)), 2) + skip
+            residual = self.last(F.relu(self.after(x.contiguous(memory_format=torch.channels_last))))
+        else:
+            residual = F.pixel_shuffle(self.last(self._u(self.first(pixels), scales)), 2)
+        return image + residual[:, :, :height, :width]
+
+    def _u(self, x: Tensor, scales: list[Tensor | None]) -> Tensor:
         skips = []
         for level in range(2):
             x = self.stages[level](_scaled(x, scales[level]))
@@ -217,7 +232,7 @@ class Net(nn.Module):
         for level in (1, 0):
             x = F.pixel_shuffle(self.up[level](x), 2) + skips[level]
             x = self.stages[4 - level](x.contiguous(memory_format=torch.channels_last))
-        return image + F.pixel_shuffle(self.last(x), 2)[:, :, :height, :width]
+        return x
 
 
 class _Meter(nn.Module):

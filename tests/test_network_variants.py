@@ -72,7 +72,12 @@ def test_a_descriptor_adds_a_scaled_cosine_to_the_pair_s_logit():
 
 
 @pytest.mark.parametrize(
-    "plan", [Plan(blocks="na cf g ac n", width=8, descriptor=2, meter=True), Plan(width=8, grouping="windows")]
+    "plan",
+    [
+        Plan(blocks="na cf g ac n", width=8, descriptor=2, meter=True),
+        Plan(blocks="c c c c c", width=8, full=4),
+        Plan(width=8, grouping="windows"),
+    ],
 )
 def test_an_untrained_network_returns_its_input_and_learns_in_every_parameter(plan):
     model, image = build(plan), torch.rand(2, 3, 53, 42)
@@ -81,7 +86,7 @@ def test_an_untrained_network_returns_its_input_and_learns_in_every_parameter(pl
         parameter.data += 0.02 * torch.randn_like(parameter)
     model(image).square().mean().backward()
     assert [name for name, p in model.named_parameters() if not p.grad.abs().sum() > 0] == []
-    assert len(attentions(model)) == (2 if plan.blocks else 7)
+    assert len(attentions(model)) == (plan.blocks.count("a") if plan.blocks else 7)
 
 
 def test_a_step_s_crops_follow_from_the_seed_and_the_step():
