@@ -4,8 +4,9 @@
 
 For the pictures of fine repeated structures of ``validation_sets.tsv``: patches are grouped by what is known of them
 under noise, and compared by what they are without it. A value is the mean squared difference between a patch and its
-nearest candidate other than itself, over that of random candidates; 1 is no better than chance, 0 a perfect copy. As
-many candidates for every row: rounds of chunks of four, each with the chunk before it. No network is trained.
+candidates other than itself (the nearest; all; all, by texture: each patch less its own mean pixel), over that of
+random candidates; 1 is no better than chance, 0 a perfect copy. As many candidates for every row: chunks of four,
+each with the chunk before it. No network is trained.
 
 The second table asks what patches of the picture at half its size are worth as candidates: their difference, in units
 of the noise variance. A candidate's own noise comes on top: 1 for a patch of the picture, 1/4 for one of the half.
@@ -29,12 +30,12 @@ from kithkin.ops.reference import candidates_of_each_patch
 from measure import keep
 from network_variants import central
 from validation_sets import split
-from variant_networks import window_order
+from variant_networks import main_directions, tree_order, window_order
 
-K, SIGMA = 4, 50.0
+K, SIGMA, SIDES = 4, 50.0, (4, 8)
 
 
-def hashed(features: Tensor, rounds: int, *, by_projection: bool = False) -> Tensor:
+def hashed(features: Tensor, rounds: int = 1, *, by_projection: bool = False) -> Tensor:
     """Order (rounds, N) of patches (N, F) by hash value; ties by index, or by a projection of its own."""
     count = len(features)
     half = default_n_buckets(count, K) // 2
@@ -49,35 +50,50 @@ def hashed(features: Tensor, rounds: int, *, by_projection: bool = False) -> Ten
     return (buckets * count + rank).argsort(dim=-1)
 
 
-def along_lines(features: Tensor, rounds: int) -> Tensor:
-    """Order by one random projection a round, without buckets."""
-    line = torch.randn(features.shape[1], rounds, generator=torch.Generator().manual_seed(1))
+def along_a_line(features: Tensor) -> Tensor:
+    """Order by one random projection, without buckets."""
+    line = torch.randn(features.shape[1], 1, generator=torch.Generator().manual_seed(1))
     return (features @ line).T.argsort(dim=-1)
 
 
-def ways(noisy: Tensor, side: int, rounds: int) -> Iterator[tuple[str, Tensor]]:
-    """(name, order (rounds, N)) of every way to group the patches of a picture (1, S, S, 3)."""
+def tree(features: Tensor) -> Tensor:
+    """Order by the leaves of a k-d tree over the main directions of (N, F)."""
+    return tree_order(main_directions(features[None]), K)
+
+
+def best_of(features: Tensor, rounds: int) -> Tensor:
+    """(N, 2K - 1) candidates: the nearest by ``features`` of those that several rounds of hashing find."""
+    found = candidates_of_each_patch(PatchGroups(hashed(features, rounds)[None].contiguous(), k=K))[0].sort().values
+    again = F.pad(found[:, 1:] == found[:, :-1], (1, 0), value=False) | (found == torch.arange(len(found))[:, None])
+    distance = (features[:, None] - features[found]).square().sum(dim=-1).masked_fill(again, torch.inf)
+    return found.gather(1, distance.topk(2 * K - 1, largest=False).indices)
+
+
+def ways(noisy: Tensor, side: int) -> Iterator[tuple[str, Tensor]]:
+    """(name, order (1, N)) of every way to group the patches of a picture (1, S, S, 3)."""
     grid = noisy.shape[1] // side
     flat = partition(noisy, side)[0]
     shape = (grid, grid)
     centred = flat - flat.mean(dim=0)
     texture = centred - centred.mean(dim=1, keepdim=True)
     generator = torch.Generator().manual_seed(0)
-    yield "random", torch.stack([torch.randperm(grid * grid, generator=generator) for _ in range(rounds)])
-    yield "windows", torch.stack([window_order(shape, j % 2) for j in range(rounds)])
-    yield "hash", hashed(flat.flatten(1), rounds)
-    yield "centred", hashed(centred.flatten(1), rounds)
-    yield "centred, ties by projection", hashed(centred.flatten(1), rounds, by_projection=True)
-    yield "texture", hashed(texture.flatten(1), rounds)
-    yield "projection alone", along_lines(centred.flatten(1), rounds)
+    yield "random", torch.randperm(grid * grid, generator=generator)[None]
+    yield "windows", window_order(shape, 0)[None]
+    yield "hash", hashed(flat.flatten(1))
+    yield "centred", hashed(centred.flatten(1))
+    yield "centred, ties by projection", hashed(centred.flatten(1), by_projection=True)
+    yield "texture", hashed(texture.flatten(1))
+    yield "projection alone", along_a_line(centred.flatten(1))
     wide = _surroundings(noisy, side)
-    yield "centred, patch of twice the side", hashed(wide - wide.mean(dim=0), rounds)
+    yield "centred, patch of twice the side", hashed(wide - wide.mean(dim=0))
     for cells in (1, 2):
-        yield f"centred, means of {cells}×{cells} cells", hashed(_cells(centred, side, cells), rounds)
+        yield f"centred, means of {cells}×{cells} cells", hashed(_cells(centred, side, cells))
+    yield "tree", tree(centred.flatten(1))
+    yield "tree, means of 2×2 cells", tree(_cells(centred, side, 2))
     for reach in (3, 5):
         smooth = _smoothed(noisy, reach)
         smooth = partition(smooth, side)[0].flatten(1)
-        yield f"centred, smoothed {reach}×{reach}", hashed(smooth - smooth.mean(dim=0), rounds)
+        yield f"centred, smoothed {reach}×{reach}", hashed(smooth - smooth.mean(dim=0))
 
 
 def _cells(patches: Tensor, side: int, cells: int) -> Tensor:
@@ -104,28 +120,33 @@ def exact(features: Tensor, count: int) -> Tensor:
     return torch.cdist(features, features).fill_diagonal_(torch.inf).topk(count, largest=False).indices
 
 
-def likeness(clean: Tensor, candidates: Tensor) -> tuple[float, float]:
-    """Mean squared difference of a patch (N, F) to the nearest of its candidates (N, M), and to all, not to itself."""
+def likeness(clean: Tensor, candidates: Tensor) -> dict[str, float]:
+    """Mean squared difference of a patch (N, P, C) to its candidates (N, M), not to itself: to the nearest, to all, and
+    to all where each patch is less its own mean pixel."""
     own = torch.arange(len(clean))[:, None]
-    distance = (clean[:, None] - clean[candidates.clamp(min=0)]).square().mean(dim=-1)
     other = (candidates != own) & (candidates >= 0)
+    index = candidates.clamp(min=0)
+    flat, texture = clean.flatten(1), (clean - clean.mean(dim=1, keepdim=True)).flatten(1)
+    distance, by_texture = ((x[:, None] - x[index]).square().mean(dim=-1) for x in (flat, texture))
     nearest = distance.masked_fill(~other, torch.inf).amin(dim=1)
-    return float(nearest.mean()), float(distance[other].mean())
+    found = {"nearest": nearest.mean(), "all": distance[other].mean(), "texture": by_texture[other].mean()}
+    return {name: float(value) for name, value in found.items()}
 
 
-def of_picture(pixels: np.ndarray, side: int, rounds: int) -> dict[str, tuple[float, float]]:
+def of_picture(pixels: np.ndarray, side: int) -> dict[str, dict[str, float]]:
     """``likeness`` of every way on one picture."""
     noisy = torch.from_numpy(benchmark_noise(pixels, SIGMA))[None]
-    clean = partition(torch.from_numpy(pixels)[None], side)[0].flatten(1)
+    clean = partition(torch.from_numpy(pixels)[None], side)[0]
     found = {
         name: likeness(clean, candidates_of_each_patch(PatchGroups(order[None].contiguous(), k=K))[0])
-        for name, order in ways(noisy, side, rounds)
+        for name, order in ways(noisy, side)
     }
-    flat = partition(noisy, side)[0].flatten(1)
-    others = rounds * (2 * K - 1)
+    flat = partition(noisy, side)[0]
+    cells = _cells(flat - flat.mean(dim=0), side, 2)
     return found | {
-        "exact, noisy": likeness(clean, exact(flat, others)),
-        "exact, clean": likeness(clean, exact(clean, others)),
+        "centred, means of 2×2 cells, best of 4 rounds": likeness(clean, best_of(cells, 4)),
+        "exact, noisy": likeness(clean, exact(flat.flatten(1), 2 * K - 1)),
+        "exact, clean": likeness(clean, exact(clean.flatten(1), 2 * K - 1)),
     }
 
 
@@ -146,7 +167,7 @@ def two_scales(pixels: np.ndarray, side: int) -> dict[str, float]:
     place = torch.searchsorted(coarse_buckets[coarse_order], buckets).clamp(max=last)
     rank = (order.argsort() // 4).clamp(max=last)
     return {
-        "fine, hashed": likeness(fine, found)[1] / (SIGMA / 255) ** 2,
+        "fine, hashed": likeness(fine.unflatten(1, (-1, 3)), found)["all"] / (SIGMA / 255) ** 2,
         "coarse, of the same bucket": _difference(fine, coarse, coarse_order[torch.stack([place, place + 1], dim=1)]),
         "coarse, merged by rank": _difference(fine, coarse, coarse_order[torch.stack([rank, rank + 1], dim=1)]),
         "fine, the two nearest": _difference(fine, fine, exact(seen, 2)),
@@ -178,22 +199,21 @@ def _centred_cells(picture: Tensor, side: int) -> Tensor:
 def main(photographs: Path) -> None:
     torch.set_num_threads(1)
     pictures = [central(read_picture(file).pixels) for file in split(photographs).kinds["repeated"]]
-    table: dict[str, dict[str, list[float]]] = {}
-    for side in (4, 8, 16):
-        for rounds in (1, 2):
-            found = [of_picture(pixels, side, rounds) for pixels in pictures]
-            means = {name: np.mean([row[name] for row in found], axis=0) for name in found[0]}
-            column = f"{side}², {rounds} round{'s' if rounds > 1 else ''}"
-            chance = means["random"]
-            for name, value in means.items():
-                table.setdefault(name, {})[column] = [round(float(x), 3) for x in value / chance]
-    scales = {side: [two_scales(pixels, side) for pixels in pictures] for side in (4, 8)}
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for side in SIDES:
+        found = [of_picture(pixels, side) for pixels in pictures]
+        for name in found[0]:
+            means = {what: np.mean([row[name][what] for row in found]) for what in found[0][name]}
+            chance = {what: np.mean([row["random"][what] for row in found]) for what in means}
+            over = {what: round(float(value / chance[what]), 3) for what, value in means.items()}
+            table.setdefault(name, {})[f"{side}²"] = over
+    scales = {side: [two_scales(pixels, side) for pixels in pictures] for side in SIDES}
     both = {
         name: {f"{side}²": round(float(np.mean([row[name] for row in rows])), 3) for side, rows in scales.items()}
-        for name in scales[4][0]
+        for name in scales[SIDES[0]][0]
     }
     about = {"sigma": SIGMA, "k": K, "pictures": len(pictures)}
-    keep("hash_content", {**about, "nearest and mean over random": table, "two scales": both})
+    keep("hash_content", {**about, "over random candidates": table, "two scales": both})
 
 
 if __name__ == "__main__":

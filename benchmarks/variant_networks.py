@@ -6,6 +6,7 @@ block: ``c`` two dense 3×3 convolutions, ``n`` the same after a LayerNorm, ``g`
 ``a`` k-NN local attention, ``f`` the feed-forward network of KiT.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from kithkin.layers import FeedForward, KNNLocalAttention, LayerNorm, Pointwise
 from kithkin.model import KiT, KiTConfig
 from kithkin.ops import PatchGroups, group_patches, knn_local_attention, partition, sort_by_hash, unpartition
 from kithkin.ops.grouping import default_n_buckets
+
+DIRECTIONS = 8  # that a tree looks along
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class Plan:
         k, n_hashes: of the attention.
         grouping: ``hash`` (the normalised patch, as the paper), ``centered`` (less the mean of the image's patches),
             ``cells`` (centred, the means of the patch's four quarters), ``random``, ``windows`` (2×2 patches, shifted
-            every second round or block), ``mixed`` (windows in the first round, ``cells`` in the others), or ``self``
-            (k = 1).
+            every second round or block), ``mixed`` (windows in the first round, ``cells`` in the others), ``tree`` (the
+            leaves of a k-d tree in place of buckets), or ``self`` (k = 1).
         descriptor: channels of a learned descriptor of the patch, which is hashed in place of the patch and adds a
             scaled cosine to Eq. 10's logit; 0 has none.
         meter: the noise level, measured in windows of 32 pixels, scales the features of every stage.
@@ -72,6 +75,8 @@ class Attention(KNNLocalAttention):
             shifts = [(self.seed + j) % 2 for j in range(self.n_hashes)]
             order = torch.stack([window_order(self.shape, shift) for shift in shifts])
             return PatchGroups(order.expand(len(hashed), -1, -1).contiguous(), k=self.k)
+        if self.grouping == "tree":
+            return PatchGroups(self._trees(hashed), k=self.k)
         order = sort_by_hash(self._hashes(hashed))
         if self.grouping == "mixed":
             order[:, 0] = window_order(self.shape, self.seed % 2)
@@ -88,11 +93,16 @@ class Attention(KNNLocalAttention):
         if self.grouping != "hash" or self.descriptor:
             x = x - x.mean(dim=1, keepdim=True)
         if self.grouping in ("cells", "mixed") and not self.descriptor:
-            side = self.patch_size // 2
-            x = x.unflatten(2, (2, side, 2, side)).mean(dim=(3, 5)).flatten(2)
+            x = _quarters(x, self.patch_size)
         half = default_n_buckets(patches.shape[1], self.k) // 2
         projected = torch.einsum("bnf,hfm->bhnm", x.flatten(2), self.rotations[:, : x[0, 0].numel(), :half])
         return torch.cat([projected, -projected], dim=-1).argmax(dim=-1)
+
+    @torch.no_grad()
+    def _trees(self, patches: Tensor) -> Tensor:
+        x = main_directions(_quarters(patches.float(), self.patch_size))
+        turned = [x, *(x @ rotation[:DIRECTIONS, :DIRECTIONS] for rotation in self.rotations[1 : self.n_hashes])]
+        return torch.stack([tree_order(vectors, self.k) for vectors in turned], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
@@ -117,6 +127,39 @@ class Attention(KNNLocalAttention):
         wide = (described * (root * self.scale)).to(value.dtype).unsqueeze(2).expand(-1, -1, patches.shape[2], -1)
         query, key = (torch.cat([proj(patches), wide], dim=-1) for proj in (self.query_proj, self.key_proj))
         return knn_local_attention(query, key, value, self.group(described.unsqueeze(2)))
+
+
+def _quarters(patches: Tensor, side: int) -> Tensor:
+    """The mean pixels of a patch's four quarters: (B, N, P, C) -> (B, N, 4·C)."""
+    half = side // 2
+    return patches.unflatten(2, (2, half, 2, half)).mean(dim=(3, 5)).flatten(2)
+
+
+def main_directions(x: Tensor) -> Tensor:
+    """Vectors (B, N, F) by the few directions in which those of an image vary most: (B, N, DIRECTIONS)."""
+    x = x - x.mean(dim=1, keepdim=True)
+    return x @ torch.linalg.eigh(x.mT @ x).eigenvectors.flip(-1)[..., :DIRECTIONS]
+
+
+def tree_order(features: Tensor, leaf: int) -> Tensor:
+    """Vectors (B, N, F) in the order of the leaves of a k-d tree: halved at the median, each half along the coordinate
+    in which it varies most, until at most ``leaf`` are left. (B, N) int64. Places that fill the tree up come last.
+    """
+    batch, count = features.shape[:2]
+    leaves = 1 << max(0, math.ceil(math.log2(count / leaf)))
+    filled = F.pad(features, (0, 0, 0, leaves * leaf - count), value=torch.inf)
+    order = torch.arange(leaves * leaf).expand(batch, 1, -1)
+    image = torch.arange(batch)[:, None, None]
+    while order.shape[2] > leaf:
+        x = filled[image, order]
+        real = x.isfinite()
+        known = x.masked_fill(~real, 0)
+        number = real.sum(dim=2).clamp(min=1)
+        spread = known.square().sum(dim=2) / number - (known.sum(dim=2) / number).square()
+        along = x.gather(3, spread.argmax(dim=-1)[..., None, None].expand(-1, -1, x.shape[2], 1)).squeeze(3)
+        order = order.gather(2, along.argsort(dim=-1, stable=True)).unflatten(2, (2, -1)).flatten(1, 2)
+    order = order.flatten(1)
+    return order[order < count].view(batch, count)
 
 
 def window_order(shape: tuple[int, int], shift: int) -> Tensor:

@@ -14,9 +14,9 @@ from kithkin.ops.reference import aggregate, candidates_of_each_patch, pairwise_
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from network_variants import attentions, draw
-from variant_networks import Attention, Plan, build, window_order
+from variant_networks import Attention, Plan, build, tree_order, window_order
 
-GROUPINGS = ("hash", "centered", "cells", "random", "windows", "mixed")
+GROUPINGS = ("hash", "centered", "cells", "random", "windows", "mixed", "tree")
 
 
 def normal(*shape):
@@ -53,6 +53,20 @@ def test_cells_tell_patches_apart_that_differ_little_from_what_all_share():
     assert not first & second
     layer.grouping = "hash"
     assert len(set(layer._hashes(patches).flatten().tolist())) == 1
+
+
+def test_the_leaves_of_a_tree_are_the_copies():
+    """Eight vectors, each four times under a little noise, scattered over the row."""
+    kinds = (torch.arange(32) * 7 % 32) // 4
+    x = 10 * normal(8, 5)[kinds] + 0.01 * normal(32, 5)
+    leaves = kinds[tree_order(x[None], 4)[0]].view(8, 4)
+    assert torch.equal(leaves, leaves[:, :1].expand(8, 4))
+    assert torch.equal(leaves[:, 0].sort().values, torch.arange(8))
+
+
+def test_a_tree_of_any_number_holds_every_vector_once():
+    order = tree_order(normal(2, 45, 3), 4)
+    assert torch.equal(order.sort(dim=-1).values, torch.arange(45).expand(2, 45))
 
 
 def test_a_descriptor_adds_a_scaled_cosine_to_the_pair_s_logit():
