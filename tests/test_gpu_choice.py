@@ -106,3 +106,15 @@ def test_no_cpu_takes_the_interpreter_unasked(monkeypatch):
     assert available_backends("cpu", BF16)["triton"] is None
     assert chosen() == "blocked"
     assert not trusted("cpu", BF16)
+
+
+@pytest.mark.parametrize(("right", "said"), [(True, "triton, its"), (False, "FAILED: blocked, for it errs")])
+def test_the_doctor_tells_what_a_gpu_computes_attention_by(monkeypatch, right, said):
+    from kithkin.cli.doctor import _choice
+
+    assert _choice() == {}
+    reason = None if right else "it errs"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("kithkin.ops.available_backends", lambda *more: {"triton": reason if more[1:] else None})
+    monkeypatch.setattr("kithkin.ops.trusted", lambda *_: right)
+    assert [value.startswith(said) for value in _choice().values()] == [True, True]

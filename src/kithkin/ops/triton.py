@@ -91,13 +91,14 @@ def _products(
 
 
 @triton.jit
-def _softmaxes(s, P: tl.constexpr, QB: tl.constexpr, CB: tl.constexpr, PB: tl.constexpr):
+def _softmaxes(s, scale, P: tl.constexpr, QB: tl.constexpr, CB: tl.constexpr, PB: tl.constexpr):
     """Eq. (8)'s softmaxes, one over the pixels of each candidate: what each exponential is to be divided by, (QB·PB,
     CB), and the exponentials, (QB·PB, CB, PB)."""
     grouped = tl.reshape(s, (QB * PB, CB, PB))
     if P != PB:
         grouped = tl.where((tl.arange(0, PB) < P)[None, None, :], grouped, float("-inf"))
-    e = tl.exp2(grouped - tl.max(grouped, axis=2)[:, :, None])
+    # The difference before the product: of two large products fused into it, rounding alone may leave more than 128.
+    e = tl.exp2((grouped - tl.max(grouped, axis=2)[:, :, None]) * scale)
     return tl.sum(e, axis=2), e
 
 
@@ -114,10 +115,16 @@ def _sum_of_patches(x, QB: tl.constexpr, CB: tl.constexpr, PB: tl.constexpr):
 
 
 @triton.jit
-def _pair_logits(s, P: tl.constexpr, QB: tl.constexpr, CB: tl.constexpr, PB: tl.constexpr):
+def _pair_logits(s, scale, P: tl.constexpr, QB: tl.constexpr, CB: tl.constexpr, PB: tl.constexpr):
     """The mean scaled inner products of Eq. (10), in units of log 2: (QB, CB)."""
     on = tl.where(_diagonal(QB, CB, PB), s, 0.0)
-    return _sum_of_patches(tl.sum(tl.reshape(on, (QB * PB, CB, PB)), axis=2), QB, CB, PB) / P
+    return _sum_of_patches(tl.sum(tl.reshape(on, (QB * PB, CB, PB)), axis=2), QB, CB, PB) * (scale / P)
+
+
+@triton.jit
+def _power(x):
+    """2 to what is 0 at most, whatever rounding makes of it."""
+    return tl.exp2(tl.minimum(x, 0.0))
 
 
 @triton.jit
@@ -127,36 +134,29 @@ def _to_rows(x, QB: tl.constexpr, CB: tl.constexpr, PB: tl.constexpr):
 
 
 @triton.jit
-def _divisor(total, size, PAPER: tl.constexpr, ALONE: tl.constexpr):
-    """What a round's result is divided by. Before rounds are added up, a sum of signed weights may be near zero."""
-    if PAPER and not ALONE:
-        return size
-    return total
-
-
-@triton.jit
 def _seen(
     query, pixel, there, key, order, g, c, chunks, n, k, step, scale, highest, total, size,
     P: tl.constexpr, D: tl.constexpr, KB: tl.constexpr, PB: tl.constexpr, CB: tl.constexpr, DK: tl.constexpr,
-    PAPER: tl.constexpr, ALONE: tl.constexpr, DIVIDED: tl.constexpr, PRECISION: tl.constexpr,
+    PAPER: tl.constexpr, SIGNED: tl.constexpr, DIVIDED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """CB candidates from place c on, seen by a chunk's queries: the weighted softmaxes, (KB·PB, CB·PB), the running
     maximum, sum and sum of magnitudes of the weights, (KB,), and what the earlier ones shrink to."""
     other, seen = _pixels(order, g, c, -1, chunks, n, k, P, KB, PB, CB)
     _, exists = _patches(order, g, c, -1, chunks, n, k, KB, CB)
-    s = _products(query, pixel, there, step, key, other, seen, step, D, DK, PRECISION) * (scale * LOG2_E)
-    logit = tl.where(exists[None, :], _pair_logits(s, P, KB, CB, PB), 0.0 if PAPER else float("-inf"))
+    s = _products(query, pixel, there, step, key, other, seen, step, D, DK, PRECISION)
+    scale *= LOG2_E
+    logit = tl.where(exists[None, :], _pair_logits(s, scale, P, KB, CB, PB), 0.0 if PAPER else float("-inf"))
     if PAPER:
         weight, share = logit, tl.full((KB,), 1.0, tl.float32)
         size += tl.sum(tl.abs(weight), axis=1)
     else:
         new = tl.maximum(highest, tl.max(logit, axis=1))
-        weight, share = tl.exp2(logit - new[:, None]), tl.exp2(highest - new)
+        weight, share = _power(logit - new[:, None]), tl.exp2(highest - new)
         highest = new
     total = total * share + tl.sum(weight, axis=1)
     if DIVIDED:
-        weight /= _divisor(total, size, PAPER, ALONE)[:, None]
-    sums, e = _softmaxes(s, P, KB, CB, PB)
+        weight /= (size if SIGNED else total)[:, None]
+    sums, e = _softmaxes(s, scale, P, KB, CB, PB)
     a = e * (_to_rows(weight, KB, CB, PB) / sums)[:, :, None]
     return tl.reshape(a, (KB * PB, CB * PB)), other, seen, highest, total, size, share
 
@@ -165,11 +165,12 @@ def _seen(
 def attend(
     query, key, value, order, part, level, total, n, k, chunks, rounds, step, scale,
     P: tl.constexpr, D: tl.constexpr, HEADS: tl.constexpr, KB: tl.constexpr, PB: tl.constexpr, SEEN: tl.constexpr,
-    CB: tl.constexpr, DK: tl.constexpr, DO: tl.constexpr, PAPER: tl.constexpr, ALONE: tl.constexpr,
+    CB: tl.constexpr, DK: tl.constexpr, DO: tl.constexpr, PAPER: tl.constexpr, SIGNED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The result of a chunk in a round; per patch, the logarithm of its sum of weights (paper: the sum, and what the
-    result is to be multiplied by before rounds are added up)."""
+    """The result of a chunk in a round; per patch, the logarithm of its sum of weights. Of Eq. (10) as printed the sum,
+    and that of magnitudes. Its weights have signs, and their sum may be near zero before rounds are added up: where
+    there are rounds to add (SIGNED), results are divided by the latter."""
     row, first, order, g, head = _task(order, n, chunks, rounds, HEADS)
     pixel, there = _pixels(order, g, 0, -1, chunks, n, k, P, KB, PB, KB)
     shift = first * P * step + head * D
@@ -180,7 +181,7 @@ def attend(
     if CB == SEEN:
         a, other, seen, highest, weights, size, _ = _seen(
             query, pixel, there, key, order, g, 0, chunks, n, k, step, scale, highest, weights, size,
-            P, D, KB, PB, CB, DK, PAPER, ALONE, True, PRECISION,
+            P, D, KB, PB, CB, DK, PAPER, SIGNED, True, PRECISION,
         )  # fmt: skip
         a = a.to(value.dtype.element_ty)
         for start in tl.range(0, D, DO):
@@ -194,11 +195,11 @@ def attend(
             for c in tl.range(0, SEEN, CB):
                 a, other, seen, highest, weights, size, share = _seen(
                     query, pixel, there, key, order, g, c, chunks, n, k, step, scale, highest, weights, size,
-                    P, D, KB, PB, CB, DK, PAPER, ALONE, False, PRECISION,
+                    P, D, KB, PB, CB, DK, PAPER, SIGNED, False, PRECISION,
                 )  # fmt: skip
                 v = _take(value, other, seen, step, start, D, DO)
                 acc = acc * _rows_of_patches(share, KB, PB) + _dot(a.to(v.dtype), v, PRECISION)
-            acc /= _rows_of_patches(_divisor(weights, size, PAPER, ALONE), KB, PB)
+            acc /= _rows_of_patches(size if SIGNED else weights, KB, PB)
             _put(part, pixel, there, D * HEADS, start, acc, D, DO)
     patch, real = _patches(order, g, 0, -1, chunks, n, k, KB, KB)
     place = (row * n + patch) * HEADS + head
@@ -268,17 +269,18 @@ def _slopes(
     DK: tl.constexpr, PAPER: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the logits (scale left out) and the weighted softmaxes, both (QB·PB, CB·PB)."""
-    s = _products(query, pixel, there, step, key, other, seen, step, D, DK, PRECISION) * (scale * LOG2_E)
+    s = _products(query, pixel, there, step, key, other, seen, step, D, DK, PRECISION)
+    scale *= LOG2_E
     inner = _products(grad, pixel, there, D * HEADS, value, other, seen, step, D, DK, PRECISION)
     inner = tl.reshape(inner, (QB * PB, CB, PB))
-    logit = _pair_logits(s, P, QB, CB, PB)
+    logit = _pair_logits(s, scale, P, QB, CB, PB)
     if PAPER:
         weight = tl.where(valid, logit / norm[:, None], 0.0)
         slope = tl.where(valid, LOG2_E / norm[:, None], 0.0)
     else:
-        weight = tl.where(valid, tl.exp2(logit - norm[:, None]), 0.0)
+        weight = tl.where(valid, _power(logit - norm[:, None]), 0.0)
         slope = weight
-    sums, e = _softmaxes(s, P, QB, CB, PB)
+    sums, e = _softmaxes(s, scale, P, QB, CB, PB)
     a = e * (1.0 / sums)[:, :, None]
     mean = tl.sum(a * inner, axis=2)
     d_pair = (_sum_of_patches(mean, QB, CB, PB) - delta[:, None]) * slope / P

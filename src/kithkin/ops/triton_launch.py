@@ -11,7 +11,7 @@ from kithkin.ops import triton as kernels
 from kithkin.ops.backend import pitched
 from kithkin.ops.grouping import PatchGroups
 
-MOST_LOGITS = 8192  # that a program holds at a time: 32 registers of each of 256 threads
+MOST_LOGITS = 8192  # that a program holds at a time: 64 registers of each of 128 threads
 # Images are worked on together as long as the results of their rounds stay below this many bytes: they are read again
 # at once, best from the cache.
 SCRATCH_BYTES = 64 << 20
@@ -29,10 +29,10 @@ class _Call:
         self.paper, self.heads = paper, n_heads
         width, precision = self.channels // n_heads, precision_of(query.dtype)
         on_cpu = query.device.type == "cpu"
-        self.tiles, options = tiles_of(self.pixels, groups.k, groups.look_back, width, query.dtype, precision)
+        self.dtype, self.precision = query.dtype, precision
+        self.tiles = tiles_of(self.pixels, groups.k, groups.look_back, width, query.dtype, precision)
         self.constants: dict[str, Any] = {**self.tiles, "P": self.pixels, "D": width, "HEADS": n_heads, "PAPER": paper}
-        self.constants |= {"PRECISION": "interpreter" if on_cpu else precision, "ALONE": self.rounds == 1}
-        self.options = {} if on_cpu else {**options, "enable_fp_fusion": True}
+        self.constants |= {"PRECISION": "interpreter" if on_cpu else precision, "SIGNED": paper and self.rounds > 1}
         self.sizes = {"n": self.count, "k": groups.k, "chunks": self.chunks, "rounds": self.rounds, "step": self.step}
         self.sizes |= {"scale": width**-0.5, "patches": self.batch * self.count}
 
@@ -63,7 +63,8 @@ class _Call:
         known = {**self.sizes, **self.constants, **more}
         taken = {name: known[name] for name in kernel.arg_names}
         with torch.cuda.device(self.order.device) if self.order.is_cuda else nullcontext():
-            kernel[(programs * self.heads,)](**taken, **self.options)
+            options = options_of(kernel, self.tiles, self.dtype, self.precision) if self.order.is_cuda else {}
+            kernel[(programs * self.heads,)](**taken, **options)
 
 
 def precision_of(dtype: torch.dtype) -> str:
@@ -72,10 +73,8 @@ def precision_of(dtype: torch.dtype) -> str:
     return "tf32" if allowed else "ieee"
 
 
-def tiles_of(
-    pixels: int, k: int, look_back: bool, width: int, dtype: torch.dtype, precision: str
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Sizes of the blocks that a program works on, and Triton's options, by what a call is like.
+def tiles_of(pixels: int, k: int, look_back: bool, width: int, dtype: torch.dtype, precision: str) -> dict[str, int]:
+    """Sizes of the blocks that a program works on, by what a call is like.
 
     KB patches of PB pixels make a chunk, which sees SEEN patches, CB at a time; channels come DK at a time in products
     over them and DO at a time in results.
@@ -83,16 +82,28 @@ def tiles_of(
     pb = _power_of_2(pixels)
     kb = max(_power_of_2(k), 16 // pb)  # a product's sides are 16 at least
     seen = kb * (1 + look_back)
-    exact = dtype == torch.float32 and precision == "ieee"
+    exact = _without_tensor_cores(dtype, precision)
     cb = max(1, 16 // pb) if exact else seen
     while kb * pb * cb * pb > MOST_LOGITS and cb * pb > 16:
         cb //= 2
     do = _block(width)
-    dk = 16 if exact else do
-    warps = kb * pb * max(cb * pb, do) // (512 if exact else 1024)
-    tiles = {"PB": pb, "KB": kb, "SEEN": seen, "CB": cb, "DK": dk, "DO": do}
+    return {"PB": pb, "KB": kb, "SEEN": seen, "CB": cb, "DK": 16 if exact else do, "DO": do}
+
+
+def options_of(kernel: Any, tiles: dict[str, int], dtype: torch.dtype, precision: str) -> dict[str, Any]:
+    """Triton's options for a kernel. A warp of tensor cores takes 16 rows; with more warps than that, some would
+    compute the same again."""
+    own, seen = tiles["KB"] * tiles["PB"], tiles["CB"] * tiles["PB"]
+    if _without_tensor_cores(dtype, precision):
+        warps = own * max(seen, tiles["DO"]) // 512
+    else:
+        warps = (seen if kernel is kernels.backward_keys else own) // 16
     stages = 2 if dtype.itemsize == 2 else 1  # two of float32 would need more shared memory than many GPUs have
-    return tiles, {"num_warps": min(max(warps, 1), 8), "num_stages": stages}
+    return {"num_warps": min(max(warps, 1), 8), "num_stages": stages, "enable_fp_fusion": True}
+
+
+def _without_tensor_cores(dtype: torch.dtype, precision: str) -> bool:
+    return dtype == torch.float32 and precision == "ieee"
 
 
 def _block(width: int) -> int:
