@@ -43,7 +43,7 @@ LR, UPDATE_RMS, EMA = 4.2e-3, 0.5, 0.99  # of the recipe for small networks, ove
 
 
 def ffdnet_c() -> nn.Module:
-    """FFDNet-C as published, in the memory layout that runs fastest here; weights play no part in its time."""
+    """FFDNet-C as published, in PyTorch's usual memory layout, as its authors run it; its time needs no weights."""
     middle = [layer for _ in range(10) for layer in (nn.Conv2d(96, 96, 3, padding=1), nn.ReLU(inplace=True))]
     layers = [nn.Conv2d(13, 96, 3, padding=1), nn.ReLU(inplace=True), *middle, nn.Conv2d(96, 12, 3, padding=1)]
     return nn.Sequential(*layers)
@@ -114,11 +114,11 @@ def draw(windows: np.ndarray, args: argparse.Namespace, step: int) -> tuple[Tens
     return clean + noise * sigma / 255, clean
 
 
-def optimizers(model: nn.Module, dtype: torch.dtype) -> tuple[torch.optim.Optimizer, ...]:
+def optimizers(model: nn.Module, dtype: torch.dtype, by_kernel: bool) -> tuple[torch.optim.Optimizer, ...]:
     """Muon for the weights between features, AdamW for the others, as the recipe.
 
     A step of k×k weights moves what their convolution does up to k times as far as one of a point-wise layer. KiT has
-    few, and takes it; a network of them comes apart, so there they get a k-th.
+    few, and takes it; a network of them comes apart, so there (``by_kernel``) they get a k-th.
     """
     edges = {id(layer.weight) for layer in model.edges()}
     hidden = [weight for weight in hidden_weights(model) if id(weight) not in edges]
@@ -127,7 +127,7 @@ def optimizers(model: nn.Module, dtype: torch.dtype) -> tuple[torch.optim.Optimi
     adamw = torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     groups: dict[int, list[Tensor]] = {}
     for weight in hidden:
-        groups.setdefault(weight.shape[-1] if weight.ndim == 4 and isinstance(model, Net) else 1, []).append(weight)
+        groups.setdefault(weight.shape[-1] if weight.ndim == 4 and by_kernel else 1, []).append(weight)
     sized = [{"params": weights, "update_rms": UPDATE_RMS / side} for side, weights in groups.items()]
     return Muon(sized, lr=0.0, weight_decay=1e-3, dtype=dtype), adamw
 
@@ -135,7 +135,8 @@ def optimizers(model: nn.Module, dtype: torch.dtype) -> tuple[torch.optim.Optimi
 def train(model: nn.Module, windows: np.ndarray, args: argparse.Namespace) -> tuple[nn.Module, float]:
     """The average of the weights at the end, and the mean loss of the last tenth of the steps."""
     average, losses = copy.deepcopy(model), []
-    steppers = optimizers(model, torch.bfloat16 if args.bfloat16 else torch.float32)
+    by_kernel = isinstance(model, Net) and not args.whole_steps
+    steppers = optimizers(model, torch.bfloat16 if args.bfloat16 else torch.float32, by_kernel)
     for step in range(args.steps):
         lr = learning_rate(step, steps=args.steps, warmup=args.steps // 10, lr=args.lr, final_lr=1e-6)
         for group in (group for stepper in steppers for group in stepper.param_groups):
@@ -203,6 +204,7 @@ def arguments() -> argparse.Namespace:
     for name, default in (("steps", 800), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--bfloat16", action="store_true", help="train under autocast")
+    parser.add_argument("--whole-steps", action="store_true", help="Muon's for 3×3 weights of a network with --blocks")
     parser.add_argument("--out", type=Path, default=RESULTS / "network_variants.jsonl")
     parser.add_argument("--windows", type=Path, help=".npy that keeps what is read of the photographs for the next run")
     parser.add_argument("--weights", type=Path, help="where to keep the average of the weights")
