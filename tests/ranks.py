@@ -69,8 +69,9 @@ def together(world_size, values, out, *, launched=True, terminate=None):
         theirs.close()
         ends.append(ours)
     stories = [end.recv() if end.poll(PATIENCE) else {"error": "silence"} for end in ends]
-    for process in processes:
-        process.join(10)
+    for process, story in zip(processes, stories, strict=True):
+        process.join(10 if "error" in story else 120)
+        story["exit"] = process.exitcode  # None: it stands still
         process.kill()
     return stories
 

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -469,6 +470,26 @@ def test_a_manifest_is_complete_or_not_there(tmp_path, monkeypatch, name):
     assert found[7] == found[7] | {"input": "7.png", "output": "", "error": 'a "reason", quoted'}
     assert float(found[7]["seconds"]) == pytest.approx(7 / 3, abs=1e-3)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_manifest_takes_every_text(tmp_path, ending):
+    """Whatever an input is called and an error says, the table has its row and can be read again. Seeded."""
+    rng = random.Random(3)
+    letters = ["a", ",", '"', "\n", "\r", "\0", ";", "ü", "\udce9", "\ud83d", "\udfff", "😀", " ", "\t"]
+    texts = ["".join(rng.choices(letters, k=rng.randrange(20))) for _ in range(1500)]
+    path = tmp_path / f"a.{ending}"
+    with Manifest(str(path)) as manifest:
+        for text in texts:
+            manifest.add(Outcome(text, "failed", text, reason=text, seconds=rng.random()))
+    if ending == "csv":
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            found = [row["input"] for row in csv.DictReader(file)]
+        assert found == [text.replace("\ud83d", "?").replace("\udfff", "?") for text in texts]
+    else:
+        import pyarrow.parquet
+
+        assert pyarrow.parquet.read_table(path).num_rows == len(texts)
 
 
 def test_a_manifest_says_what_is_wrong_before_anything_starts(tmp_path):

@@ -216,6 +216,16 @@ def test_any_number_of_processes_goes_on_with_the_run_of_another(photos, runs, t
     assert distance(out, runs["two"][0]) < 3 * distance(runs["whole"][0], runs["halves"][0])
 
 
+def test_processes_end_by_themselves(runs):
+    """Taken down in the wrong order, DDP waits for a thread that waits for it."""
+    assert {name: [story["exit"] for story in stories] for name, (_, stories) in runs.items()} == {
+        "whole": [0],
+        "halves": [0],
+        "two": [0, 0],
+        "sharded": [0, 0],
+    }
+
+
 def test_a_signal_to_any_process_stops_all_after_the_same_step(photos, runs, tmp_path):
     out = tmp_path / "out"
     stories = together(2, values_of(photos), out, terminate={1: 7})

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,10 +104,15 @@ class _Csv:
         self._writer.writerow(COLUMNS)
 
     def write(self, rows: list[Any]) -> None:
-        self._writer.writerows(rows)
+        self._writer.writerows([[_without_halves(v) if isinstance(v, str) else v for v in row] for row in rows])
 
     def close(self) -> None:
         self._file.close()
+
+
+def _without_halves(text: str) -> str:
+    """Text without the halves of surrogate pairs that stand for no byte of a file's name: no file can hold them."""
+    return re.sub("[\ud800-\udc7f\udd00-\udfff]", "?", text)
 
 
 class _Parquet:

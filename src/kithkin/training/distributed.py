@@ -4,10 +4,11 @@ For a single process every method of ``Ranks`` hands its argument back, so the l
 many.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from inspect import signature
 from typing import Any, Literal, TypeVar
@@ -47,6 +48,7 @@ class Ranks:
     rank: int = 0
     world_size: int = 1
     kind: Literal["ddp", "fsdp"] | None = None
+    wrappers: list[DistributedDataParallel] = field(default_factory=list, repr=False, compare=False)
 
     def any_of(self, *flags: bool) -> tuple[bool, ...]:
         """Which of the flags are up on any process. The votes stay on the CPU, so that no GPU is waited for."""
@@ -105,7 +107,8 @@ class Ranks:
         # The only buffers are rotations, which every process draws for itself from the same generator.
         renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
         options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-        return DistributedDataParallel(model, gradient_as_bucket_view=True, **options)
+        self.wrappers.append(DistributedDataParallel(model, gradient_as_bucket_view=True, **options))
+        return self.wrappers[-1]
 
     def summing(self, network: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
         """Around forward and backward of one part of a step: only the last meets the other processes."""
@@ -150,12 +153,28 @@ def joined(device: str, config: DistributedConfig) -> Iterator[Ranks]:
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
     store = dist.PrefixStore(f"start-{_fresh_start()}", store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    ranks = Ranks(device, dist.get_rank(), dist.get_world_size(), config.kind)
     try:
-        yield Ranks(device, dist.get_rank(), dist.get_world_size(), config.kind)
+        yield ranks
     except KithkinError:
-        dist.destroy_process_group()
+        _part(ranks)
         raise
     # After any other error a process may be lost: parting would wait for it.
+    _part(ranks)
+
+
+def _part(ranks: Ranks) -> None:
+    """Leave the other processes, so that this one can end.
+
+    What DDP made in C++ goes first, while the group lives on in Python. If it went last, it would take the group down
+    with the interpreter's lock held, and wait for Gloo's thread, which may want that lock to free the last reduction
+    (seen in torch 2.13); freed from Python, the group gives the lock away.
+    """
+    for wrapper in ranks.wrappers:
+        wrapper.logger = None
+        wrapper.reducer = None
+    ranks.wrappers.clear()
+    gc.collect()  # the state of the run refers to itself in places
     dist.destroy_process_group()
 
 
