@@ -85,8 +85,9 @@ def test_under_autocast_a_block_runs_in_bfloat16_and_keeps_float32_gradients(bac
     with torch.autocast("cpu", torch.bfloat16):
         attended = module.attention(x)
         half = gradients(module, module, x)
-    assert attended.dtype == torch.bfloat16
-    assert half[0].dtype == torch.float32  # the residual connection
+    assert attended.dtype == torch.float32  # what goes to the residual stream
+    assert half[0].dtype == torch.float32
+    assert not torch.equal(half[0], module(x))
     full = gradients(module, module, x)
     largest = max(x.norm() for x in full[2:])  # a key's offset has no influence: all rounding
     for found, wanted in zip(half, full, strict=True):

@@ -614,7 +614,8 @@ def test_the_log(tmp_path, photos, often):
             assert row["lr"] == pytest.approx(learning_rate(row["step"] - 1, **schedule), rel=1e-5)
         else:
             assert list(row["psnr"]) == ["sigma25"]
-    assert [row for row in told if "steps" not in row] == rows
+    assert told[0] == {"note": "precision: float32 on cpu"}
+    assert [row for row in told[1:] if "steps" not in row] == rows
     assert [row for row in told if "steps" in row] == [{"step": i, "steps": 10} for i in range(1, 11)]
 
 
@@ -791,7 +792,7 @@ def test_the_average_by_hand(photos):
     for state.step in range(1, 200):
         with torch.no_grad():
             weight.fill_(state.step)
-        state.update_average(0.9)
+        state.update_average(state.share_of_average(0.9))
         decay = min(0.9, (1 + state.step) / (10 + state.step))
         expected = decay * expected + (1 - decay) * state.step
         assert average.mean().item() == pytest.approx(expected, rel=1e-5)

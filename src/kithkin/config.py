@@ -176,7 +176,8 @@ class RunConfig(Section):
         name: of the model that comes out.
         task: what it is for: denoise, deblur or derain.
         seed: every random choice of the run follows from it and the step.
-        precision: ``"bfloat16"`` runs the network under autocast, and Muon's iteration in it.
+        precision: ``"bfloat16"`` runs the network under autocast, and Muon's iteration in it; ``"auto"`` takes it where
+            the device multiplies it, and ``"float32"`` elsewhere. A resumed run keeps the one that it was begun in.
         backend: of the operator, a name from ``kithkin.available_backends``; ``"auto"`` takes the first that can serve.
         model: the keyword arguments of ``kithkin.model.KiTConfig``.
     """
@@ -184,7 +185,7 @@ class RunConfig(Section):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     task: Literal["denoise", "deblur", "derain"]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["auto", "float32", "bfloat16"]
     backend: str = "auto"
     model: dict[str, Any]
     data: DataConfig

@@ -12,6 +12,7 @@ from kithkin.ops import (
     feed_forward,
     gelu_depthwise_gelu,
     group_patches,
+    in_float32,
     knn_local_attention,
     layer_norm,
     partition,
@@ -172,7 +173,7 @@ class KNNLocalAttention(nn.Module):
             n_heads=self.n_heads,
             backend=self.backend,
         )
-        whole = unpartition(self.output_proj(out), self.patch_size, (height + below, width + right))
+        whole = unpartition(in_float32(self.output_proj, out), self.patch_size, (height + below, width + right))
         return whole[:, :height, :width]
 
     def extra_repr(self) -> str:

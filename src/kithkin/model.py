@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from kithkin.errors import InputError
 from kithkin.layers import HASH_INPUTS, Downsample, KNNTransformerBlock, Pointwise, Upsample, shuffle_pixels
-from kithkin.ops import WEIGHTINGS
+from kithkin.ops import WEIGHTINGS, in_float32
 from kithkin.ops.grouping import FEATURES, MAX_BUCKETS
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -225,17 +225,17 @@ class KiT(nn.Module):
             raise InputError(f"KiT: expected images (B, 3, H, W) with pixels, got shape {tuple(image.shape)}")
         height, width = image.shape[2:]
         padded = _extend(image, self.config.stride)
-        x = self.stem(padded)
+        x = in_float32(self.stem, padded)
         skips = []
         for stage, down in zip(self.encoder, self.down, strict=True):
             x = stage(x)
             skips.append(x)
-            x = down(x)
+            x = in_float32(down, x)
         x = self.bottleneck(x)
         for i in reversed(range(self.config.n_stages)):
-            x = self.merge[i](torch.cat([self.up[i](x), skips[i]], dim=-1))
+            x = in_float32(self.merge[i], torch.cat([in_float32(self.up[i], x), skips[i]], dim=-1))
             x = self.decoder[i](x)
-        residual = self.head(x)[:, :, :height, :width]
+        residual = in_float32(self.head, x)[:, :, :height, :width]
         return image + residual
 
     def redraw_rotations(self, generator: torch.Generator | None = None) -> None:

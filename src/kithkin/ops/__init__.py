@@ -22,6 +22,7 @@ from kithkin.ops.norm import layer_norm
 from kithkin.ops.pairs import best_neighbors
 from kithkin.ops.patches import partition, unpartition
 from kithkin.ops.pointwise import pointwise
+from kithkin.ops.precision import in_float32
 from kithkin.ops.reference import WEIGHTINGS, aggregate, pairwise_attention, pairwise_weights
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "gelu_depthwise_gelu",
     "global_attention",
     "group_patches",
+    "in_float32",
     "knn_local_attention",
     "layer_norm",
     "local_attention",

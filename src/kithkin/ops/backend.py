@@ -47,8 +47,8 @@ class Backend:
         why_not: (device type, dtype, problem) -> None where the backend can serve, else one sentence; without a
             problem, whether it can serve any.
         plain: (query, key, value, groups, weighting, n_heads) -> output, made of differentiable PyTorch.
-        forward: (query, key, value, groups, paper, n_heads) -> output and norm, (B·N, n_heads): whatever the backward
-            pass wants to know of the sum of weights.
+        forward: (query, key, value, groups, paper, n_heads) -> output, in the dtype of its sums, and norm,
+            (B·N, n_heads): whatever the backward pass wants to know of the sum of weights.
         backward: (gradient, query, key, value, output, norm, groups, paper, n_heads) -> gradients of query, key, value.
         why_unasked: (device, dtype) -> None where the backend may be taken although no one named it, else one sentence;
             left out for one that always may.

@@ -25,8 +25,7 @@ def forward(
     query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, paper: bool, n_heads: int
 ) -> tuple[Tensor, Tensor]:
     """Output and, per patch and head, the logarithm of the sum of weights (paper: the sum)."""
-    out, norm = _forward(_Problem(query, key, value, _Table.of(groups), paper, n_heads))
-    return out.to(value.dtype), norm
+    return _forward(_Problem(query, key, value, _Table.of(groups), paper, n_heads))
 
 
 def backward(

@@ -50,8 +50,8 @@ def knn_local_attention(
         backend: a name from ``available_backends``; None takes the first that can serve.
 
     Returns:
-        (B, N, P, C), dtype and device of ``value``, patches in their original order. Differentiable
-        once in query, key and value; any number of times by the backend ``reference``.
+        (B, N, P, C), dtype and device of ``value`` (under autocast float32, the dtype of its sums), patches in their
+        original order. Differentiable once in query, key and value; any number of times by the backend ``reference``.
 
     Raises:
         InputError: shapes, dtypes, heads or weighting don't fit.
@@ -63,7 +63,8 @@ def knn_local_attention(
     )
     chosen = _choose(backend, query.device, query.dtype, problem)
     if plain := BACKENDS[chosen].plain:
-        return plain(query, key, value, groups, weighting, n_heads)
+        out = plain(query, key, value, groups, weighting, n_heads)
+        return out.float() if torch.is_autocast_enabled(out.device.type) and out.dtype != torch.float64 else out
     return fused.attention(query, key, value, groups, weighting, n_heads, chosen)
 
 

@@ -12,6 +12,7 @@ from kithkin.ops import native
 from kithkin.ops.depthwise import gelu_depthwise_gelu
 from kithkin.ops.norm import layer_norm
 from kithkin.ops.pointwise import pointwise
+from kithkin.ops.precision import in_float32
 
 
 def feed_forward(x: Tensor, parameters: Sequence[Tensor], epsilon: float = 1e-5) -> Tensor:
@@ -51,7 +52,7 @@ def feed_forward(x: Tensor, parameters: Sequence[Tensor], epsilon: float = 1e-5)
         return out
     norm_weight, norm_bias, widen, widen_bias, stencils, stencil_bias, narrow, narrow_bias = parameters
     hidden = pointwise(layer_norm(x, norm_weight, norm_bias, epsilon), widen, widen_bias)
-    return pointwise(gelu_depthwise_gelu(hidden, stencils, stencil_bias), narrow, narrow_bias) + x
+    return in_float32(pointwise, gelu_depthwise_gelu(hidden, stencils, stencil_bias), narrow, narrow_bias) + x
 
 
 @torch.compiler.assume_constant_result

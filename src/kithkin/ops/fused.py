@@ -25,9 +25,9 @@ def attention(
     query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, weighting: str, n_heads: int, backend: str
 ) -> Tensor:
     """k-NN local attention by a registered backend; arguments as in ``kithkin.ops.knn_local_attention``."""
-    paper = weighting == "paper"
+    paper, wide = weighting == "paper", torch.is_autocast_enabled(query.device.type)
     out: Tensor = _forward(
-        query, key, value, groups.order, groups.neighbors, groups.k, groups.look_back, paper, n_heads, backend
+        query, key, value, groups.order, groups.neighbors, groups.k, groups.look_back, paper, n_heads, backend, wide
     )[0]
     return out
 
@@ -44,21 +44,29 @@ def _forward(
     paper: bool,
     n_heads: int,
     backend: str,
+    wide: bool = False,
 ) -> tuple[Tensor, Tensor]:
+    """The output, in the dtype of its sums where it is ``wide``, and what the backward pass wants of the weights."""
     run = FUSED[backend].forward
     assert run is not None
     if not query.numel():  # nothing to divide into blocks
         exact = torch.float64 if value.dtype == torch.float64 else torch.float32
-        return torch.zeros_like(value), value.new_zeros((value.shape[0] * value.shape[1], n_heads), dtype=exact)
-    return run(query, key, value, PatchGroups(order, k, look_back, neighbors), paper, n_heads)
+        norm = value.new_zeros((value.shape[0] * value.shape[1], n_heads), dtype=exact)
+        return torch.zeros_like(value, dtype=_dtype_out(value, wide)), norm
+    out, norm = run(query, key, value, PatchGroups(order, k, look_back, neighbors), paper, n_heads)
+    return out.to(_dtype_out(value, wide)), norm
+
+
+def _dtype_out(value: Tensor, wide: bool) -> torch.dtype:
+    return torch.promote_types(value.dtype, torch.float32) if wide else value.dtype
 
 
 @_forward.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, order: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    *_, n_heads, _ = rest
+    *_, n_heads, _, wide = rest if isinstance(rest[-1], bool) else (*rest, False)
     exact = torch.float64 if value.dtype == torch.float64 else torch.float32
     norm = value.new_empty((value.shape[0] * value.shape[1], n_heads), dtype=exact)
-    return value.new_empty(value.shape), norm
+    return value.new_empty(value.shape, dtype=_dtype_out(value, wide)), norm
 
 
 @torch.library.custom_op("kithkin::knn_attention_backward", mutates_args=())
@@ -91,7 +99,7 @@ def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tu
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, order, neighbors, *ctx.rest = inputs
+    query, key, value, order, neighbors, *ctx.rest, _ = inputs
     ctx.save_for_backward(query, key, value, *output, order, neighbors)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -99,9 +107,10 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
 
 def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 10
-    found = _backward(grad, *ctx.saved_tensors, *ctx.rest)
-    return *found, *(None,) * 7
+        return (None,) * 11
+    saved = ctx.saved_tensors  # activation checkpoints let them be read once
+    found = _backward(grad.to(saved[0].dtype), *saved, *ctx.rest)
+    return *found, *(None,) * 8
 
 
 _forward.register_autograd(_differentiate, setup_context=_remember)

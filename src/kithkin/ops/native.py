@@ -230,7 +230,7 @@ def forward(
     tensors = {"query": query, "key": key, "value": value, "out": out, "total": total}
     top = torch.empty_like(total)
     _run("kithkin_forward", {**tensors, "top": top}, groups, paper, n_heads)
-    return out.to(value.dtype), total if paper else total.log2_().add_(top)
+    return out, total if paper else total.log2_().add_(top)
 
 
 def backward(
@@ -249,7 +249,8 @@ def backward(
     Raises:
         InputError: a shape, dtype or device doesn't fit.
     """
-    _check_patches(groups, n_heads, query, key, value, grad, out)
+    _check_patches(groups, n_heads, query, key, value, grad)
+    _expect("native", out.dtype, out=(out, tuple(query.shape)))
     _expect("native", torch.float32, norm=(norm, (query.shape[0] * query.shape[1], n_heads)))
     grad, norm = grad.contiguous(), norm.contiguous()
     delta = (_by_head(grad.float(), n_heads) * _by_head(out.float(), n_heads)).sum(dim=(1, 3))

@@ -120,7 +120,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Output and, per patch and head, the logarithm to base 2 of the sum of weights (paper: the sum)."""
     call = _Call(query, key, value, groups, paper, n_heads)
-    out, norm = query.new_empty(query.shape), call.each_patch(call.batch)
+    out, norm = query.new_empty(query.shape, dtype=torch.float32), call.each_patch(call.batch)
     for span in call.spans():
         rows = call.rows(span)
         part = out[span] if call.rounds == 1 else call.each_round(span)

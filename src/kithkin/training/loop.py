@@ -19,7 +19,8 @@ from kithkin.errors import CheckpointError, ImageError, InputError
 from kithkin.training.batches import open_batches, prefetched
 from kithkin.training.distributed import Ranks, joined
 from kithkin.training.plot import plot_curves
-from kithkin.training.resume import take_over
+from kithkin.training.precision import explain, settled, warn_of_slowness
+from kithkin.training.resume import precision_of_run, take_over
 from kithkin.training.state import TrainState
 from kithkin.training.step import TrainingStep
 from kithkin.training.validation import validate
@@ -81,6 +82,8 @@ def _train(
     minutes: float | None,
     report: Report | None,
 ) -> Path | None:
+    begun_in = ranks.first(lambda: precision_of_run(out) if resume else None)
+    config = ranks.first(lambda: settled(config, ranks.device, begun_in=begun_in))
     dataset, kept = open_batches(config.data, ranks.device)
     _check_shares(config, ranks, len(dataset))
     steps, _ = config.schedule.in_steps(len(dataset))
@@ -95,7 +98,10 @@ def _train(
         )
     watched = _validation_data(config)
     run = _Run(config, out, state, report)
-    for note in [*notes, *([kept] if kept else [])]:
+    precision = explain(config, ranks.device, begun_in=begun_in)
+    if report is None:
+        warn_of_slowness(config, ranks.device, precision)
+    for note in [precision, *notes, *([kept] if kept else [])]:
         run.report({"note": note})
     deadline = time.monotonic() + minutes * 60 if minutes is not None else float("inf")
     saved_at = time.monotonic()
@@ -162,8 +168,8 @@ class _Run:
 
     def __init__(self, config: RunConfig, out: Path, state: TrainState, report: Report | None) -> None:
         self.config, self.out, self.ranks = config, out, state.ranks
-        self.training = TrainingStep(config, state=state)
         self.report: Report = report if report and self.ranks.rank == 0 else lambda row: None
+        self.training = TrainingStep(config, state=state, note=lambda text: self.report({"note": text}))
         self.crops, self.seconds = 0, 0.0
         self.since = time.monotonic()
 

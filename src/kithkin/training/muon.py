@@ -101,10 +101,10 @@ class Muon(torch.optim.Optimizer):
     def _move(self, updates: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
         matrices = torch.stack([_whole(update).flatten(1) for _, update in updates])
         scale = group["lr"] * group["update_rms"] * math.sqrt(max(matrices.shape[1:]))
-        steps = orthogonalised(matrices.to(self.dtype)).to(matrices.dtype)
+        steps = orthogonalised(matrices.to(self.dtype)).to(matrices.dtype) * scale
         for (parameter, update), step in zip(updates, steps, strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.sub_(_like(step.unflatten(1, update.shape[1:]), update), alpha=scale)
+            parameter.sub_(_like(step.unflatten(1, update.shape[1:]), update))
 
 
 def _whole(tensor: Tensor) -> Tensor:

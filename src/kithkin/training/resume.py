@@ -67,6 +67,12 @@ def _last_checkpoint(out: Path, config: RunConfig, resume: bool) -> Path | None:
     return found[-1]
 
 
+def precision_of_run(out: Path) -> str | None:
+    """The precision of the run in a folder; None where it holds no checkpoint."""
+    found = checkpoints(out)
+    return read_run(found[-1])["config"].get("precision") if found else None
+
+
 def _binding(run: dict[str, Any]) -> dict[str, Any]:
     """The values of a configuration that a resumed run must share, by dotted key."""
     kept: dict[str, Any] = {}

@@ -32,6 +32,7 @@ from kithkin.growth import grow
 from kithkin.model import KiT
 from kithkin.training.distributed import Ranks
 from kithkin.training.muon import Muon, hidden_weights
+from kithkin.training.precision import settled
 
 KEPT = 2
 """Checkpoints of a run that stay: the last, and the one before in case a disk damages it."""
@@ -92,11 +93,19 @@ class TrainState:
             set_model_state_dict(network, grown.state_dict(), options=StateDictOptions(full_state_dict=True))
 
     @torch.no_grad()
-    def update_average(self, decay: float) -> None:
-        """Move the average towards the model; quicker in the first steps, when the model is far from its end."""
+    def update_average(self, share: float | Tensor) -> None:
+        """Move the average this share of the way to the model."""
         if self.average is not self.model:
-            share = 1 - min(decay, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), share)
+            average: list[Tensor] = list(self.average.parameters())
+            model: list[Tensor] = list(self.model.parameters())
+            if isinstance(share, Tensor):
+                torch._foreach_lerp_(average, model, [share] * len(model))
+            else:
+                torch._foreach_lerp_(average, model, share)
+
+    def share_of_average(self, decay: float) -> float:
+        """How far the average moves at this step; farther in the first ones, when the model is far from its end."""
+        return 1 - min(decay, (1 + self.step) / (10 + self.step))
 
     def mean_losses(self) -> Tensor:
         """The losses since the last row of the log, over the crops of all processes; waits for the device."""
@@ -207,7 +216,7 @@ def _optimizers(model: KiT, run: RunConfig) -> tuple[torch.optim.Optimizer, ...]
         return (adamw,)
     given = {"momentum": config.momentum, "update_rms": config.update_rms}
     chosen = {name: value for name, value in given.items() if value is not None}
-    dtype = getattr(torch, run.precision)
+    dtype = getattr(torch, settled(run, hidden[0].device).precision)
     return Muon(hidden, lr=0.0, weight_decay=config.weight_decay, dtype=dtype, **chosen), adamw
 
 
