@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import kithkin.training.loop as loop
+import kithkin.training.precision as training_precision
 import kithkin.training.step as training_step
 from kithkin.checkpoint import read_model, read_tensors, weights_of, write_tensors
 from kithkin.config import parse_config
@@ -470,6 +471,17 @@ def test_a_length_in_epochs_binds_the_batch(tmp_path, photos):
     train(run_config(photos, epochs), tmp_path / "out", resume=True)
     with pytest.raises(InputError, match=r"raise schedule\.epochs"):
         train(run_config(photos, {**epochs, "schedule.epochs": 1}), tmp_path / "out", resume=True)
+
+
+def test_a_resumed_run_keeps_its_precision_and_a_slow_one_is_told(tmp_path, photos, monkeypatch):
+    config, out, told = run_config(photos, {"precision": "auto", "schedule.steps": 4}), tmp_path / "out", []
+    monkeypatch.setattr(training_precision, "multiplies_bfloat16", lambda device: True)
+    train(config, out, report=lambda row: (told.append(row), at_step(1, terminate)(row)))
+    assert told[0] == {"note": "precision: bfloat16 on cpu, which multiplies bfloat16"}
+    monkeypatch.setattr(training_precision, "multiplies_bfloat16", lambda device: False)
+    with pytest.warns(UserWarning, match="which has no .* about 10 times as long as in float32; go on"):
+        final = train(config, out, resume=True)
+    assert json.loads(read_tensors(final)[1]["run"])["precision"] == "bfloat16"
 
 
 def test_a_run_that_comes_apart_keeps_what_was_before(tmp_path, photos, monkeypatch):
