@@ -40,7 +40,7 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 
 # What a kernel may take: bytes that a thread spills, bytes of shared memory (as many as GPUs of capability 8.6 and 8.9
 # give a program), and seconds of a CPU.
-MOST_SPILLED, MOST_SHARED, MOST_SECONDS = 128, 99 << 10, 30.0
+MOST_SPILLED, MOST_SHARED, MOST_SECONDS = 256, 99 << 10, 30.0
 # float32 without tensor cores, at patches of more than 16 pixels: a product's factors are as wide as a patch.
 MOST_SPILLED_OF_LARGE_PATCHES = 2048
 
