@@ -5,7 +5,8 @@
 In turn, each in a process of its own and within its share of the time:
 
 1. parity and gradients of every backend, and the operator's speed (``operator_gpu.py``);
-2. crops a second of the data alone, of the training step alone and of both, for each backend and several batches;
+2. the kernels of the network compiled side by side; then crops a second of the data alone, of the training step alone
+   and of both, for each backend and several batches;
 3. ``kithkin train`` with the quickest of them for the rest of the time, as many steps as fit.
 
 ``--out`` gets at most eight files, all the while: ``gpu.json``, ``log.jsonl``, the last checkpoint in pieces (see
@@ -15,6 +16,7 @@ after its step, with a checkpoint. It runs from the source tree (PYTHONPATH=src)
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -105,7 +107,7 @@ class GpuRun:
         """End the phase that runs; the training ends after its step, with a checkpoint."""
         self.stopped = True
         if self.child is not None:
-            self.child.terminate()
+            self._signal(self.child, signal.SIGTERM)
 
     def left(self) -> float:
         """Seconds that are left."""
@@ -174,18 +176,19 @@ class GpuRun:
         if "throughput" in self.options.skip:
             return
         share = min(40.0, 0.1 * self.left())
+        given = {
+            "device": self.options.device,
+            "recipe": self.options.recipe,
+            "batches": self.options.batches,
+            "changes": self._laid_over(),
+        }
         found: dict[str, Any] = {}
         for backend in self.options.backends:
             if self.stopped:
                 break
-            given = {
-                "device": self.options.device,
-                "backend": backend,
-                "recipe": self.options.recipe,
-                "batches": self.options.batches,
-                "changes": self._laid_over(),
-            }
-            found[backend] = self._phase("throughput", share, given)
+            if backend == self.options.backends[0]:
+                self.note(compile=self._phase("compile", 1.5 * share, {**given, "backend": backend}))
+            found[backend] = self._phase("throughput", share, {**given, "backend": backend})
             for row in found[backend].get("rows", []):
                 self.say(f"{backend}: {row}")
             self.note(throughput=found)
@@ -206,7 +209,7 @@ class GpuRun:
         return changes | {"data.folders": self.data}
 
     def _phase(self, name: str, seconds: float, given: dict[str, Any]) -> dict[str, Any]:
-        """What a phase finds in about so many seconds; it is ended where it takes 30 more."""
+        """What a phase finds in about so many seconds; it is ended where it takes much longer."""
         self.say(f"{name}: {seconds:.0f} s")
         result = self.work / f"{name}.json"
         result.unlink(missing_ok=True)
@@ -217,7 +220,7 @@ class GpuRun:
             str(result),
             json.dumps({**given, "seconds": seconds}),
         ]
-        failed = self._child(command, seconds + 30)
+        failed = self._child(command, seconds + (120 if self.options.dry_run else 30))
         found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
         if failed:
             found["failed"] = failed
@@ -229,19 +232,20 @@ class GpuRun:
         """Run a process; the last lines of its errors where it fails."""
         errors = self.work / "errors.txt"
         with errors.open("wb") as stderr:
-            self.child = subprocess.Popen(command, stderr=stderr, env=self._environment())
+            child = subprocess.Popen(command, stderr=stderr, env=self._environment(), start_new_session=True)
+            self.child = child
             deadline = time.monotonic() + seconds
             late = False
-            while self.child.poll() is None:
+            while child.poll() is None:
                 time.sleep(0.2)
                 if watch:
                     watch()
                 if time.monotonic() > deadline and not late:
                     late = True
-                    self.child.terminate()
+                    self._signal(child, signal.SIGTERM)
                 if time.monotonic() > deadline + 20:
-                    self.child.kill()
-            code, self.child = self.child.returncode, None
+                    self._signal(child, signal.SIGKILL)
+            code, self.child = child.returncode, None
         text = errors.read_text(encoding="utf-8", errors="replace")
         if code == 0 or (self.stopped and not late):
             return []
@@ -252,16 +256,23 @@ class GpuRun:
             else lines
         )
 
+    @staticmethod
+    def _signal(child: "subprocess.Popen[bytes]", number: int) -> None:
+        """To a process and those that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
+
     def _environment(self) -> dict[str, str]:
         path = os.pathsep.join([str(HERE.parent / "src"), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
         return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
     def train(self) -> None:
         """``kithkin train`` for the rest of the time; its log and last checkpoint are in ``--out`` all the while."""
-        if "train" in self.options.skip or self.left() < 20:
+        dry = self.options.dry_run
+        seconds = 12.0 if dry else self.left() - 15  # to start, and to end with a checkpoint and the last pieces
+        if "train" in self.options.skip or seconds < 5:
             return
         run = self.work / "run"
-        seconds = self.left() - 15  # to start, and to end with a checkpoint and the last pieces
         command = [
             *(sys.executable, "-m", "kithkin", "train", self.options.recipe, "--out", str(run), "--resume", "--json"),
             *("--device", self.options.device, "--minutes", f"{seconds / 60:.3f}"),
@@ -272,7 +283,7 @@ class GpuRun:
         command += ["--init", self.options.init] if self.options.init else []
         self.say(f"train: {seconds:.0f} s, {self.results.get('schedule')}")
         self.shipped: Path | None = None
-        failed = self._child(command, seconds + 40, lambda: self._ship(run))
+        failed = self._child(command, seconds + (120 if dry else 40), lambda: self._ship(run))
         self._ship(run)
         weights = next(iter(sorted(run.glob("*.safetensors"))), None)
         if weights and weights.stat().st_size <= self.options.piece_mb * 1e6:
@@ -289,7 +300,7 @@ class GpuRun:
         if rate := self.best.get("both_crops_per_s"):
             done = self.results.get("resumed", {})
             before = done["step"] if done.get("whole") else 0
-            steps = before + max(1, int(0.93 * rate * (seconds - 10) / self.best["batch"]))
+            steps = before + max(1, int(0.93 * rate * max(1.0, seconds - 10) / self.best["batch"]))
             changes += [f"schedule.steps={steps}", f"schedule.batch_size={self.best['batch']}"]
             changes += [f"validation.every={max(1, (steps - before) // 8)}"]
             changes += [f"backend={self.best['backend']}"]

@@ -4,6 +4,7 @@ python benchmarks/gpu_phases.py PHASE RESULT.json '{"device": "cuda", …}'
 """
 
 import json
+import subprocess
 import sys
 import time
 import warnings
@@ -18,13 +19,14 @@ class Result:
     """A phase's findings, on disk after each: what was measured survives what comes next."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self.values = path, {}  # type: Path, dict[str, Any]
+        self.path = path
+        self.values: dict[str, Any] = {}
 
     def add(self, **values: Any) -> None:
         self.values |= values
-        part = self._path.with_suffix(".part")
+        part = self.path.with_suffix(".part")
         part.write_text(json.dumps(self.values), encoding="utf-8")
-        part.replace(self._path)
+        part.replace(self.path)
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -54,6 +56,64 @@ def operator(result: Result, options: dict[str, Any]) -> None:
     device = options["device"]
     result.add(machine=machine(device))
     result.add(**operator_gpu.measure(device, options["seconds"], result.add))
+
+
+def compile_kernels(result: Result, options: dict[str, Any]) -> None:
+    """Compile the kernels that a network takes, a process for each kind of layer: they wait for the compiler, which
+    takes one core for each. Later processes find the results in Triton's cache."""
+    result.add(machine=machine(options["device"]))
+    layers = _layers(options)
+    started = time.perf_counter()
+    command = [sys.executable, __file__, "layer"]
+    running = [
+        subprocess.Popen([*command, f"{result.path}.{i}", json.dumps({**options, "layer": name, "shape": shape})])
+        for i, (name, shape) in enumerate(layers)
+    ]
+    codes = [process.wait() for process in running]
+    seconds = round(time.perf_counter() - started, 2)
+    rows = [{"layer": name, "shape": shape, "code": code} for (name, shape), code in zip(layers, codes, strict=True)]
+    result.add(seconds=seconds, layers=rows)
+    if any(codes):
+        raise SystemExit(f"{sum(map(bool, codes))} of {len(codes)} layers failed")
+
+
+def _layers(options: dict[str, Any]) -> list[tuple[str, list[int]]]:
+    """(name, shape of its input) of an attention layer of each kind: found by running the network on the CPU."""
+    from kithkin.config import load_config
+    from kithkin.layers import KNNLocalAttention
+    from kithkin.model import KiT
+
+    config = load_config(options["recipe"], options["changes"])
+    model = KiT(config.network).eval()
+    found: dict[Any, tuple[str, list[int]]] = {}
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            found.setdefault((inputs[0].shape, layer.k), (name, list(inputs[0].shape[1:])))
+
+        return hook
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, KNNLocalAttention):
+            layer.register_forward_pre_hook(look(name))
+    with torch.no_grad():
+        model(torch.rand(1, 3, config.data.crop, config.data.crop))
+    return list(found.values())
+
+
+def layer(result: Result, options: dict[str, Any]) -> None:
+    """One attention layer of a network, forward and backward, as the training step runs it."""
+    from kithkin.config import load_config
+    from kithkin.model import KiT
+
+    device = options["device"]
+    config = load_config(options["recipe"], options["changes"])
+    module = KiT(config.network).set_backend(options["backend"]).get_submodule(options["layer"]).to(device)
+    for dtype in (torch.bfloat16, torch.float32):
+        x = torch.randn(options["batches"][0], *options["shape"], device=device, requires_grad=True)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            module(x).float().square().sum().backward()
+    result.add(finite=bool(x.grad is not None and x.grad.isfinite().all()))
 
 
 def throughput(result: Result, options: dict[str, Any]) -> None:
@@ -148,4 +208,5 @@ def _per_second(act: Callable[[], Any], wait: Callable[[], Any], seconds: float)
 
 if __name__ == "__main__":
     phase, path, given = sys.argv[1:]
-    {"operator": operator, "throughput": throughput}[phase](Result(Path(path)), json.loads(given))
+    phases = {"operator": operator, "compile": compile_kernels, "layer": layer, "throughput": throughput}
+    phases[phase](Result(Path(path)), json.loads(given))

@@ -33,6 +33,7 @@ def test_the_dry_run_measures_trains_and_goes_on(tmp_path):
     assert time.monotonic() - started < 120
     found = results(tmp_path / "a")
     assert found["operator"]["parity"]
+    assert [layer["code"] for layer in found["compile"]["layers"]] == [0, 0]
     rows = found["throughput"]["blocked"]["rows"]
     assert [row["batch"] for row in rows] == [2, 4]
     assert all(row[f"{what}_crops_per_s"] > 0 for row in rows for what in ("data", "step", "both"))
@@ -53,7 +54,7 @@ def test_the_dry_run_measures_trains_and_goes_on(tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_ends_the_training_with_a_checkpoint_to_go_on_from(tmp_path):
-    command = [*COMMAND, "--out", tmp_path / "out", "--minutes", "5", "--skip", "operator", "throughput"]
+    command = [*COMMAND, "--out", tmp_path / "out", "--minutes", "1", "--skip", "operator", "throughput"]
     process = subprocess.Popen(command, env=ALONE, stdout=subprocess.PIPE, text=True)
     while not (tmp_path / "out/checkpoint.json").exists():
         assert process.poll() is None, process.stdout.read()
