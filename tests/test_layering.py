@@ -116,11 +116,14 @@ def imports_at_the_top(path):
             ]
 
 
+# Files that are themselves imported only when what they are about is chosen.
+OF_CHOICE = {"triton.py": {"triton"}, "_server.py": {"uvicorn", "h11"}}
+
+
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
 def test_only_core_dependencies_are_imported_at_the_top(path):
     names = set(imports_at_the_top(path)) - set(sys.stdlib_module_names) - {"kithkin"}
-    own = {"triton"} if path.name == "triton.py" else set()  # a file that is itself imported only when it is chosen
-    assert names <= CORE | own
+    assert names <= CORE | OF_CHOICE.get(path.name, set())
 
 
 @pytest.mark.parametrize("path", sorted((SOURCE / "ops").rglob("*.py")), ids=lambda path: path.name)
