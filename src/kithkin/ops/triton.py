@@ -4,8 +4,7 @@ A program works on one chunk of query patches in one round, with all the keys it
 whose traces over P×P blocks are the inner products of Eq. (10). Channels come in blocks, in the products over them and
 in the results, so that registers suffice for any number of channels. All rounds of all chunks are one launch. Each
 leaves its own result and the logarithm of its sum of weights; a second kernel joins the rounds. Gradients take two
-kernels, one for each side of the pair. Each number is written by one program: the result does not hang on the order in
-which programs run.
+kernels, one for each side of the pair. One program writes each number, so their order changes no result.
 
 float32 without TF32 has no tensor cores to multiply on. There a program takes its keys patch by patch, with a running
 maximum as in online softmax, so that no factor of a product is wider than a patch.
