@@ -31,8 +31,8 @@ class Plan:
         k, n_hashes: of the attention.
         grouping: ``hash`` (the normalised patch, as the paper), ``centered`` (less the mean of the image's patches),
             ``cells`` (centred, the means of the patch's four quarters), ``random``, ``windows`` (2×2 patches, shifted
-            every second round or block), ``mixed`` (windows in the first round, ``cells`` in the others), ``tree`` (the
-            leaves of a k-d tree in place of buckets), or ``self`` (k = 1).
+            every second round or block), ``tree`` (the leaves of a k-d tree in place of buckets), ``mixed`` and
+            ``mixed-tree`` (windows in the first round, ``cells`` or trees in the others), or ``self`` (k = 1).
         descriptor: channels of a learned descriptor of the patch, which is hashed in place of the patch and adds a
             scaled cosine to Eq. 10's logit; 0 has none.
         meter: the noise level, measured in windows of 32 pixels, scales the features of every stage.
@@ -75,10 +75,9 @@ class Attention(KNNLocalAttention):
             shifts = [(self.seed + j) % 2 for j in range(self.n_hashes)]
             order = torch.stack([window_order(self.shape, shift) for shift in shifts])
             return PatchGroups(order.expand(len(hashed), -1, -1).contiguous(), k=self.k)
-        if self.grouping == "tree":
-            return PatchGroups(self._trees(hashed), k=self.k)
-        order = sort_by_hash(self._hashes(hashed))
-        if self.grouping == "mixed":
+        tree = self.grouping in ("tree", "mixed-tree")
+        order = self._trees(hashed) if tree else sort_by_hash(self._hashes(hashed))
+        if self.grouping in ("mixed", "mixed-tree"):
             order[:, 0] = window_order(self.shape, self.seed % 2)
         return PatchGroups(order, k=self.k)
 
@@ -317,10 +316,7 @@ class Today(KiT):
     """The network as it ships, of one block a stage at the picture's own resolution, its patches grouped by a plan."""
 
     def __init__(self, plan: Plan) -> None:
-        grouped = plan.grouping != "self"
-        super().__init__(KiTConfig.named("small", width=plan.width, k=plan.k if grouped else 1, n_hashes=plan.n_hashes))
-        if plan.grouping in ("hash", "self"):
-            return
+        super().__init__(KiTConfig.named("small", width=plan.width))
         for block in [block for stage in (*self.encoder, *self.decoder) for block in stage]:
             block.attention = Attention(block.attention.channels, plan, block.attention.seed)
         self._initialize()

@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from network_variants import attentions, draw
 from variant_networks import Attention, Plan, build, tree_order, window_order
 
-GROUPINGS = ("hash", "centered", "cells", "random", "windows", "mixed", "tree")
+GROUPINGS = ("hash", "centered", "cells", "random", "windows", "mixed", "tree", "mixed-tree")
 
 
 def normal(*shape):
