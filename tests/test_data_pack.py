@@ -87,6 +87,19 @@ def test_what_the_parts_have_no_room_for_is_counted(photographs, tmp_path):
     assert report.left_out > 0
 
 
+def test_photographs_of_a_list_are_left_out(photographs, tmp_path):
+    (tmp_path / "held.tsv").write_text("file\tkind\nmy_photos/0/a_2.jpg\tmixed\nmy_photos/1/a_3.jpg\tsoft\n")
+    arguments = ["data", "pack", str(photographs), "-o", str(tmp_path / "pack"), "--exclude"]
+    result = CliRunner().invoke(app, [*arguments, str(tmp_path / "held.tsv")])
+    assert result.exit_code == 0
+    assert "7 pictures in 1 parts" in result.stdout
+    assert "Left out: 2 photographs that" in result.stdout
+    names = {row["name"] for row in json.loads((tmp_path / "pack/pack.json").read_text())["pictures"]}
+    assert not names & {"my_photos/0/a_2.jpg", "my_photos/1/a_3.jpg"}
+    missing = CliRunner().invoke(app, [*arguments, str(tmp_path / "none.txt")])
+    assert missing.exit_code != 0
+
+
 def test_the_order_is_mixed_and_follows_from_the_seed(photographs, tmp_path):
     def names(out, seed):
         pack_photos([photographs], tmp_path / out, PackOptions(seed=seed))

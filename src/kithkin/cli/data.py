@@ -110,6 +110,9 @@ def pack(
     crop: int = typer.Option(None, "--crop", min=1, help="Cut crops of this side, in pixels; if none: whole files."),
     quality: int = typer.Option(92, "--quality", min=1, max=100, help="Of the JPEG that crops are stored as."),
     seed: int = typer.Option(0, "--seed", help="Of the order in which photographs are dealt to the parts."),
+    exclude: Path = typer.Option(
+        None, "--exclude", metavar="LIST", help="Text file of photographs to leave out: FOLDER/FILE, one a line."
+    ),
 ) -> None:
     """Pack photographs into tar shards of a given size, to train on another machine.
 
@@ -119,7 +122,8 @@ def pack(
     from kithkin.cli._progress import progress_bar
     from kithkin.data import PackOptions, pack_photos
 
-    options = PackOptions(part_mb=part_mb, parts=parts, crop=crop, quality=quality, seed=seed)
+    names = frozenset() if exclude is None else _names_in(exclude)
+    options = PackOptions(part_mb=part_mb, parts=parts, crop=crop, quality=quality, seed=seed, exclude=names)
     with progress_bar() as bar:
         task = bar.add_task("pack", total=None)
 
@@ -130,6 +134,8 @@ def pack(
     for line in report.failed:
         typer.echo(f"kithkin: {line}", err=True)
     typer.echo(f"{report.pictures:,} pictures in {len(report.parts):,} parts in {out}")
+    if exclude is not None:
+        typer.echo(f"Left out: {report.excluded:,} photographs that {exclude} names")
     if report.small:
         typer.echo(f"Left out: {report.small:,} photographs smaller than a crop")
     if report.left_out:
@@ -137,6 +143,17 @@ def pack(
     if report.failed:
         typer.echo(f"Left out: {len(report.failed):,} files that can't be read", err=True)
         raise typer.Exit(1)
+
+
+def _names_in(path: Path) -> frozenset[str]:
+    """The names of a list, one a line; of a table, its first column."""
+    from kithkin.errors import InputError
+
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"pack: {path} can't be read as a list of names ({error}); give a text file") from error
+    return frozenset(line.partition("\t")[0].strip() for line in lines if line.strip())
 
 
 @data.command("index")

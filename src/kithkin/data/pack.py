@@ -34,6 +34,7 @@ class PackOptions:
         crop: side in pixels of the crops that photographs are cut into; None packs whole files, byte for byte.
         quality: of the JPEG (4:4:4) that crops are stored as.
         seed: of the order in which photographs are dealt to the parts, so that each part is a fair sample.
+        exclude: names, as folder/file, of photographs to leave out: those that are validated on.
     """
 
     part_mb: float = 28.0
@@ -41,6 +42,7 @@ class PackOptions:
     crop: int | None = None
     quality: int = 92
     seed: int = 0
+    exclude: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class PackReport:
         pictures: in all parts.
         left_out: pictures that the parts had no room for.
         small: photographs with a side shorter than a crop.
+        excluded: photographs that ``exclude`` names.
         failed: why a file is not in the pack, a line each.
     """
 
@@ -59,6 +62,7 @@ class PackReport:
     pictures: int
     left_out: int
     small: int
+    excluded: int
     failed: tuple[str, ...]
 
 
@@ -95,7 +99,7 @@ def pack_photos(
     """
     options = options or PackOptions()
     out = Path(out)
-    files = _photographs(folders, options)
+    files, excluded = _photographs(folders, options)
     _prepare(out)
     entries: list[dict[str, object]] = []
     failed: list[str] = []
@@ -120,11 +124,12 @@ def pack_photos(
         write_indexes(path, lambda index, count: None)
     with _writing(out):
         _write_index(out, parts.paths, entries, options)
-    return PackReport(tuple(parts.paths), len(entries), left_out, small, tuple(failed))
+    return PackReport(tuple(parts.paths), len(entries), left_out, small, excluded, tuple(failed))
 
 
-def _photographs(folders: Sequence[str | Path], options: PackOptions) -> list[tuple[Path, str]]:
-    """(file, name in the pack) of every photograph, in the order in which they are packed."""
+def _photographs(folders: Sequence[str | Path], options: PackOptions) -> tuple[list[tuple[Path, str]], int]:
+    """(file, name in the pack) of every photograph, in the order in which they are packed; and how many more there
+    are that the options exclude."""
     counts = (options.parts, options.crop)
     if options.part_mb <= 0 or any(count is not None and count < 1 for count in counts):
         raise InputError(
@@ -141,9 +146,9 @@ def _photographs(folders: Sequence[str | Path], options: PackOptions) -> list[tu
             named[name] = file
     if not named:
         raise InputError(f"pack: there is no photograph in {', '.join(map(str, folders)) or 'no folder'}")
-    files = [(file, name) for name, file in sorted(named.items())]
+    files = [(file, name) for name, file in sorted(named.items()) if name not in options.exclude]
     random.Random(options.seed).shuffle(files)
-    return files
+    return files, len(named) - len(files)
 
 
 def _prepare(out: Path) -> None:
@@ -248,5 +253,9 @@ def _row(part: int, entry: _Entry) -> dict[str, object]:
 
 
 def _write_index(out: Path, paths: list[Path], entries: list[dict[str, object]], options: PackOptions) -> None:
-    whole = {"options": asdict(options), "parts": [path.name for path in paths], "pictures": entries}
+    whole = {
+        "options": asdict(options) | {"exclude": sorted(options.exclude)},
+        "parts": [path.name for path in paths],
+        "pictures": entries,
+    }
     (out / INDEX).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
