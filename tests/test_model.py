@@ -124,6 +124,18 @@ def test_a_network_without_dropout_is_the_same_in_training():
     assert torch.equal(model.train()(image), model.eval()(image))
 
 
+@pytest.mark.parametrize("stem_stride", [1, 2])
+def test_where_gradients_are_kept_the_layout_of_stem_and_head_may_differ_but_not_the_picture(stem_stride):
+    model, image = awake(stem_stride=stem_stride), pictures(2, 3, 24, 32)
+    seen = []
+    for layer in (model.stem.conv1, model.head.conv1):
+        layer.register_forward_hook(lambda _, given, __: seen.append(given[0].is_contiguous()))
+    with torch.no_grad():
+        expected = model(image)
+    torch.testing.assert_close(model(image).detach(), expected, rtol=1e-5, atol=1e-6)
+    assert seen == [False, False] + [stem_stride == 1] * 2
+
+
 def test_blocks_have_rotations_of_their_own():
     model = KiT(KiTConfig(width=8, depth=2, n_hashes=1))
     firsts = [block.attention.rotations.flatten()[0].item() for block in blocks(model) if block.attention.k > 1]

@@ -257,14 +257,15 @@ class _Stem(nn.Module):
 
     def __init__(self, config: KiTConfig) -> None:
         super().__init__()
+        self.stride = config.stem_stride
         self.conv1 = nn.Conv2d(3, config.width, 3, padding=1)
-        self.conv2 = nn.Conv2d(config.width, config.width, 3, padding=1, stride=config.stem_stride)
+        self.conv2 = nn.Conv2d(config.width, config.width, 3, padding=1, stride=self.stride)
         self.conv3 = nn.Conv2d(config.width, config.width, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = F.gelu(self.conv1(image.contiguous(memory_format=torch.channels_last)))
+        x = F.gelu(self.conv1(_laid_out(image, self.stride)))
         x = F.gelu(self.conv2(x))
-        return self.conv3(x).permute(0, 2, 3, 1)
+        return self.conv3(x).permute(0, 2, 3, 1).contiguous()
 
 
 class _Head(nn.Module):
@@ -283,13 +284,23 @@ class _Head(nn.Module):
         self.conv3 = nn.Conv2d(config.width, 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.conv1(x.permute(0, 3, 1, 2)))
+        x = F.gelu(self.conv1(_laid_out(x.permute(0, 3, 1, 2), self.stride)))
         weight, bias = (
             parameter.unflatten(0, (-1, self.stride**2)).transpose(0, 1).flatten(0, 1)
             for parameter in self.conv2.parameters()
         )
         x = F.gelu(F.conv2d(x, weight, bias, padding=1)).permute(0, 2, 3, 1)
-        return self.conv3(shuffle_pixels(x, self.stride).permute(0, 3, 1, 2))
+        return self.conv3(_laid_out(shuffle_pixels(x, self.stride).permute(0, 3, 1, 2), self.stride))
+
+
+def _laid_out(x: Tensor, stride: int) -> Tensor:
+    """A map (B, C, H, W) in the layout in which the 3×3 convolutions of stem and head take least time.
+
+    That is channels last, but for gradients on CPUs channels first: with AVX2, oneDNN then takes half as long for the
+    gradient of a weight (``docs/benchmarks.md``). A stem with a stride gains nothing by it.
+    """
+    first = stride == 1 and x.device.type == "cpu" and torch.is_grad_enabled()
+    return x.contiguous(memory_format=torch.contiguous_format if first else torch.channels_last)
 
 
 def _stage(config: KiTConfig, index: int, channels: int, k: int) -> nn.Sequential:
