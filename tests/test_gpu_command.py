@@ -37,7 +37,7 @@ def test_the_dry_run_measures_trains_and_goes_on(tmp_path):
     rows = found["throughput"]["blocked"]["rows"]
     assert [row["batch"] for row in rows] == [2, 4]
     assert all(row[f"{what}_crops_per_s"] > 0 for row in rows for what in ("data", "step", "both"))
-    assert found["best"]["both_crops_per_s"] == max(row["both_crops_per_s"] for row in rows)
+    assert found["best"]["both_crops_per_s"] >= 0.95 * max(row["both_crops_per_s"] for row in rows)
     assert found["training"]["finished"]
     assert "psnr" in found["training"]["last"][-1]
     assert (tmp_path / "a/denoise-small.safetensors").is_file()
