@@ -138,8 +138,17 @@ class GpuRun:
             if not resumable:  # too large to travel whole: another run begins from its averaged weights
                 (self.work / "run").rename(self.work / "before")
                 self.options.init = str(self.work / "before" / checkpoint.name / "average.safetensors")
+            else:
+                self._move_data(checkpoint)
             self.note(resumed={"step": int(checkpoint.name[5:]), "whole": resumable})
             self.say(f"goes on from {checkpoint.name}" + ("" if resumable else ", from its weights alone"))
+
+    def _move_data(self, checkpoint: Path) -> None:
+        """Tell a checkpoint where the photographs are now: a run goes on with the folders it was begun with alone."""
+        path = checkpoint / "run.json"
+        run = json.loads(path.read_text(encoding="utf-8"))
+        run["config"]["data"]["folders"] = self.data
+        path.write_text(json.dumps(run, indent=1), encoding="utf-8")
 
     def _folder(self, source: Path, name: str) -> Path:
         if source.is_dir():
@@ -168,14 +177,15 @@ class GpuRun:
         """Is every backend right, and how fast is it?"""
         if "operator" in self.options.skip:
             return
-        found = self._phase("operator", min(60.0, 0.15 * self.left()), {"device": self.options.device})
+        share = 4.0 if self.options.dry_run else min(60.0, 0.15 * self.left())
+        found = self._phase("operator", share, {"device": self.options.device})
         self.note(operator=found)
 
     def throughput(self) -> None:
         """Crops a second for each backend and batch; the quickest is what the training takes."""
         if "throughput" in self.options.skip:
             return
-        share = min(40.0, 0.1 * self.left())
+        share = 2.0 if self.options.dry_run else min(40.0, 0.1 * self.left())
         given = {
             "device": self.options.device,
             "recipe": self.options.recipe,

@@ -284,6 +284,9 @@ def _refuse_another(folder: Path, config: RunConfig) -> None:
         done = parse_config(read_run(checkpoint)["config"], source=str(checkpoint)).model_dump(mode="json")
         now = config.model_dump(mode="json")
         now["data"] |= {key: done["data"][key] for key in ("cache_gb", "workers")}  # change no result
+        now["backend"] = done["backend"]
+        if config.precision == "auto":  # was settled when the run began
+            now["precision"] = done["precision"]
         changed = [key for key in now if now[key] != done[key]]
         if changed:
             raise InputError(

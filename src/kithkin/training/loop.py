@@ -83,7 +83,9 @@ def _train(
     report: Report | None,
 ) -> Path | None:
     begun_in = ranks.first(lambda: precision_of_run(out) if resume else None)
-    config = ranks.first(lambda: settled(config, ranks.device, begun_in=begun_in))
+    # Its precision alone: each process may have its own folders.
+    precision = ranks.first(lambda: settled(config, ranks.device, begun_in=begun_in).precision)
+    config = config.model_copy(update={"precision": precision})
     dataset, kept = open_batches(config.data, ranks.device)
     _check_shares(config, ranks, len(dataset))
     steps, _ = config.schedule.in_steps(len(dataset))
@@ -98,10 +100,10 @@ def _train(
         )
     watched = _validation_data(config)
     run = _Run(config, out, state, report)
-    precision = explain(config, ranks.device, begun_in=begun_in)
+    said = explain(config, ranks.device, begun_in=begun_in)
     if report is None:
-        warn_of_slowness(config, ranks.device, precision)
-    for note in [precision, *notes, *([kept] if kept else [])]:
+        warn_of_slowness(config, ranks.device, said)
+    for note in [said, *notes, *([kept] if kept else [])]:
         run.report({"note": note})
     deadline = time.monotonic() + minutes * 60 if minutes is not None else float("inf")
     saved_at = time.monotonic()
