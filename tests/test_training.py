@@ -313,7 +313,15 @@ def test_a_signal_leaves_a_checkpoint_and_the_handlers_as_they_were(tmp_path, ph
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
-def test_a_second_interrupt_ends_the_run_at_once(tmp_path, photos):
+@pytest.fixture
+def heeded():
+    """SIGINT raises KeyboardInterrupt, also where a shell started the tests in the background, which ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_interrupt_ends_the_run_at_once(tmp_path, photos, heeded):
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
     def twice():
