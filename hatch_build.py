@@ -1,4 +1,7 @@
-"""Compile the CPU kernel while the wheel is built; without a compiler the wheel is pure Python and still works."""
+"""Compile the CPU kernels while the wheel is built; without a compiler the wheel is pure Python and still works.
+
+``kernels/build.py`` says which environment variables change what is compiled.
+"""
 
 import importlib.util
 import platform
@@ -26,7 +29,8 @@ class NativeKernel(BuildHookInterface):
         build_data["force_include"].update({str(path): f"kithkin/ops/kernels/{path.name}" for path in made})
         build_data["pure_python"] = False
         # Called through ctypes, the library depends on the platform but not on the version of Python.
-        build_data["tag"] = f"py3-none-{platform_tag(sysconfig.get_platform(), platform.machine())}"
+        tag = platform_tag(sysconfig.get_platform(), platform.machine())
+        build_data["tag"] = f"py3-none-{tag}"
 
 
 def platform_tag(name: str, machine: str) -> str:

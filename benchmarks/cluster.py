@@ -27,11 +27,12 @@ from PIL import Image
 
 from kithkin.checkpoint import save_model
 from kithkin.cli._memory import keep_freed_memory
-from kithkin.cluster import Pool, connected, plan_errands, restore_errands
+from kithkin.cluster import Pool, Task, connected, plan_tasks, restore_tasks
 from kithkin.cluster._plan import in_groups
-from kithkin.cluster._worker import Orders, Worker
+from kithkin.cluster._worker import Worker, WorkerConfig
 from kithkin.images import Picture, read_picture, write_picture
-from kithkin.model import KiT, KiTConfig
+from kithkin.model import KiT
+from kithkin.model_config import KiTConfig
 from kithkin.restore_files import Outcome, RestoreOptions, plan_files, restore_files
 from kithkin.zoo import load_model
 
@@ -77,10 +78,10 @@ def steady_rate(outcomes: Iterable[Outcome]) -> dict[str, float]:
 
 
 def cluster_case(source: Path, out: Path, **pool: Any) -> dict[str, float]:
-    plan = plan_errands([str(source)], out=str(out))
+    plan = plan_tasks([str(source)], out=str(out))
     with WorkersTime() as workers:
-        found = steady_rate(restore_errands(load_model("denoise"), plan.errands, pool=Pool(**pool)))
-    return {**found, "workers_cpu_s_per_picture": workers.spent(out) / len(plan.errands)}
+        found = steady_rate(restore_tasks(load_model("denoise-gaussian"), plan.tasks, pool=Pool(**pool)))
+    return {**found, "workers_cpu_s_per_picture": workers.spent(out) / len(plan.tasks)}
 
 
 class WorkersTime:
@@ -98,7 +99,7 @@ class WorkersTime:
             seen = {}
             for pid in tree(os.getpid()):
                 try:
-                    if b"MapWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    if b"ray::Worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
                         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                         seen[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
                 except OSError:
@@ -124,7 +125,7 @@ class WorkersTime:
 
 def local_case(source: Path, out: Path) -> dict[str, float]:
     torch.set_num_threads(1)
-    return steady_rate(restore_files(load_model("denoise"), plan_files([source], out=out).jobs))
+    return steady_rate(restore_files(load_model("denoise-gaussian"), plan_files([source], out=out).jobs))
 
 
 def medians(cases: dict[str, Callable[[Path], dict[str, float]]], folder: Path) -> dict[str, Any]:
@@ -190,14 +191,14 @@ def together() -> dict[str, Any]:
 
 def worker_case(source: Path, out: Path, batch: int) -> dict[str, float]:
     """Seconds and CPU seconds a picture of one worker, reading and writing counted, starting it not."""
-    worker = Worker(load_model("denoise"), Orders(RestoreOptions(), "cpu", 1, batch=batch))
+    worker = Worker(load_model("denoise-gaussian"), WorkerConfig(RestoreOptions(), "cpu", 1, batch=batch))
     paths = sorted(source.iterdir())
-    rows = [{"number": i, "source": str(p), "target": str(out / p.name)} for i, p in enumerate(paths)]
-    worker.restore(rows[:2])
+    tasks = [Task(str(p), str(out / p.name)) for p in paths]
+    worker.restore(tasks[:2])
     started, spent = time.perf_counter(), time.process_time()
-    for at in range(2, len(rows), 32):
-        assert all(found.status == "written" for found in worker.restore(rows[at : at + 32]))
-    count = len(rows) - 2
+    for at in range(2, len(tasks), 32):
+        assert all(found.status == "written" for found in worker.restore(tasks[at : at + 32]))
+    count = len(tasks) - 2
     return {
         "s_per_picture": (time.perf_counter() - started) / count,
         "cpu_s_per_picture": (time.process_time() - spent) / count,
@@ -210,10 +211,10 @@ def handing_out() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name, connected("auto"):
         source = Path(name, "in")
         write_pictures(source, count, SIDE)
-        plan = plan_errands([str(source)], out=str(Path(name, "out")))
+        plan = plan_tasks([str(source)], out=str(Path(name, "out")))
         options, pool = RestoreOptions(strength=0), Pool(workers=2, **ONE)
-        found = steady_rate(restore_errands(load_model("denoise"), plan.errands, options=options, pool=pool))
-    groups = len(list(in_groups(plan.errands, 2)))
+        found = steady_rate(restore_tasks(load_model("denoise-gaussian"), plan.tasks, options=options, pool=pool))
+    groups = len(list(in_groups(plan.tasks, 2)))
     return {
         "pictures": count,
         "groups": groups,
@@ -273,7 +274,7 @@ def memory_of(pids: Iterable[int]) -> dict[str, float]:
             continue
         size = next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0) / 1e3
         sums["total"] += size
-        sums["driver" if i == 0 else "workers" if b"MapWorker" in name else "ray"] += size
+        sums["driver" if i == 0 else "workers" if b"ray::Worker" in name else "ray"] += size
     return sums
 
 

@@ -27,7 +27,7 @@ from measure import keep
 HERE = Path(__file__).parent.parent / "src"
 ROUNDS, BUDGET, BATCHES = 3, 1.5, (8, 64)
 CELLS = {
-    "Gaussian noise, 96²": ("denoise-small", 96),
+    "Gaussian noise, 96²": ("denoise-gaussian-small", 96),
     "camera, 128²": ("denoise-real-small", 128),
     "rain, 128²": ("derain-small", 128),
     "blur, 96² of 160²": ("deblur-tiny", 96),

@@ -1,7 +1,7 @@
-"""Exported networks beside PyTorch's, on one thread: seconds of the processor, and memory, for 256² and 512² pixels.
+"""Exported networks beside PyTorch's, on one thread: seconds of the processor, and memory, for 512² pixels.
 
-    kithkin export denoise --to onnx -o denoise.onnx && kithkin export denoise --to torch -o denoise.pt2
-    python benchmarks/export.py denoise.onnx denoise.pt2
+    for to in onnx torch; do kithkin export denoise-gaussian-small --to $to; done
+    python benchmarks/export.py denoise-gaussian-small denoise-gaussian-small.onnx denoise-gaussian-small.pt2
 
 Seconds are the least of five runs and count the processor's time, which other work on the machine disturbs less.
 """
@@ -20,15 +20,14 @@ from kithkin.zoo import load_model
 
 from measure import in_a_new_process, keep, peak_extra_megabytes
 
-BACKENDS = ("native", "blocked")
-SIDES = (256, 512)
+SIDE = 512
 
 
 def network(name: str) -> Callable[[np.ndarray], np.ndarray]:
-    """A file, or the shipped model with one of PyTorch's backends."""
-    if name not in BACKENDS:
+    """A file, or a model as PyTorch runs it."""
+    if name.endswith((".onnx", ".pt2")):
         return open_exported(name)
-    model = load_model("denoise").set_backend(name)
+    model = load_model(name)
 
     def run(batch: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -37,10 +36,10 @@ def network(name: str) -> Callable[[np.ndarray], np.ndarray]:
     return run
 
 
-def measure(name: str, side: int, what: str) -> float:
+def measure(name: str, what: str) -> float:
     """Seconds of the processor, the least of five runs, or the megabytes by which memory rose at its highest."""
     torch.set_num_threads(1)
-    run, image = network(name), _photograph(side, side)
+    run, image = network(name), _photograph(SIDE, SIDE)
     run(image[:, :, :96, :96])
     if what == "megabytes":
         return peak_extra_megabytes(lambda: run(image))
@@ -52,21 +51,18 @@ def measure(name: str, side: int, what: str) -> float:
     return min(times)
 
 
-def main(files: list[str]) -> None:
+def main(names: list[str]) -> None:
+    torch.set_num_threads(1)  # as in the processes that measure; the results name it
+    kinds = ("seconds", "megabytes")
     rows = [
-        {
-            "network": name,
-            "side": side,
-            **{what: in_a_new_process(__file__, "measure", name, str(side), what) for what in ("seconds", "megabytes")},
-        }
-        for side in SIDES
-        for name in (*BACKENDS, *files)
+        {"network": name, "side": SIDE, **{what: in_a_new_process(__file__, "measure", name, what) for what in kinds}}
+        for name in names
     ]
     keep("export", {"rows": rows})
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "measure":
-        print(json.dumps(measure(sys.argv[2], int(sys.argv[3]), sys.argv[4])))
+        print(json.dumps(measure(sys.argv[2], sys.argv[3])))
     else:
         main(sys.argv[1:])

@@ -1,6 +1,6 @@
 """Everything that a few minutes of a GPU are for, in one command: is the code right there, how fast is it, and a run.
 
-    python benchmarks/gpu.py --out results --minutes 10 --recipe denoise-small --parts pack/part-000.tar
+    python benchmarks/gpu.py --out results --minutes 10 --recipe denoise-gaussian-small --parts pack/part-000.tar
 
 In turn, each in a process of its own and within its share of the time:
 
@@ -64,7 +64,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--minutes", type=float, default=10.0, help="for all of it")
-    parser.add_argument("--recipe", default="denoise-small", help="what is measured and trained")
+    parser.add_argument("--recipe", default="denoise-gaussian-small", help="what is measured and trained")
     parser.add_argument("--parts", type=Path, nargs="+", default=[], help="tar shards of photographs, or folders")
     parser.add_argument("--validation", type=Path, help="a tar shard or folder of photographs to validate on")
     parser.add_argument("--init", help="weights to begin from")
@@ -177,7 +177,7 @@ class GpuRun:
         """Is every backend right, and how fast is it?"""
         if "operator" in self.options.skip:
             return
-        share = 4.0 if self.options.dry_run else min(60.0, 0.15 * self.left())
+        share = 1.0 if self.options.dry_run else min(60.0, 0.15 * self.left())
         found = self._phase("operator", share, {"device": self.options.device})
         self.note(operator=found)
 
@@ -185,7 +185,7 @@ class GpuRun:
         """Crops a second for each backend and batch; the quickest is what the training takes."""
         if "throughput" in self.options.skip:
             return
-        share = 2.0 if self.options.dry_run else min(40.0, 0.1 * self.left())
+        share = 1.0 if self.options.dry_run else min(40.0, 0.1 * self.left())
         given = {
             "device": self.options.device,
             "recipe": self.options.recipe,

@@ -21,7 +21,8 @@ import numpy as np
 from kithkin.checkpoint import read_model, save_model
 from kithkin.files import write_whole
 from kithkin.images import Picture, read_picture, write_picture
-from kithkin.model import KiT, KiTConfig
+from kithkin.model import KiT
+from kithkin.model_config import KiTConfig
 
 from measure import keep
 

@@ -27,9 +27,10 @@ import torch
 from kithkin.config import DataConfig
 from kithkin.data import CutOptions, Photos, cut_crops, draw_crops, write_indexes
 from kithkin.data.ahead import drawn_ahead
+from kithkin.data.members import read_members
 from kithkin.data.shards import expand_braces, index_shards
-from kithkin.data.storage import open_system, read_members
 from kithkin.images import find_pictures
+from kithkin.storage import open_system
 
 from measure import keep
 

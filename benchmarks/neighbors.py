@@ -2,11 +2,11 @@
 
     python benchmarks/neighbors.py FOLDER
 
-Photographs with noise of sigma 25 go through `denoise`. What every block hashes is kept and grouped again with 1 to 16
-rounds, with and without the patches' mean subtracted first. Of the patches that a patch then sees, the three nearest
-others count: their mean distance to it, over the mean distance of two patches of that map, and how many of them are
-among the three that are nearest of all. Then what they are worth: the PSNR of the same network, not trained anew, when
-other patches meet in it.
+Photographs with noise of sigma 25 go through `denoise-gaussian`. What every block hashes is kept and grouped again with
+1 to 16 rounds, with and without the patches' mean subtracted first. Of the patches that a patch then sees, the three
+nearest others count: their mean distance to it, over the mean distance of two patches of that map, and how many of them
+are among the three that are nearest of all. Then what they are worth: the PSNR of the same network, not trained anew,
+when other patches meet in it.
 """
 
 import sys
@@ -146,7 +146,7 @@ def worth(model: KiT, clean: np.ndarray, noisy: np.ndarray) -> dict[str, float]:
     values = {}
     for name, group in grouped_otherwise().items():
         with mock.patch.object(KNNLocalAttention, "group", group):
-            values[name] = psnr(restore(model, noisy, tile="off"), clean, protocol="rgb-uint8")
+            values[name] = psnr(restore(model, noisy, tile="off", precision="float32"), clean, protocol="rgb-uint8")
     return values
 
 
@@ -155,7 +155,7 @@ def mean(rows: list[dict[str, Any]], key: str) -> float:
 
 
 def main(folder: Path) -> None:
-    model = load_model("denoise")
+    model = load_model("denoise-gaussian")
     stages = [name for name in stage_names(model) if name != "bottleneck"]
     layers = {
         f"{side}{i}": [block.attention for block in stage]
@@ -170,7 +170,7 @@ def main(folder: Path) -> None:
         clean = clean[top : top + SIDE, left : left + SIDE]
         noisy = benchmark_noise(clean, SIGMA)
         with recorded_groups(*(layer for name in stages for layer in layers[name])) as recordings:
-            restore(model, noisy, tile="off")
+            restore(model, noisy, tile="off", precision="float32")
         blocks = [(name, i) for name in stages for i in range(model.config.depth)]
         for (stage, block), recording in zip(blocks, recordings, strict=True):
             found = measured(recording.hashed.clone())

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 
 from kithkin.cli._memory import keep_freed_memory
-from kithkin.model import KiT, KiTConfig
-from kithkin.restoration import CPU_TILE, restore
+from kithkin.model import KiT
+from kithkin.model_config import KiTConfig
+from kithkin.restoration import restore
+from kithkin.tiles import CPU_TILE
 
 from measure import in_a_new_process, keep, least_seconds, peak_extra_megabytes
 
@@ -34,7 +36,7 @@ def measure(name: str, what: str) -> float:
     """Seconds, the least of a few runs, or the megabytes by which memory rose at its highest."""
     if what == "seconds":
         keep_freed_memory()  # as the command line does; but what is kept would hide what is needed
-    model = KiT(KiTConfig.named("tiny", n_hashes=HASHES)).eval()
+    model = KiT(KiTConfig(width=24, ffn_ratio=3.0, n_hashes=HASHES)).eval()
     image = picture(*SIDES[name])
     restore(model, image[:64, :64])
     if what == "megabytes":
@@ -49,7 +51,7 @@ def measure(name: str, what: str) -> float:
 
 def training_step(batch: int, crop: int) -> Callable[[], None]:
     """Forward, backward and AdamW on random crops."""
-    model = KiT(KiTConfig.named("tiny", n_hashes=HASHES)).train()
+    model = KiT(KiTConfig(width=24, ffn_ratio=3.0, n_hashes=HASHES)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     crops = torch.rand(batch, 3, crop, crop)
 
@@ -96,7 +98,7 @@ def main() -> None:
         }
     tiled = [row["seconds_per_megapixel"] for row in list(rows.values())[1:]]
     ratio = max(tiled) / min(tiled)
-    model, small = KiT(KiTConfig.named("tiny", n_hashes=HASHES)).eval(), torch.rand(1, 3, 256, 256)
+    model, small = KiT(KiTConfig(width=24, ffn_ratio=3.0, n_hashes=HASHES)).eval(), torch.rand(1, 3, 256, 256)
     with torch.inference_mode():
         forward = {"256²": least_seconds(lambda: model(small))}
         shares = {"forward 256²": profile(lambda: model(small))}

@@ -5,9 +5,9 @@ most PSNR a second, and whether patches that were found by hashing are worth mor
 
 PHOTOGRAPHS is the folder of training photographs, of which ``validation_sets.tsv`` sets some aside. One row is appended
 to ``results/network_variants.jsonl``: PSNR by kind of picture and noise, and the CPU seconds of one picture of 512² on
-one thread, in float32 and under bfloat16 autocast, beside those of FFDNet-C (Zhang et al. 2018: twelve convolutions of
-96 channels at half the resolution) in the same process. Times are CPU time of the thread, the least of several: other
-work on the machine moves them little. ``--steps 0`` measures the times alone.
+one thread, in float32 and under bfloat16 autocast, beside those of FFDNet-C (``ffdnet.py``) in the same process. Times
+are CPU time of the thread, the least of several: other work on the machine moves them little. ``--steps 0`` measures
+the times alone.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from kithkin.metrics import psnr
 from kithkin.training.muon import Muon, hidden_weights
 from kithkin.training.schedule import learning_rate
 
+from ffdnet import ffdnet, ffdnet_c
 from measure import RESULTS, machine
 from validation_sets import Split, split
 from variant_networks import Net, Plan, build
@@ -40,20 +41,6 @@ from variant_networks import Net, Plan, build
 WINDOW = 224  # what is kept of a training photograph
 VALIDATED = 256  # the central side of a validation photograph
 LR, UPDATE_RMS, EMA = 4.2e-3, 0.5, 0.99  # of the recipe for small networks, over short runs
-
-
-def ffdnet_c() -> nn.Module:
-    """FFDNet-C as published, in PyTorch's usual memory layout, as its authors run it; its time needs no weights."""
-    middle = [layer for _ in range(10) for layer in (nn.Conv2d(96, 96, 3, padding=1), nn.ReLU(inplace=True))]
-    layers = [nn.Conv2d(13, 96, 3, padding=1), nn.ReLU(inplace=True), *middle, nn.Conv2d(96, 12, 3, padding=1)]
-    return nn.Sequential(*layers)
-
-
-def ffdnet(model: nn.Module, image: Tensor) -> Tensor:
-    """FFDNet's denoised picture of (1, 3, H, W), H and W even, at sigma 25."""
-    pixels = nn.functional.pixel_unshuffle(image, 2)
-    level = torch.full((1, 1, *pixels.shape[2:]), 25 / 255)
-    return nn.functional.pixel_shuffle(model(torch.cat([pixels, level], dim=1)), 2)
 
 
 def times(model: nn.Module) -> dict[str, float]:
@@ -145,6 +132,7 @@ def train(model: nn.Module, windows: np.ndarray, args: argparse.Namespace) -> tu
         for layer in attentions(model):
             layer.redraw_rotations(generator)
         noisy, clean = draw(windows, args, step)
+        show_clean(model, clean)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
             restored = model(noisy)
         loss = charbonnier_loss(restored.float(), clean)
@@ -167,6 +155,12 @@ def attentions(model: nn.Module) -> list[KNNLocalAttention]:
     return [layer for layer in model.modules() if isinstance(layer, KNNLocalAttention)]
 
 
+def show_clean(model: nn.Module, clean: Tensor) -> None:
+    """Let groupings that may see the clean picture (``clean``) see it."""
+    for layer in attentions(model):
+        layer.clean = clean
+
+
 @torch.inference_mode()
 def validate(model: nn.Module, parts: Split, sigmas: list[float]) -> dict[str, dict[str, float]]:
     """Mean PSNR in dB (protocol ``rgb``) of the central crops, by kind and sigma."""
@@ -180,6 +174,7 @@ def validate(model: nn.Module, parts: Split, sigmas: list[float]) -> dict[str, d
             found = []
             for clean in pictures:
                 noisy = torch.from_numpy(benchmark_noise(clean, sigma)).permute(2, 0, 1)[None]
+                show_clean(model, torch.from_numpy(clean).permute(2, 0, 1)[None])
                 found.append(psnr(model(noisy)[0].permute(1, 2, 0).numpy(), clean, protocol="rgb"))
             scores.setdefault(kind, {})[f"{sigma:g}"] = round(float(np.mean(found)), 4)
     return scores

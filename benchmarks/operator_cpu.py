@@ -27,7 +27,7 @@ PATCH, K, HASHES = 4, 4, 4
 TOLERANCE = 1e-4
 SGEMM = 1024
 CHANNELS, SIDES = (16, 32, 64, 128), (32, 64, 128, 256, 512, 1024)
-PLOT = Path(__file__).parent.parent / "docs" / "operator-cpu.png"
+PLOT = Path(__file__).parent.parent / "docs/images/operator-cpu.png"
 MOST_TOKENS = {"sdpa full": 128**2, "reformer LSH": 256**2, "reference": 256**2}
 
 Attend = Callable[[], Tensor]

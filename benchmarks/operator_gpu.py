@@ -2,9 +2,9 @@
 
     python benchmarks/operator_gpu.py [--device cuda] [--seconds 120] [--tune] [--dry-run]
 
-Bytes and operations are counted, not measured (docs/backends.md says how); the rates that they are compared with are
-measured on the device: a large copy, read and written, and a large product in bfloat16. A map that fits into the
-cache may beat the copy. Beside the operator: attention in windows of as many keys, over the whole map, and
+Bytes and operations are counted, not measured (docs/reference/backends.md says how); the rates that they are compared
+with are measured on the device: a large copy, read and written, and a large product in bfloat16. A map that fits into
+the cache may beat the copy. Beside the operator: attention in windows of as many keys, over the whole map, and
 FlexAttention given all that its bias takes. Those compute other functions or a part of ours, and show what is possible.
 ``--tune`` times other block sizes of the kernels instead. ``--dry-run`` takes small sizes, on the CPU.
 """

@@ -1,4 +1,4 @@
-"""Whether the patches show: steps across their borders against steps inside them, in what `denoise` returns.
+"""Whether the patches show: steps across their borders against steps inside them, in what `denoise-gaussian` returns.
 
     python benchmarks/patch_grid.py FOLDER [MODEL ...]
 
@@ -55,7 +55,7 @@ def restored(model: str, pictures: list[Path]) -> Iterator[tuple[np.ndarray, np.
     for path in pictures:
         clean = np.ascontiguousarray(read_picture(path).pixels[CUT:, CUT:])
         noisy = torch.from_numpy(benchmark_noise(clean, SIGMA)).permute(2, 0, 1)
-        yield restore(network, noisy, tile="off").permute(1, 2, 0).numpy(), clean
+        yield restore(network, noisy, tile="off", precision="float32").permute(1, 2, 0).numpy(), clean
 
 
 def main(folder: Path, models: list[str]) -> None:
@@ -81,4 +81,4 @@ def main(folder: Path, models: list[str]) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), sys.argv[2:] or ["denoise"])
+    main(Path(sys.argv[1]), sys.argv[2:] or ["denoise-gaussian"])

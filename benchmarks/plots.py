@@ -16,6 +16,7 @@ from kithkin.zoo import list_models
 from measure import save_plot
 
 ROOT = Path(__file__).parent.parent
+MODEL = "denoise-gaussian-tiny"
 SIGMAS = (15, 25, 50)
 
 
@@ -50,7 +51,9 @@ def quality(dataset: str) -> Figure:
     table = load_table("gaussian")
     columns = [i for i, column in enumerate(table.columns) if column.dataset == dataset]
     methods = {name: values for group in table.groups for name, values in group.values().items()}
-    measured = [m for m in list_models()["denoise-tiny"].measured if m.dataset.startswith(dataset) and m.unit == "dB"]
+    measured = [
+        m for m in list_models()["denoise-gaussian-tiny"].measured if m.dataset.startswith(dataset) and m.unit == "dB"
+    ]
     ours = {m.condition: m.value for m in measured}
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -62,7 +65,9 @@ def quality(dataset: str) -> Figure:
         ]
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=0.8, label=name)
     gains = [ours[f"sigma {sigma}"] - base[i] for sigma, i in zip(SIGMAS, columns, strict=True)]
-    axes.plot(range(len(SIGMAS)), gains, marker="s", color="black", linewidth=2, label="denoise-tiny (measured)")
+    axes.plot(
+        range(len(SIGMAS)), gains, marker="s", color="black", linewidth=2, label="denoise-gaussian-tiny (measured)"
+    )
     axes.set(
         xticks=range(len(SIGMAS)), xticklabels=[f"sigma {s}" for s in SIGMAS], ylabel=f"PSNR less {table.baseline}, dB"
     )
@@ -73,8 +78,8 @@ def quality(dataset: str) -> Figure:
 
 def main() -> None:
     found: dict[str, Any] = json.loads((ROOT / "benchmarks/results/network_cpu.json").read_text(encoding="utf-8"))
-    save_plot(network(found["pictures"]), ROOT / "docs/network-cpu.png")
-    save_plot(quality("CBSD68"), ROOT / "docs/quality-cbsd68.png")
+    save_plot(network(found["pictures"]), ROOT / "docs/images/network-cpu.png")
+    save_plot(quality("CBSD68"), ROOT / "docs/images/quality-cbsd68.png")
 
 
 if __name__ == "__main__":

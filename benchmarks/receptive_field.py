@@ -33,7 +33,7 @@ from measure import keep
 SIGMA, SIDE, POSITIONS, SHARES = 25.0, 512, 2, (0.5, 0.9, 0.99, 0.999)
 REACH = SIDE // 2 - 32
 """Pixels that the mean goes to in every direction; positions lie within 32 pixels of the middle."""
-DOCS = Path(__file__).parent.parent / "docs"
+PICTURES = Path(__file__).parent.parent / "docs/images"
 
 
 def shaken(count: int) -> Iterator[np.ndarray]:
@@ -88,7 +88,7 @@ def draw(maps: dict[str, Tensor], plot: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="clean photographs of at least 512 pixels a side")
-    parser.add_argument("--model", default="denoise", help="a shipped model")
+    parser.add_argument("--model", default="denoise-gaussian", help="a shipped model")
     chosen = parser.parse_args()
     model, card = load_model(chosen.model), find_model(chosen.model)
     deblurs = card is not None and card.task == "deblur"
@@ -110,7 +110,7 @@ def main() -> None:
                 sums[name] += gradient(network, degraded, (y, x)) / (POSITIONS * len(pictures))
         print(path.name, file=sys.stderr)
     ending = "-deblur" if deblurs else ""
-    draw(sums, DOCS / f"receptive-field{ending}.webp")
+    draw(sums, PICTURES / f"receptive-field{ending}.webp")
     found = {name: {**radii(mass), "sum": mass.sum().item()} for name, mass in sums.items()}
     what = {
         "model": chosen.model,

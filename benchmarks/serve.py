@@ -2,9 +2,9 @@
 
     python benchmarks/serve.py [USERS]
 
-The server runs as a process of its own with the model `denoise`. Every user sends a crop of the example picture of its
-own at the same moment, and the answer is compared with the bytes that `restore_file` writes. Memory is the server's
-resident set at its highest, after one user and after all of them.
+The server runs as a process of its own with the model `denoise-gaussian`. Every user sends a crop of the example
+picture of its own at the same moment, and the answer is compared with the bytes that `restore_file` writes. Memory is
+the server's resident set at its highest, after one user and after all of them.
 """
 
 import http.client
@@ -36,7 +36,7 @@ SIDE = 384
 @contextmanager
 def server() -> Iterator[tuple[str, int]]:
     """The address and the process number of `kithkin serve`."""
-    command = [sys.executable, "-m", "kithkin", "serve", "--model", "denoise", "--port", "0"]
+    command = [sys.executable, "-m", "kithkin", "serve", "--model", "denoise-gaussian", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -103,7 +103,7 @@ def main(users: int) -> None:
             found = list(pool.map(user, paths))
         wall = time.perf_counter() - began
         memory = peak_megabytes(number)
-        model = load_model("denoise")
+        model = load_model("denoise-gaussian")
         right = 0
         for path, (body, _) in zip(paths, found, strict=True):
             target = path.with_suffix(".restored.png")

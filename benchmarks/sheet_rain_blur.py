@@ -1,6 +1,6 @@
 """A picture of what the degradations do to a photograph: `rain` or `blur`, each with several seeds.
 
-python benchmarks/sheet_rain_blur.py rain PHOTOGRAPH -o docs/degradations-rain.webp
+python benchmarks/sheet_rain_blur.py rain PHOTOGRAPH -o docs/images/degradations-rain.webp
 """
 
 import argparse

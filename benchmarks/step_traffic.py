@@ -39,7 +39,7 @@ class Traffic(TorchDispatchMode):
         return result
 
 
-def main(recipe: str = "denoise-small") -> None:
+def main(recipe: str = "denoise-gaussian-small") -> None:
     changes = {"precision": "bfloat16", "data.crop": CROP, "schedule.batch_size": CROPS}
     step = TrainingStep(load_config(recipe, changes))
     batch = Batch(*torch.rand(2, CROPS, 3, CROP, CROP))

@@ -1,5 +1,5 @@
 """Training with several processes: what the distributed path costs one, what a second one brings here, and what 8 and
-64 GPUs should bring by the formula in docs/scaling.md.
+64 GPUs should bring by the formula in docs/reference/scaling.md.
 
     python benchmarks/training_scaling.py
 """
@@ -19,14 +19,15 @@ from PIL import Image
 
 from kithkin.config import RunConfig, load_config
 from kithkin.data import open_folders, sample_batch
-from kithkin.model import KiT, KiTConfig, count_macs, count_parameters
+from kithkin.model import KiT, count_macs, count_parameters
+from kithkin.model_config import KiTConfig
 from kithkin.training.distributed import Ranks, joined
 from kithkin.training.state import TrainState
 from kithkin.training.step import TrainingStep
 
 from measure import keep
 
-RECIPE, STEPS = "denoise-tiny", 100
+RECIPE, STEPS = "denoise-gaussian-tiny", 100
 
 # Assumptions, none of them measured: what a GPU sustains in a training step, what links bring, what a hop costs.
 SUSTAINED = {"float32": 10e12, "bfloat16": 40e12}  # FLOP/s
@@ -117,7 +118,7 @@ def main() -> None:
         cost = overhead(folder)
     rows = [
         expected(network, crops, gpus, precision)
-        for network, crops in (("base", 16), ("base", 2), ("small", 16))
+        for network, crops in (("paper", 16), ("paper", 2), ("small", 16))
         for precision in SUSTAINED
         for gpus in (8, 64)
     ]

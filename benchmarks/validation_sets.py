@@ -4,8 +4,9 @@ of the same originals, which are neither trained on nor validated on.
 
     python benchmarks/validation_sets.py PHOTOGRAPHS
 
-lists every remaining training photograph that looks like one of them, and exits with 1 where there is one. PHOTOGRAPHS
-is the folder that the names in the list start from.
+lists every remaining training picture that looks like one of them, and exits with 1 where there is one. PHOTOGRAPHS is
+the folder that the names in the list start from; all folders below it are looked through, both sides of pairs as well.
+A crop looks like another picture than the whole: so other crops of an original are told by the list.
 """
 
 import csv
@@ -29,10 +30,12 @@ class Split:
     Attributes:
         train: files of photographs, sorted.
         kinds: files of each kind, in the order of the list.
+        paired: both sides of the pairs that may be mixed in with the photographs, sorted.
     """
 
     train: list[Path]
     kinds: dict[str, list[Path]]
+    paired: list[Path]
 
 
 def read_list(path: Path = LIST) -> dict[str, str]:
@@ -68,28 +71,27 @@ def split(photographs: Path, path: Path = LIST) -> Split:
         InputError: a photograph of the list is not in the folder, or the list is not in order.
     """
     kinds = read_list(path)
-    found = {
-        file.relative_to(photographs).as_posix(): file
-        for file in find_pictures(photographs)
-        if PAIRED not in file.relative_to(photographs).parts
-    }
+    everything = {file.relative_to(photographs).as_posix(): file for file in find_pictures(photographs)}
+    paired = sorted(name for name in everything if PAIRED in name.split("/"))
+    found = {name: file for name, file in everything.items() if name not in paired}
     if missing := sorted(set(kinds) - set(found)):
         raise InputError(f"{path.name}: {missing[0]} is not in {photographs}; missing in all: {len(missing)}")
     named = {kind: [found[name] for name, its in kinds.items() if its == kind] for kind in kinds.values()}
     named.pop(LEFT_OUT, None)
-    return Split(train=sorted(file for name, file in found.items() if name not in kinds), kinds=named)
+    train = sorted(file for name, file in found.items() if name not in kinds)
+    return Split(train=train, kinds=named, paired=[everything[name] for name in paired])
 
 
 def find_copies(parts: Split) -> list[tuple[Path, Path, float]]:
-    """Training photographs that look like one to validate on: (training, validation, correlation)."""
+    """Training pictures that look like one to validate on: (training, validation, correlation)."""
     sys.path.append(str(Path(__file__).parent.parent / "tests"))
     from leaks import find_leaks, thumbnail
 
     def thumbnails(files: Iterable[Path]) -> list:
         return [thumbnail(read_picture(file).pixels) for file in files]
 
-    held = [file for files in parts.kinds.values() for file in files]
-    return [(parts.train[i], held[j], c) for i, j, c in find_leaks(thumbnails(parts.train), thumbnails(held))]
+    held, train = [file for files in parts.kinds.values() for file in files], [*parts.train, *parts.paired]
+    return [(train[i], held[j], c) for i, j, c in find_leaks(thumbnails(train), thumbnails(held))]
 
 
 def main(arguments: list[str]) -> int:
@@ -102,7 +104,7 @@ def main(arguments: list[str]) -> int:
     for train, held, correlation in copies:
         print(f"{correlation:.4f}  {train}  {held}")
     counts = ", ".join(f"{len(files)} {kind}" for kind, files in parts.kinds.items())
-    print(f"{len(parts.train)} to train on; {counts}: {len(copies)} alike")
+    print(f"{len(parts.train)} to train on and {len(parts.paired)} of pairs; {counts}: {len(copies)} alike")
     return 1 if copies else 0
 
 

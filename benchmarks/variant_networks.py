@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kithkin.layers import FeedForward, KNNLocalAttention, LayerNorm, Pointwise
-from kithkin.model import KiT, KiTConfig
+from kithkin.model import KiT
+from kithkin.model_config import KiTConfig
 from kithkin.ops import PatchGroups, group_patches, knn_local_attention, partition, sort_by_hash, unpartition
 from kithkin.ops.grouping import default_n_buckets
 
@@ -31,8 +32,10 @@ class Plan:
         k, n_hashes: of the attention.
         grouping: ``hash`` (the normalised patch, as the paper), ``centered`` (less the mean of the image's patches),
             ``cells`` (centred, the means of the patch's four quarters), ``random``, ``windows`` (2×2 patches, shifted
-            every second round or block), ``tree`` (the leaves of a k-d tree in place of buckets), ``mixed`` and
-            ``mixed-tree`` (windows in the first round, ``cells`` or trees in the others), or ``self`` (k = 1).
+            every second round or block), ``tree`` (the leaves of a k-d tree in place of buckets), ``clean`` (such a
+            tree of the picture *without* noise, which no method can see: what the best grouping would be worth),
+            ``mixed`` and ``mixed-tree`` (windows in the first round, ``cells`` or trees in the others), or ``self``
+            (k = 1).
         descriptor: channels of a learned descriptor of the patch, which is hashed in place of the patch and adds a
             scaled cosine to Eq. 10's logit; 0 has none.
         meter: the noise level, measured in windows of 32 pixels, scales the features of every stage.
@@ -51,7 +54,13 @@ class Plan:
 
 
 class Attention(KNNLocalAttention):
-    """k-NN local attention whose patches are grouped in one of several ways. (B, H, W, C) -> (B, H, W, C)."""
+    """k-NN local attention whose patches are grouped in one of several ways. (B, H, W, C) -> (B, H, W, C).
+
+    Attributes:
+        clean: (B, 3, H, W) the picture without noise, for the grouping of that name; None while times are taken.
+    """
+
+    clean: Tensor | None = None
 
     def __init__(self, channels: int, plan: Plan, seed: int) -> None:
         super().__init__(channels, k=1 if plan.grouping == "self" else plan.k, n_hashes=plan.n_hashes, seed=seed)
@@ -75,7 +84,9 @@ class Attention(KNNLocalAttention):
             shifts = [(self.seed + j) % 2 for j in range(self.n_hashes)]
             order = torch.stack([window_order(self.shape, shift) for shift in shifts])
             return PatchGroups(order.expand(len(hashed), -1, -1).contiguous(), k=self.k)
-        tree = self.grouping in ("tree", "mixed-tree")
+        if self.grouping == "clean" and self.clean is not None:
+            return PatchGroups(self._clean_trees(self.clean), k=self.k)
+        tree = self.grouping in ("tree", "mixed-tree", "clean")
         order = self._trees(hashed) if tree else sort_by_hash(self._hashes(hashed))
         if self.grouping in ("mixed", "mixed-tree"):
             order[:, 0] = window_order(self.shape, self.seed % 2)
@@ -102,6 +113,16 @@ class Attention(KNNLocalAttention):
         x = main_directions(_quarters(patches.float(), self.patch_size))
         turned = [x, *(x @ rotation[:DIRECTIONS, :DIRECTIONS] for rotation in self.rotations[1 : self.n_hashes])]
         return torch.stack([tree_order(vectors, self.k) for vectors in turned], dim=1)
+
+    @torch.no_grad()
+    def _clean_trees(self, clean: Tensor) -> Tensor:
+        """The trees of the clean picture, at the scale of this map."""
+        rows, columns = (side * self.patch_size for side in self.shape)
+        height, width = clean.shape[2:]
+        scale = round(width / columns)
+        padded = F.pad(clean, (0, columns * scale - width, 0, rows * scale - height), mode="replicate")
+        x = main_directions(partition(F.avg_pool2d(padded, scale).permute(0, 2, 3, 1), self.patch_size).flatten(2))
+        return torch.stack([tree_order(x, self.k)] * self.n_hashes, dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
@@ -313,10 +334,10 @@ def _block(letter: str, channels: int, plan: Plan, seed: int) -> nn.Module:
 
 
 class Today(KiT):
-    """The network as it ships, of one block a stage at the picture's own resolution, its patches grouped by a plan."""
+    """The paper's network with one block a stage at the picture's own resolution, its patches grouped by a plan."""
 
     def __init__(self, plan: Plan) -> None:
-        super().__init__(KiTConfig.named("small", width=plan.width))
+        super().__init__(KiTConfig(width=plan.width, depth=1, ffn_ratio=2.0, stem_stride=1, n_hashes=1))
         for block in [block for stage in (*self.encoder, *self.decoder) for block in stage]:
             block.attention = Attention(block.attention.channels, plan, block.attention.seed)
         self._initialize()

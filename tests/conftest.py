@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 
 # Without a GPU, Triton's kernels run on the CPU, one operation after the other. It must stand here before anything
@@ -12,3 +13,32 @@ if not torch.cuda.is_available():
 # The tensors of the tests are small: a second thread costs more than it brings, and a machine that is busy with
 # something else makes the threads wait for each other. A test that is about threads sets their number itself.
 torch.set_num_threads(1)
+
+MOST_PROCESSES = 4  # each holds PyTorch and starts processes of its own
+
+# The files that take longest. "cluster" and "distributed" each keep two cores busy: they stand apart.
+LONGEST = (
+    *("cluster", "training", "gpu_command", "docs", "distributed", "web_browser", "export", "web", "compile_gpu"),
+    *("triton", "deconvolution", "ops_attention", "cli", "ops_fused", "shards"),
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Run the whole suite in a process for each core, a file at a time, and a part of it in this process.
+
+    The option ``-n`` of pytest-xdist takes precedence. Tests that share a GPU run one after the other.
+    """
+    option = config.option
+    part = option.keyword or option.markexpr or option.usepdb or not all(map(os.path.isdir, config.args))
+    chosen = getattr(option, "numprocesses", 0) is not None  # 0: xdist is not installed
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if part or chosen or cores == 1 or torch.cuda.is_available() or hasattr(config, "workerinput"):
+        return
+    option.numprocesses, option.dist, option.loadscopereorder = min(cores, MOST_PROCESSES), "loadfile", False
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first, so that no process ends long after the others."""
+    ranks = {f"test_{name}.py": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))

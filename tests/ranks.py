@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -19,6 +18,8 @@ import kithkin.training.loop as loop
 from kithkin.config import parse_config
 from kithkin.training import batches, train
 from kithkin.training.state import TrainState, checkpoints
+
+import forked
 
 SOURCE = Path(kithkin.__file__).parent.parent
 PATIENCE = 900  # seconds; a machine may be busy with other things
@@ -57,8 +58,7 @@ def together(world_size, values, out, *, launched=True, terminate=None):
         launched: whether the environment is that of torchrun.
         terminate: {rank: after which step it gets a SIGTERM}.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ranks", "torch.distributed.fsdp"])
+    context = forked.context()
     port, ends, processes = free_port(), [], []
     for rank in range(world_size):
         ours, theirs = context.Pipe(duplex=False)

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from kithkin.checkpoint import save_model
-from kithkin.model import KiT, KiTConfig
+from kithkin.model import KiT
+from kithkin.model_config import KiTConfig
 
 # Everything that the server's process connects to or looks up is written to its error stream.
 COMMAND = """

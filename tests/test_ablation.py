@@ -12,7 +12,8 @@ from kithkin.config import load_config
 from kithkin.errors import InputError
 from kithkin.evaluation import evaluate
 from kithkin.images import Picture, write_picture
-from kithkin.model import KiT, KiTConfig
+from kithkin.model import KiT
+from kithkin.model_config import KiTConfig
 
 SMALL = KiTConfig(width=8, depth=1, n_hashes=2)
 
@@ -71,7 +72,7 @@ def recipe(photos, **more):
         "schedule.steps": 2,
         "schedule.warmup": 1,
     }
-    return load_config("denoise-tiny", changes | more)
+    return load_config("denoise-gaussian-tiny", changes | more)
 
 
 def test_runs_differ_in_what_is_varied_alone(photos, tmp_path):

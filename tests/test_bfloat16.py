@@ -25,7 +25,7 @@ def scene(seed, size=224):
 
 @pytest.mark.parametrize("name", list_models())
 def test_a_shipped_network_loses_at_most_a_twentieth_of_a_decibel(name):
-    """Under the degradation that its recipe validates; all in bfloat16, `denoise-tiny` loses a decibel here."""
+    """Under the degradation that its recipe validates; all in bfloat16, `denoise-gaussian-tiny` loses a decibel."""
     model = load_model(name)
     config = load_config(name, {"data.folders": ["none"], "validation.folder": "none", "validation.crop": 96})
     condition, degraded, target = list(_conditions((scene(0),), 0, config))[-1]

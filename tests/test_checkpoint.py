@@ -9,6 +9,7 @@ import tracemalloc
 
 import pytest
 import torch
+import torch._dynamo  # a dispatch mode imports it, and its memory is not what is measured here
 from safetensors.torch import safe_open, save, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,7 +25,8 @@ from kithkin.checkpoint import (
     write_tensors,
 )
 from kithkin.errors import CheckpointError
-from kithkin.model import KiT, KiTConfig
+from kithkin.model import KiT
+from kithkin.model_config import KiTConfig
 
 CHOICES = [{}, {"share_query_key": True}, {"n_heads": 2, "weighting": "paper"}, {"n_buckets": 8, "rotation_seed": 7}]
 

@@ -1,5 +1,6 @@
 """``kithkin restore --cluster``: the same bytes as local mode, whatever fails, dies or is started again."""
 
+import contextlib
 import csv
 import os
 import random
@@ -18,15 +19,18 @@ from typer.testing import CliRunner
 
 from kithkin.checkpoint import save_model
 from kithkin.cli.restore import EPILOG, restore
-from kithkin.cluster import Errand, Manifest, Pool, _pool, _worker, plan_errands, restore_errands
-from kithkin.cluster._places import put
+from kithkin.cluster import Manifest, Pool, Task, _pool, _worker, plan_tasks, restore_tasks
 from kithkin.cluster._plan import GROUP_BYTES, GROUP_FILES, in_groups
 from kithkin.cluster._pool import Size, size_pool
-from kithkin.cluster._worker import Orders, Worker
+from kithkin.cluster._worker import Worker, WorkerConfig
 from kithkin.errors import ImageError, InputError, KithkinError
 from kithkin.images import Picture, read_picture, write_picture
-from kithkin.model import KiT, KiTConfig
+from kithkin.model import KiT
+from kithkin.model_config import KiTConfig
 from kithkin.restore_files import Outcome, RestoreOptions
+from kithkin.storage import write_bytes
+
+from s3_server import s3_server
 
 ray = pytest.importorskip("ray", reason="the extra cluster is not installed")
 pytest.importorskip("pyarrow", reason="the extra cluster is not installed")
@@ -54,23 +58,13 @@ def weights(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """The address of a Ray cluster of two CPUs, whose workers find this checkout and a store that speaks S3."""
-    moto = pytest.importorskip("moto.server", reason="moto is not installed")
-    pytest.importorskip("s3fs", reason="s3fs is not installed")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
     here = Path(__file__).parent
-    with pytest.MonkeyPatch.context() as patch:
+    with s3_server(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{here.parent / 'src'}{os.pathsep}{here}")
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=10**8, log_to_driver=False)
         yield ray.get_runtime_context().gcs_address
         ray.shutdown()
-        server.stop()
 
 
 @pytest.fixture
@@ -145,6 +139,32 @@ def test_workers_write_the_bytes_of_local_mode_and_go_on_after_bad_files(run, cl
     assert [row["status"] for row in rows_of("spread/kithkin-manifest.csv").values()] == ["skipped"] * 5
 
 
+@pytest.mark.parametrize(("able", "blocks"), [(True, "g g g"), (False, "g g g"), (True, "")])
+def test_the_precision_is_settled_where_the_work_is_given_out(monkeypatch, able, blocks):
+    """Whatever the workers' machines multiply: their configuration names it, and so do the outcomes."""
+    monkeypatch.setattr("kithkin.precision.multiplies_bfloat16", lambda device: able)
+    monkeypatch.setattr(_pool, "connected", lambda address: contextlib.nullcontext())
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    told = []
+
+    class Actor:
+        def options(self, **resources):
+            return self
+
+        def remote(self, model, config):
+            told.append(config.options.precision)
+
+    monkeypatch.setattr(ray, "remote", lambda worker: Actor())
+    outcomes = [(0, Outcome("a", "written")), (1, Outcome("c", "failed"))]
+    monkeypatch.setattr(_pool, "_outcomes", lambda workers, tasks, groups: outcomes)
+    network = KiT(KiTConfig(width=8, depth=1, n_stages=1, blocks=blocks, full_width=4 if blocks else 0))
+    found = list(_pool.restore_tasks(network, [Task("a", "b"), Task("c", "d")]))
+    expected = "bfloat16" if able and blocks else "float32"
+    assert set(told) == {expected}
+    assert [outcome.precision for outcome in found] == [expected, None]
+
+
 def test_a_result_that_is_named_is_a_file_and_its_manifest_lies_beside_it(run, cluster):
     save("in.png")
     assert run("in.png", "-o", "local.png").exit_code == 0
@@ -185,7 +205,7 @@ def test_nothing_left_to_do_needs_no_workers_and_is_no_failure(run, monkeypatch)
 
     (row,) = pyarrow.parquet.read_table("list.parquet").to_pylist()
     expected = {"input": "trip/a.png", "output": "done/a.png", "status": "skipped", "seconds": 0.0, "error": ""}
-    assert row == expected
+    assert row == expected | {"model": "tiny.safetensors", "precision": ""}
 
 
 def test_from_a_store_and_back_with_overwriting(run, cluster, model):
@@ -214,11 +234,11 @@ def test_from_a_store_and_back_with_overwriting(run, cluster, model):
     skipping = run(*arguments)
     assert (skipping.exit_code, skipping.stdout) == (0, "")
     assert store.cat_file("archive/out/a.png") == b"old"
-    plan = plan_errands(["s3://archive/in"], out="s3://archive/out", overwrite=True)
-    assert [errand.target for errand in plan.errands] == [f"s3://{name}" for name in sorted(results)]
-    row = {"number": 0, "source": "s3://archive/in/a.png", "target": "s3://archive/out/a.png"}
-    orders = Orders(RestoreOptions(overwrite=True), "cpu", 1)
-    assert [result.status for result in Worker(model, orders).restore([row])] == ["written"]
+    plan = plan_tasks(["s3://archive/in"], out="s3://archive/out", overwrite=True)
+    assert [task.target for task in plan.tasks] == [f"s3://{name}" for name in sorted(results)]
+    task = Task("s3://archive/in/a.png", "s3://archive/out/a.png")
+    config = WorkerConfig(RestoreOptions(overwrite=True), "cpu", 1)
+    assert [result.status for result in Worker(model, config).restore([task])] == ["written"]
     assert store.cat_file("archive/out/a.png") == results["archive/out/a.png"]
 
 
@@ -281,27 +301,25 @@ def workers_below(pid):
         above = child
         while above in parents and above != pid:
             above = parents[above]
-        if above == pid and b"MapWorker" in Path(f"/proc/{child}/cmdline").read_bytes():
+        if above == pid and b"ray::Worker" in Path(f"/proc/{child}/cmdline").read_bytes():
             found.append(child)
     return found
 
 
 def test_a_worker_that_is_killed_loses_nothing(cluster, model, tmp_path):
-    errands = [
-        Errand(str(save(tmp_path / f"in/{i}.png", (64, 64), seed=i)), str(tmp_path / f"out/{i}.png")) for i in range(12)
+    tasks = [
+        Task(str(save(tmp_path / f"in/{i}.png", (64, 64), seed=i)), str(tmp_path / f"out/{i}.png")) for i in range(12)
     ]
-    outcomes = restore_errands(model, errands, pool=Pool(workers=1))
+    outcomes = restore_tasks(model, tasks, pool=Pool(workers=1))
     found = [next(outcomes)]
     (pid,) = workers_below(os.getpid())
     os.kill(pid, signal.SIGKILL)
     found += outcomes
-    assert sorted(outcome.source for outcome in found) == sorted(errand.source for errand in errands)
+    assert sorted(outcome.source for outcome in found) == sorted(task.source for task in tasks)
     assert {outcome.status for outcome in found} == {"written"}
-    for errand in errands:
-        Worker(model, Orders(RestoreOptions(), "cpu", 1)).restore(
-            [{"number": 0, "source": errand.source, "target": errand.target + ".png"}]
-        )
-        assert Path(errand.target).read_bytes() == Path(errand.target + ".png").read_bytes()
+    for task in tasks:
+        Worker(model, WorkerConfig(RestoreOptions(), "cpu", 1)).restore([Task(task.source, task.target + ".png")])
+        assert Path(task.target).read_bytes() == Path(task.target + ".png").read_bytes()
 
 
 def die_of_poison():
@@ -320,11 +338,11 @@ def die_of_poison():
 def test_a_file_that_kills_its_worker_each_time_fails_alone(cluster, model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(_pool, "RETRIES", 0)
     names = ["0", "1", "poison", "3", *map(str, range(4, 16))]
-    errands = [Errand(str(save(tmp_path / f"in/{n}.png")), str(tmp_path / f"out/{n}.png")) for n in names]
-    found = list(restore_errands(model, errands, pool=Pool(workers=1, prepare=die_of_poison)))
-    assert len(found) == len(errands)
+    tasks = [Task(str(save(tmp_path / f"in/{n}.png")), str(tmp_path / f"out/{n}.png")) for n in names]
+    found = list(restore_tasks(model, tasks, pool=Pool(workers=1, prepare=die_of_poison)))
+    assert len(found) == len(tasks)
     (failed,) = [outcome for outcome in found if outcome.status == "failed"]
-    assert failed.source == errands[2].source
+    assert failed.source == tasks[2].source
     assert "its worker died every time" in failed.reason
     assert sorted(path.name for path in tmp_path.glob("out/*")) == sorted(f"{n}.png" for n in names if n != "poison")
     assert capsys.readouterr().out == ""
@@ -335,9 +353,9 @@ def refuse():
 
 
 def test_workers_that_can_not_start_end_the_run_with_their_reason(cluster, model, tmp_path, capsys):
-    errands = [Errand(str(save(tmp_path / "a.png")), str(tmp_path / "b.png"))]
+    tasks = [Task(str(save(tmp_path / "a.png")), str(tmp_path / "b.png"))]
     with pytest.raises(KithkinError, match="can't start or go on: this node has no picture tools"):
-        list(restore_errands(model, errands, pool=Pool(workers=1, prepare=refuse)))
+        list(restore_tasks(model, tasks, pool=Pool(workers=1, prepare=refuse)))
 
 
 # What follows needs no Ray: a worker is a class like any other.
@@ -349,13 +367,13 @@ def worker(model):
         options = RestoreOptions(
             **{k: changes.pop(k) for k in ("tile", "strength", "ensemble", "overwrite") if k in changes}
         )
-        return Worker(model, Orders(options, "cpu", 1, **changes))
+        return Worker(model, WorkerConfig(options, "cpu", 1, **changes))
 
     return make
 
 
-def rows(*pairs):
-    return [{"number": i, "source": str(source), "target": str(target)} for i, (source, target) in enumerate(pairs)]
+def tasks_of(*pairs):
+    return [Task(str(source), str(target)) for source, target in pairs]
 
 
 def test_pictures_of_equal_size_are_restored_together_but_for_rounding(worker, tmp_path):
@@ -364,8 +382,8 @@ def test_pictures_of_equal_size_are_restored_together_but_for_rounding(worker, t
     for name, batch in (("alone", 1), ("together", 2)):
         pairs = [(source, tmp_path / name / source.name) for source in sources]
         for options in ({"strength": 0.5}, {"overwrite": True, "tile": 64, "strength": 0.5, "ensemble": 2}):
-            results = worker(batch=batch, **options).restore(rows(*pairs))
-            assert sorted(result.number for result in results) == list(range(7))
+            results = worker(batch=batch, **options).restore(tasks_of(*pairs))
+            assert [result.source for result in results] == [str(source) for source in sources]
             assert {result.status for result in results} == {"written"}
     for source in sources:
         alone, together = (read_picture(tmp_path / name / source.name) for name in ("alone", "together"))
@@ -375,15 +393,15 @@ def test_pictures_of_equal_size_are_restored_together_but_for_rounding(worker, t
 
 
 def test_how_many_go_together():
-    from kithkin.cluster._together import room_for
-
-    assert room_for(64, 64, 16) == 16
-    assert room_for(64, 64, 1) == 1
-    assert room_for(768, 768, 16) == 1
-    assert room_for(384, 384, 16) == 4
-    assert room_for(2000, 10, 16) == 1  # no tile holds it
-    assert room_for(100, 20, 16, tile=64) == 1
-    assert room_for(32, 32, 16, tile=64) == 4
+    usual, small = RestoreOptions(), RestoreOptions(tile=64)
+    assert usual.room_for(64, 64, 16) == 16
+    assert usual.room_for(64, 64, 1) == 1
+    assert usual.room_for(768, 768, 16) == 1
+    assert usual.room_for(384, 384, 16) == 4
+    assert usual.room_for(2000, 10, 16) == 1  # no tile holds it
+    assert small.room_for(100, 20, 16) == 1
+    assert small.room_for(32, 32, 16) == 4
+    assert RestoreOptions(uniform_blur="light").room_for(64, 64, 16) == 1
 
 
 def test_a_batch_that_fails_is_done_one_by_one(worker, tmp_path, monkeypatch):
@@ -392,16 +410,16 @@ def test_a_batch_that_fails_is_done_one_by_one(worker, tmp_path, monkeypatch):
 
     monkeypatch.setattr(_worker, "restore_together", full)
     pairs = [(save(tmp_path / f"{i}.png", seed=i), tmp_path / f"out/{i}.png") for i in range(2)]
-    assert [result.status for result in worker(batch=2).restore(rows(*pairs))] == ["written"] * 2
+    assert [result.status for result in worker(batch=2).restore(tasks_of(*pairs))] == ["written"] * 2
 
 
 def test_what_is_there_when_a_group_is_taken_up_again_is_kept(worker, tmp_path):
     there = tmp_path / "there.png"
     there.write_bytes(b"complete")
-    (result,) = worker().restore(rows((save(tmp_path / "a.png"), there)))
+    (result,) = worker().restore(tasks_of((save(tmp_path / "a.png"), there)))
     assert (result.status, there.read_bytes()) == ("skipped", b"complete")
     assert "was there already" in result.reason
-    (result,) = worker(overwrite=True).restore(rows((tmp_path / "a.png", there)))
+    (result,) = worker(overwrite=True).restore(tasks_of((tmp_path / "a.png", there)))
     assert read_picture(there).pixels.shape == (10, 14, 3)
 
 
@@ -410,16 +428,16 @@ def test_an_unexpected_error_fails_one_file_and_a_broken_gpu_the_worker(worker, 
     monkeypatch.setattr(os, "_exit", ended.append)
     pairs = [(save(tmp_path / f"{i}.png", seed=i), tmp_path / f"out/{i}.png") for i in range(3)]
     errors = iter([RuntimeError("a bug\nof ours"), RuntimeError("CUDA error: an illegal memory access"), None])
-    reading = _worker.restore_picture
+    restoring = _worker.restore_image
 
     def sometimes(*arguments, **options):
         error = next(errors)
         if error:
             raise error
-        return reading(*arguments, **options)
+        return restoring(*arguments, **options)
 
-    monkeypatch.setattr(_worker, "restore_picture", sometimes)
-    found = worker().restore(rows(*pairs))
+    monkeypatch.setattr(_worker, "restore_image", sometimes)
+    found = worker().restore(tasks_of(*pairs))
     assert [result.status for result in found] == ["failed", "failed", "written"]
     assert found[0].reason == f"{tmp_path}/0.png: failed unexpectedly (RuntimeError: a bug of ours)"
     assert ended == [1]
@@ -429,20 +447,19 @@ def test_another_version_or_a_backend_that_is_not_there_is_refused(worker, monke
     with pytest.raises(InputError, match="this node has kithkin .*, the command is of 0.0.0; install the same"):
         worker(version="0.0.0")
     monkeypatch.setattr(_worker, "available_backends", lambda device: {"native": f"no library for {device}"})
-    with pytest.raises(InputError, match="--backend native: no library for cpu"):
+    with pytest.raises(InputError, match="the backend native can't be used: no library for cpu"):
         worker(backend="native")
 
 
 def test_a_put_that_fails_leaves_nothing_where_stores_have_no_atomic_one(monkeypatch):
     import fsspec
 
-    monkeypatch.setattr("kithkin.cluster._places.filesystem", fsspec.core.url_to_fs)
     store = fsspec.filesystem("memory")
-    put(b"first", "memory://box/deep/a.png")
+    write_bytes("memory://box/deep/a.png", b"first")
     assert store.find("box") == ["/box/deep/a.png"]
     monkeypatch.setattr(type(store), "mv", lambda *a: 1 / 0)
     with pytest.raises(ImageError, match=r"memory://box/deep/a.png: can't be written"):
-        put(b"second", "memory://box/deep/a.png")
+        write_bytes("memory://box/deep/a.png", b"second")
     assert {name: store.cat_file(name) for name in store.find("box")} == {"/box/deep/a.png": b"first"}
 
 
@@ -450,14 +467,14 @@ def test_a_put_that_fails_leaves_nothing_where_stores_have_no_atomic_one(monkeyp
 def test_a_manifest_is_complete_or_not_there(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     Path(name).write_bytes(b"of before")
-    broken = Manifest(name)
+    broken = Manifest(name, model="a")
     broken.add(Outcome("a.png", "written", "b.png"))
     broken.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
     assert Path(name).read_bytes() == b"of before"
-    with Manifest(name) as manifest:
+    with Manifest(name, model="a[k=8,h=2]") as manifest:
         for i in range(2500):
             manifest.add(Outcome(f"{i}.png", "failed", reason='a "reason", quoted', seconds=i / 3))
-        manifest.add(Outcome(os.fsdecode(b"\xff.png"), "written", "b.png"))
+        manifest.add(Outcome(os.fsdecode(b"\xff.png"), "written", "b.png", precision="bfloat16"))
     if name.endswith("csv"):
         with open(name, newline="", encoding="utf-8", errors="surrogateescape") as file:
             found = list(csv.DictReader(file))
@@ -466,8 +483,9 @@ def test_a_manifest_is_complete_or_not_there(tmp_path, monkeypatch, name):
 
         found = pyarrow.parquet.read_table(name).to_pylist()
     assert len(found) == 2501
-    assert list(found[0]) == ["input", "output", "status", "seconds", "error"]
-    assert found[7] == found[7] | {"input": "7.png", "output": "", "error": 'a "reason", quoted'}
+    assert list(found[0]) == ["input", "output", "status", "seconds", "error", "model", "precision"]
+    assert found[7] == found[7] | {"input": "7.png", "output": "", "error": 'a "reason", quoted', "model": "a[k=8,h=2]"}
+    assert (found[7]["precision"], found[2500]["precision"]) == ("", "bfloat16")
     assert float(found[7]["seconds"]) == pytest.approx(7 / 3, abs=1e-3)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -479,7 +497,7 @@ def test_a_manifest_takes_every_text(tmp_path, ending):
     letters = ["a", ",", '"', "\n", "\r", "\0", ";", "ü", "\udce9", "\ud83d", "\udfff", "😀", " ", "\t"]
     texts = ["".join(rng.choices(letters, k=rng.randrange(20))) for _ in range(1500)]
     path = tmp_path / f"a.{ending}"
-    with Manifest(str(path)) as manifest:
+    with Manifest(str(path), model="a") as manifest:
         for text in texts:
             manifest.add(Outcome(text, "failed", text, reason=text, seconds=rng.random()))
     if ending == "csv":
@@ -494,18 +512,18 @@ def test_a_manifest_takes_every_text(tmp_path, ending):
 
 def test_a_manifest_says_what_is_wrong_before_anything_starts(tmp_path):
     with pytest.raises(InputError, match=r"must end in \.csv or \.parquet, got list.txt"):
-        Manifest("list.txt")
+        Manifest("list.txt", model="a")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="can't be written"):
-        Manifest(str(tmp_path / "file/list.csv"))
+        Manifest(str(tmp_path / "file/list.csv"), model="a")
 
 
 def test_groups_are_many_small_files_or_one_large_one():
-    small = [Errand("a", "b", 1000)] * 1000
+    small = [Task("a", "b", 1000)] * 1000
     cut = list(in_groups(small, 2))
     assert [i for group in cut for i in group] == list(range(1000))
     assert max(map(len, cut)) == GROUP_FILES
-    large = [Errand("a", "b", GROUP_BYTES)] * 3 + [Errand("a", "b", 10)] * 50
+    large = [Task("a", "b", GROUP_BYTES)] * 3 + [Task("a", "b", 10)] * 50
     assert list(in_groups(large, 1))[:3] == [range(1), range(1, 2), range(2, 3)]
     assert list(map(len, in_groups(small[:8], 2))) == [1] * 8  # several for each worker
     assert list(in_groups([], 2)) == []
@@ -531,7 +549,7 @@ def test_the_pool_uses_what_there_is_and_no_more(nodes, workers, device, expecte
 def test_a_pool_that_can_not_be_is_refused():
     with pytest.raises(InputError, match="has no GPU"):
         size_pool([(4, 0)], None, "cuda")
-    with pytest.raises(InputError, match="--workers 5: this cluster has 4 CPUs"):
+    with pytest.raises(InputError, match="workers must be at most 4, .* got 5"):
         size_pool([(4, 0)], 5, None)
     for wrong in ({"workers": 0}, {"batch": 0}, {"cpus": 0}, {"device": "tpu"}, {"backend": "magic"}):
         with pytest.raises(InputError):
@@ -542,53 +560,53 @@ def test_urls_are_planned_like_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save("trip/a.png")
     save("b.jpg")
-    plan = plan_errands([f"file://{tmp_path}/trip", "b.jpg"], out=f"file://{tmp_path}/out", ending="webp")
-    assert [(e.source, e.target) for e in plan.errands] == [
+    plan = plan_tasks([f"file://{tmp_path}/trip", "b.jpg"], out=f"file://{tmp_path}/out", ending="webp")
+    assert [(e.source, e.target) for e in plan.tasks] == [
         (f"{tmp_path}/trip/a.png", f"{tmp_path}/out/a.webp"),
         ("b.jpg", f"{tmp_path}/out/b-restored.webp"),
     ]
-    with pytest.raises(InputError, match="--out"):
-        plan_errands(["s3://a/b"])
+    with pytest.raises(InputError, match="name a place for the results"):
+        plan_tasks(["s3://a/b"])
     with pytest.raises(InputError, match="memory:// exists within one process"):
-        plan_errands(["memory://a"], out="x")
-    with pytest.raises(InputError, match="can't be opened"):
-        plan_errands(["nothing://a"], out="x")
+        plan_tasks(["memory://a"], out="x")
+    with pytest.raises(InputError, match="fsspec does not know"):
+        plan_tasks(["nothing://a"], out="x")
     with pytest.raises(InputError, match="picture's name"):
-        plan_errands(["s3://a"], out="x.png")
+        plan_tasks(["s3://a"], out="x.png")
 
 
 def test_results_below_a_url_are_no_inputs_the_next_time(monkeypatch):
+    from kithkin import restore_inputs
     from kithkin.cluster import _plan
-    from kithkin.cluster._places import Found
 
     names = ["a.png", "out/a.png"]
-    monkeypatch.setattr(_plan, "find_at", lambda url: [Found(f"{url}/{name}", name, 1) for name in names])
-    monkeypatch.setattr(_plan, "present_at", lambda url: {"s3://box/out/a.png"})
-    plan = plan_errands(["s3://box"], out="s3://box/out")
-    assert plan.errands == ()
+    monkeypatch.setattr(restore_inputs, "_listed", lambda url: [(f"{url}/{name}", name, 1) for name in names])
+    monkeypatch.setattr(_plan, "list_files", lambda url, missing_ok: {"s3://box/out/a.png": 1})
+    plan = plan_tasks(["s3://box"], out="s3://box/out")
+    assert plan.tasks == ()
     assert [(outcome.source, outcome.status) for outcome in plan.settled] == [
         ("s3://box/out/a.png", "skipped"),
         ("s3://box/a.png", "skipped"),
     ]
-    with pytest.raises(InputError, match="would replace the input"):
-        plan_errands(["s3://box"], out="s3://box", overwrite=True)
-    clashing = plan_errands(["s3://box", "s3://bag"], out="s3://out")
-    assert {errand.source for errand in clashing.errands} == {"s3://box/a.png", "s3://box/out/a.png"}
+    with pytest.raises(InputError, match="would replace its own input"):
+        plan_tasks(["s3://box"], out="s3://box", overwrite=True)
+    clashing = plan_tasks(["s3://box", "s3://bag"], out="s3://out")
+    assert {task.source for task in clashing.tasks} == {"s3://box/a.png", "s3://box/out/a.png"}
     assert [outcome.status for outcome in clashing.settled] == ["failed", "failed"]
     assert "s3://box/a.png and s3://bag/a.png would both give s3://out/a.png" in clashing.settled[0].reason
 
 
 @pytest.mark.parametrize("out", ["done", "s3://box/out"])
 def test_a_listing_can_not_lead_out_of_the_place_for_results(tmp_path, monkeypatch, out):
+    from kithkin import restore_inputs
     from kithkin.cluster import _plan
-    from kithkin.cluster._places import Found
 
     monkeypatch.chdir(tmp_path)
     names = ["../../escaped.png", "a/../../x.png", "b.png"]
-    monkeypatch.setattr(_plan, "find_at", lambda url: [Found(f"{url}/{name}", name, 1) for name in names])
-    monkeypatch.setattr(_plan, "present_at", lambda url: set())
-    plan = plan_errands(["s3://bag"], out=out)
-    assert [errand.target for errand in plan.errands] == [f"{out}/b.png"]
+    monkeypatch.setattr(restore_inputs, "_listed", lambda url: [(f"{url}/{name}", name, 1) for name in names])
+    monkeypatch.setattr(_plan, "list_files", lambda url, missing_ok: {})
+    plan = plan_tasks(["s3://bag"], out=out)
+    assert [task.target for task in plan.tasks] == [f"{out}/b.png"]
     assert [outcome.status for outcome in plan.settled] == ["failed", "failed"]
     assert "names no file below" in plan.settled[0].reason
 
@@ -599,7 +617,7 @@ def test_without_ray_local_mode_works_and_cluster_mode_says_what_to_install(run,
     assert run("a.png").exit_code == 0
     found = run("a.png", "-o", "out", "--cluster", "auto")
     assert found.exit_code == 2
-    assert 'install it with: python3 -m pip install "kithkin[cluster]"' in found.stderr
+    assert 'install it with: pip install "kithkin[cluster]"' in found.stderr
     assert not Path("out").exists()
 
 
@@ -620,7 +638,7 @@ def test_local_mode_does_not_import_ray(weights, tmp_path):
         (["s3://box/a.png", "-o", "out"], "s3://box/a.png: only with --cluster"),
         (["a.png", "--cluster", "auto", "--compare"], "leave --compare out"),
         (["a.png", "--cluster", "auto", "--manifest", "m.txt"], "must end in .csv or .parquet"),
-        (["a.png", "--cluster", "auto", "--workers", "0"], "at least 1"),
+        (["a.png", "--cluster", "auto", "--workers", "0"], "cluster: --workers must be at least 1, got 0"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(run, arguments, said):
@@ -656,5 +674,5 @@ def test_auto_joins_what_ray_start_made_or_starts_one(monkeypatch):
         assert [set(call) & {"object_store_memory", "address"} for call in calls] == expected
         assert all(call["log_to_driver"] is False for call in calls)
     answers = [ConnectionError("nobody there")]
-    with pytest.raises(KithkinError, match="--cluster 10.0.0.9:6379: no Ray cluster can be reached"):
+    with pytest.raises(KithkinError, match="cluster 10.0.0.9:6379: no Ray cluster can be reached"):
         _pool.connected("10.0.0.9:6379").__enter__()

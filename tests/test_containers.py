@@ -1,6 +1,6 @@
 """What `restore` takes and gives back: container x dtype x layout, each cell the same type out, or one sentence.
 
-The table in docs/python.md is what this finds.
+The table in docs/how-to/python.md is what this finds.
 """
 
 import re
@@ -19,7 +19,7 @@ from kithkin.restoration import restore
 from kithkin.zoo import load_model
 
 RNG = np.random.default_rng(2)
-DOCUMENT = Path(__file__).parents[1] / "docs" / "python.md"
+DOCUMENT = Path(__file__).parents[1] / "docs/how-to/python.md"
 DTYPES = ("uint8", "uint16", "float16", "bfloat16", "float32", "float64", "bool", "int16", "int32", "int64")
 REFUSED = (
     "restore: expected uint8, uint16 or floats in [0, 1] of 16 to 64 bits, got {}; convert it to one of them first"
@@ -51,7 +51,7 @@ MODES = {
 class Square(nn.Module):
     """A network that changes what it sees."""
 
-    config = types.SimpleNamespace(stride=1)
+    config = types.SimpleNamespace(stride=1, blocks="")
 
     def forward(self, image):
         return image * image
@@ -192,7 +192,7 @@ def test_a_device_that_is_not_there_is_refused(device):
     from kithkin import denoise
 
     with pytest.raises(InputError, match=f"'{device}' can't be used .*take 'cpu'"):
-        load_model("denoise", device=device)
+        load_model("denoise-gaussian", device=device)
     with pytest.raises(InputError, match=device):
         denoise(np.zeros((8, 8, 3), np.uint8), device=device)
 

@@ -75,6 +75,109 @@ def numbers_of(crops):
     return [int(crop[0, 0, 0]) for crop in crops.sides[0]]
 
 
+# Folders that are drawn from as often as the run says, whatever they hold
+
+
+def two_folders(tmp_path, first=3, second=9):
+    """Pictures numbered from 0 in the first folder and from 100 in the second."""
+    for folder, count, number in (("few", first, 0), ("many", second, 100)):
+        for i in range(count):
+            write(tmp_path / folder / f"{i:02}.png", chart(number + i))
+    return tmp_path / "few", tmp_path / "many"
+
+
+def test_weights_say_how_often_a_folder_is_drawn_from(tmp_path):
+    folders = two_folders(tmp_path)
+    config = of_photos("none", folders=folders, weights=(3, 1))
+    dataset = open_folders(config)
+    drawn = [number for step in range(60) for number in numbers_of(draw(dataset, config, step))]  # 20 epochs of 12
+    found = np.bincount(drawn, minlength=109)
+    assert found[:3].sum() == 180  # 9 of the 12 crops of every epoch
+    assert (found[:3] == 60).all()
+    assert found[100:].sum() == 60
+    assert (found[100:] > 0).all()
+    for epoch in range(20):
+        once = np.bincount(drawn[12 * epoch : 12 * epoch + 12], minlength=109)
+        assert (once[:3] == 3).all()
+        assert once[100:].max() == 1
+
+
+def test_shares_that_do_not_divide_an_epoch_hold_on_average(tmp_path):
+    folders = two_folders(tmp_path, first=2, second=2)
+    config = of_photos("none", folders=folders, weights=(9, 1))
+    drawn = [x for step in range(1000) for x in numbers_of(draw(open_folders(config), config, step))]
+    assert np.mean(np.array(drawn) >= 100) == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_folder_of_weight_0_is_never_drawn_from(tmp_path):
+    folders = two_folders(tmp_path)
+    for weights, inside in (((1, 0), range(3)), ((0, 1), range(100, 109))):
+        config = of_photos("none", folders=folders, weights=weights)
+        drawn = {x for step in range(9) for x in numbers_of(draw(open_folders(config), config, step))}
+        assert drawn == set(inside)
+
+
+def test_any_number_of_processes_draws_the_same_by_weights(tmp_path):
+    config = of_photos("none", folders=two_folders(tmp_path), weights=(1, 4))
+    dataset = open_folders(config)
+    for step in range(8):
+        whole = numbers_of(draw(dataset, config, step, batch_size=8, seed=5))
+        for processes in (2, 4, 8):
+            shares = [share_of_rank(8, rank, processes) for rank in range(processes)]
+            parts = [draw_crops(dataset, config, batch_size=8, seed=5, step=step, share=share) for share in shares]
+            assert [number for part in parts for number in numbers_of(part)] == whole
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    folders = two_folders(tmp_path)
+    for weights, said in (((1,), "1 numbers for 2 folders"), ((0, 0), "all 0"), ((1, -1), "greater than or equal")):
+        with pytest.raises(ValueError, match=said):
+            of_photos("none", folders=folders, weights=weights)
+    config = of_photos("none", folders=(), weights=(1, 2))  # as in a recipe, whose folders come later
+    with pytest.raises(InputError, match="2 numbers for 1 folders"):
+        draw(Photos(folders[:1]), config, 0)
+
+
+# Pictures that are left out by a list
+
+
+@pytest.mark.parametrize(
+    "lines", ["few/01.png\nmany/05.png\n", "file\tkind\n01.png\tx\nmany/05.png\ty\nelse/1.png\tz\n"]
+)
+def test_a_list_leaves_pictures_out(tmp_path, lines):
+    folders = two_folders(tmp_path)
+    (tmp_path / "held.tsv").write_text(lines)
+    config = of_photos("none", folders=folders, exclude=tmp_path / "held.tsv")
+    dataset = open_folders(config)
+    left = {path.relative_to(tmp_path).as_posix() for path in dataset.paths}
+    everywhere = {"many/01.png"} if "\n01.png" in lines else set()  # a name without its folder is that of every folder
+    expected = {f"few/{i:02}.png" for i in (0, 2)} | {f"many/{i:02}.png" for i in range(9) if i != 5}
+    assert left == expected - everywhere
+    assert dataset.excluded == 12 - len(left)
+    assert dataset.counts == (2, len(left) - 2)
+
+
+def test_a_list_leaves_out_what_blanks_and_folders_hide(tmp_path):
+    write(tmp_path / "my photos" / "deep" / "a b.png", chart(0))
+    write(tmp_path / "my photos" / "c.png", chart(1))
+    (tmp_path / "list.txt").write_text("my_photos/deep/a_b.png\n")
+    assert Photos([tmp_path / "my photos"], exclude=tmp_path / "list.txt").names == ["c.png"]
+
+
+def test_a_list_that_leaves_out_nothing_or_everything_is_refused(tmp_path):
+    folders = two_folders(tmp_path, first=1)
+    (tmp_path / "list.txt").write_text("other/00.png\n")
+    with pytest.raises(InputError, match=r"names no picture of .* such as many/00\.png"):
+        Photos(folders, exclude=tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_text("few/00.png\n")
+    with pytest.raises(InputError, match=r"leaves no picture of .*few"):
+        Photos(folders, exclude=tmp_path / "list.txt")
+    with pytest.raises(InputError, match="can't be read as a list of names"):
+        Photos(folders, exclude=tmp_path / "none.txt")
+    with pytest.raises(ValueError, match="exclude goes with"):
+        of_pairs(folders[0], exclude=tmp_path / "list.txt")
+
+
 # A batch is a function of the seed and the step
 
 
@@ -374,7 +477,7 @@ def test_a_batch_is_what_the_seed_the_step_and_the_places_say(tmp_path, seed, st
     assert (batch.degraded - noisy).abs().mean() < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["correlated", "camera", "rain", "blur"])
+@pytest.mark.parametrize("kind", ["correlated", "camera", "noise", "rain", "blur"])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
 def test_the_shares_of_the_processes_make_up_the_batch_bit_for_bit(tmp_path, kind, world_size):
     """What one process sees, several see together: each crop once, with the same cut, noise and degradation."""
@@ -509,7 +612,7 @@ def test_pairs_may_differ_in_their_endings(tmp_path):
 
 
 def test_no_folder_at_all():
-    with pytest.raises(InputError, match="--data"):
+    with pytest.raises(InputError, match="names no training data"):
         open_folders(SimpleNamespace(folders=(), kind="photos", cache_gb=0))
 
 

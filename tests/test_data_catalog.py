@@ -378,7 +378,7 @@ def test_what_was_cut_and_then_deleted_is_cut_again(tmp_path):
 def test_crops_of_another_kind_are_not_mixed(tmp_path):
     folder = write_pairs(tmp_path / "data", ["1"])
     cut_crops("pairs", folder, tmp_path / "out", CutOptions(crop=32, overlap=0, jobs=1))
-    with pytest.raises(InputError, match=r"was cut with .*'crop': 32.*not .*'crop': 16.*give another --out"):
+    with pytest.raises(InputError, match=r"was cut with .*'crop': 32.*not .*'crop': 16.*give another `out`"):
         cut_crops("pairs", folder, tmp_path / "out", CutOptions(crop=16, overlap=0, jobs=1))
     (tmp_path / "other" / "input_crops").mkdir(parents=True)
     with pytest.raises(InputError, match="holds crops that it did not cut"):
@@ -440,7 +440,7 @@ def test_evaluation_reads_what_was_cut(tmp_path):
 
 
 def test_the_document_has_a_row_for_every_card():
-    text = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parent.parent / "docs/reference/data.md").read_text(encoding="utf-8")
     rows = {row.split("`")[1]: row for row in text.splitlines() if row.startswith("| `")}
     assert list(rows) == list(list_cards())
     for name, row in rows.items():

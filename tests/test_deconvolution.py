@@ -322,27 +322,29 @@ def test_the_network_s_result_stays_where_the_memory_does_not_suffice(shaken, mo
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     model, said = load_model("deblur-tiny"), []
-    monkeypatch.setattr("kithkin.deconvolution.deconvolve", full)
+    monkeypatch.setattr("kithkin.deconvolution.removal.deconvolve", full)
     result = restore(model, shaken[2], uniform_blur="stored", note=said.append)
     assert torch.equal(result, restore(model, shaken[2]))
     assert said == ["not enough memory to find a blur that is the same everywhere: restored by the model alone"]
 
 
 def test_models_for_something_else_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"\+light is for models that deblur, denoise-tiny is for denoise"):
-        open_method("denoise-tiny+light")
+    with pytest.raises(
+        InputError, match=r"\+light is for models that deblur, denoise-gaussian-tiny is for denoise-gaussian"
+    ):
+        open_method("denoise-gaussian-tiny+light")
     Image.new("RGB", (90, 90)).save(tmp_path / "photo.png")
     said = CliRunner().invoke(app, ["restore", str(tmp_path / "photo.png"), "--uniform-blur", "light"])
     assert said.exit_code == 2
-    assert "--uniform-blur: denoise-real-small is for denoise-real; add --model deblur" in said.output
+    assert "--uniform-blur: denoise-small is for denoise; add --model deblur" in said.output
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
 
 def test_a_method_names_its_curve():
     method = open_method("deblur-tiny+stored+2")
-    assert (method.name, method.uniform_blur, method.ensemble) == ("deblur-tiny+stored+2", "stored", 2)
+    assert (method.name, method.options.uniform_blur, method.options.ensemble) == ("deblur-tiny+stored+2", "stored", 2)
     plain = open_method("deblur-tiny")
-    assert plain.uniform_blur is None
+    assert plain.options.uniform_blur is None
     assert len({method.identity, plain.identity, open_method("deblur-tiny+light").identity}) == 3
     seen = blur(discs(), hook()).clamp(0, 1).permute(1, 2, 0).contiguous().numpy()
     np.testing.assert_array_equal(

@@ -280,7 +280,7 @@ def test_a_killed_job_and_a_terminated_one_go_on(recipe, photos, runs, tmp_path)
         for pid in (*job.workers(), job.process.pid):
             os.kill(pid, signal.SIGTERM)
         assert job.wait() != 0  # torchrun's own way to say that it was terminated
-    assert "stopped before the end; go on with --resume" in job.log.read_text()
+    assert "stopped before the end; continue with --resume" in job.log.read_text()
     at = int(checkpoints(out)[-1].name.removeprefix("step-"))
     assert killed_at + 3 <= at < 50
     assert not list(out.glob("*.part"))

@@ -21,11 +21,12 @@ import kithkin
 from kithkin.cli import app
 from kithkin.images import Picture, write_picture
 
+from forked import run_code
+
 ROOT = Path(__file__).parent.parent
 SOURCE = Path(kithkin.__file__).parent
-ROWS = re.findall(
-    r"^\| (.+?) \| .+? \| `(kithkin[\w.]*):([\w.]+)` \|$", (ROOT / "docs/paper-to-code.md").read_text(), re.M
-)
+PAPER_TO_CODE = ROOT / "docs/explanation/paper-to-code.md"
+ROWS = re.findall(r"^\| (.+?) \| .+? \| `(kithkin[\w.]*):([\w.]+)` \|$", PAPER_TO_CODE.read_text(), re.M)
 CLASSES = ("kithkin.layers.KNNTransformerBlock", "kithkin.ops.grouping.PatchGroups")
 EQUATIONS = [row for row in ROWS if row[0].startswith("Eq.")]
 
@@ -56,15 +57,18 @@ def test_every_row_of_paper_to_code_names_something_with_a_docstring(paper, modu
 
 def test_every_equation_has_a_row_and_opens_exactly_one_docstring():
     assert [row[0] for row in EQUATIONS] == [f"Eq. ({n})" for n in range(1, 12)]
+    everywhere = [*docstrings()]
     for paper, module, name in EQUATIONS:
-        opening = [where for where in docstrings() if where[2].startswith(f"{paper}:")]
+        opening = [where for where in everywhere if where[2].startswith(f"{paper}:")]
         assert len(opening) == 1, paper
         assert inspect.getdoc(resolve(module, name)).startswith(f"{paper}:")
 
 
 def test_every_decision_has_an_entry_with_its_parts():
-    entries = re.split(r"^## ", (ROOT / "docs/decisions.md").read_text(encoding="utf-8"), flags=re.M)[1:]
-    assert [entry.split(".")[0] for entry in entries] == [f"D{n}" for n in range(1, 19)]
+    entries = re.split(r"^## ", (ROOT / "docs/explanation/decisions.md").read_text(encoding="utf-8"), flags=re.M)[1:]
+    numbers = [int(entry.split(".")[0].removeprefix("D")) for entry in entries]
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) >= 24
     for entry in entries:
         assert "**Paper:**" in entry
         assert "**We:**" in entry
@@ -72,7 +76,7 @@ def test_every_decision_has_an_entry_with_its_parts():
 
 
 def test_every_backend_has_a_row():
-    text = (ROOT / "docs/backends.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/reference/backends.md").read_text(encoding="utf-8")
     for name in kithkin.available_backends():
         assert f"| `{name}` |" in text
 
@@ -107,7 +111,7 @@ def test_python_snippets_run(code, tmp_path):
     for example in (ROOT / "examples").glob("*.png"):
         (tmp_path / "examples").mkdir(exist_ok=True)
         os.symlink(example, tmp_path / "examples" / example.name)
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    run = run_code(code, folder=tmp_path)
     assert run.returncode == 0, run.stderr
 
 
@@ -158,22 +162,23 @@ def test_a_command_that_does_not_exist_is_noticed():
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
-    """A folder to work in with what the pages speak of: the example, photographs, pairs."""
-    for number, name in enumerate(("photos", "held-out", "pairs/input", "pairs/target")):
+    """A folder to work in with what the pages speak of: the example, photographs, pairs, a list."""
+    for number, name in enumerate(("photos", "held-out", "pairs/input", "pairs/target", "crops", "bsds")):
         folder = tmp_path / name
         folder.mkdir(parents=True)
         for index in range(2):
             pixels = np.random.default_rng((number, index)).random((192, 192, 3), np.float32)
             write_picture(Picture(pixels), folder / f"{index}.png")
+    (tmp_path / "held-out.txt").write_text("photos/0.png\n")
     (tmp_path / "examples").mkdir()
     shutil.copy(ROOT / "examples/dog-noisy.png", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
 
 
-SHORT = ["schedule.epochs=0", "schedule.steps=1", "schedule.warmup=0", "schedule.batch_size=1"]
+SHORT = ["schedule.epochs=0", "schedule.steps=1", "schedule.warmup=0", "schedule.batch_size=1", "data.crop=64"]
 
 
-@pytest.mark.parametrize("page", ["index.md", "training.md"])
+@pytest.mark.parametrize("page", ["tutorials/quick-start.md", "tutorials/first-network.md", "how-to/training.md"])
 def test_shell_snippets_run(page, folders):
     for words in shell_commands(ROOT / "docs" / page):
         if words[0] == "train":
@@ -191,7 +196,8 @@ def test_every_script_that_a_page_names_exists():
 
 
 def test_every_public_name_has_its_docstring_on_the_site():
-    text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("api.md", "paper-to-code.md"))
+    pages = [*(ROOT / "docs/reference/api").glob("*.md"), PAPER_TO_CODE]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
     shown = set(re.findall(r"^<!-- docstring: ([\w.]+) -->$", text, re.M))
     objects = [resolve(*name.rsplit(".", 1)) for name in shown if name.rsplit(".", 1)[0] not in CLASSES]
     for module in (kithkin, kithkin.ops):

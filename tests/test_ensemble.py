@@ -7,11 +7,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from kithkin.data import benchmark_noise
-from kithkin.ensemble import run_ensemble
 from kithkin.errors import InputError
 from kithkin.metrics import psnr
 from kithkin.restoration import restore
-from kithkin.restore_options import PASSES, check_ensemble
+from kithkin.restore_options import PASSES, RestoreOptions
+from kithkin.restorers import Ensemble
 from kithkin.zoo import load_model
 
 
@@ -35,7 +35,7 @@ def picture(height=5, width=7):
 @pytest.mark.parametrize("passes", PASSES)
 def test_every_pass_sees_another_view_and_is_turned_back(passes):
     batch, model = picture(), Shift()
-    result = run_ensemble(model, batch, passes)
+    result = Ensemble(model, passes)(batch)
     distinct = {(view.shape, view.flatten()[:20].numpy().tobytes()) for view in model.seen}
     assert len(distinct) == len(model.seen) == passes
     # What goes down and right upright goes up and left upside down; transposed, the steps change places.
@@ -45,26 +45,26 @@ def test_every_pass_sees_another_view_and_is_turned_back(passes):
 
 def test_one_pass_is_the_output_itself():
     batch = picture()
-    assert torch.equal(run_ensemble(lambda x: x * 3, batch, 1), batch * 3)
-    assert run_ensemble(lambda x: x.bfloat16(), batch, 2).dtype == torch.float32
+    assert torch.equal(Ensemble(lambda x: x * 3, 1)(batch), batch * 3)
+    assert Ensemble(lambda x: x.bfloat16(), 2)(batch).dtype == torch.float32
 
 
 def test_a_network_without_a_direction_gains_nothing():
     """All eight views of a symmetric filter agree."""
     kernel = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]).div(16).expand(3, 1, 3, 3)
     blur = lambda x: F.conv2d(x, kernel, padding=1, groups=3)  # noqa: E731
-    torch.testing.assert_close(run_ensemble(blur, picture(), 8), blur(picture()))
+    torch.testing.assert_close(Ensemble(blur, 8)(picture()), blur(picture()))
 
 
 @pytest.mark.parametrize("wrong", [0, 3, 16, True, 1.5, "2", None])
 def test_other_numbers_of_passes_are_refused(wrong):
     with pytest.raises(InputError, match="ensemble must be one of 1, 2, 4, 8 passes"):
-        check_ensemble(wrong)
+        RestoreOptions(ensemble=wrong)
 
 
 @pytest.mark.parametrize("tile", ["off", 64])
 def test_restoring_with_eight_passes_gains_decibels(tile):
-    model = load_model("denoise-tiny")
+    model = load_model("denoise-gaussian-tiny")
     clean = scene()
     noisy = benchmark_noise(clean, 25)
     scores = [psnr(restore(model, noisy, tile=tile, ensemble=n), clean, protocol="rgb") for n in (1, 2, 8)]

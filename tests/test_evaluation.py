@@ -19,12 +19,15 @@ from kithkin.evaluation import (
     list_tables,
     load_table,
     means_table,
+    over_k_and_h,
     submit,
 )
+from kithkin.evaluation.tables import row_at
 from kithkin.images import Picture, write_picture
 from kithkin.methods import ModelMethod, open_method
 from kithkin.metrics import psnr, ssim
-from kithkin.model import KiT, KiTConfig
+from kithkin.model import KiT
+from kithkin.model_config import KiTConfig
 
 from layouts import write_blocks, write_dnd
 
@@ -166,6 +169,30 @@ def test_rows_of_other_weights_or_protocols_are_not_taken_over(tmp_path, changin
     assert len(list(csv.DictReader(scores.open(encoding="utf-8")))) == 3
 
 
+def test_rows_of_another_k_or_h_are_not_taken_over(tmp_path):
+    photo(tmp_path / "set/a.png", 1, size=(96, 96))
+    scores = tmp_path / "scores.csv"
+    specs = (
+        "denoise-gaussian",
+        "denoise-gaussian[h=1]",
+        "denoise-gaussian[k=8]",
+        "denoise-gaussian[k=4,h=2]",
+    )  # the last are its own
+    found = [evaluate(open_method(spec), tmp_path / "set", sigmas=(25,), csv=scores) for spec in specs]
+    assert [report.method for report in found] == [
+        "denoise-gaussian-tiny",
+        "denoise-gaussian-tiny[h=1]",
+        "denoise-gaussian-tiny[k=8]",
+        "denoise-gaussian-tiny",
+    ]
+    assert len({report.rows[0].psnr for report in found}) == 3
+    assert found[3] == found[0]  # the seconds too: it was not measured again
+    evaluate(open_method("denoise-gaussian[h=1]").model, tmp_path / "set", sigmas=(25,), csv=scores)
+    evaluate(open_method("denoise-gaussian").model, tmp_path / "set", sigmas=(25,), csv=scores)
+    rows = list(csv.DictReader(scores.open(encoding="utf-8")))
+    assert [row["method"] for row in rows] == [*(r.method for r in found[:3]), "model", "model"]
+
+
 def test_two_sets_of_one_name_do_not_share_rows(tmp_path):
     for seed, place in enumerate(("one", "two")):
         photo(tmp_path / place / "test/a.png", seed)
@@ -222,7 +249,7 @@ def made_up_report(method, dataset, protocol, **means):
 
 
 def test_tables_hold_what_the_paper_prints():
-    assert set(list_tables()) == {"1", "2", "3", "gaussian"}
+    assert set(list_tables()) == {"1", "2", "3", "4", "5", "gaussian"}
     assert load_table("1").published("KiT") == (39.80, 0.972, 39.96, 0.956)
     assert load_table("1").published("DAGL") == (None, None, 39.83, 0.957)
     assert load_table("2").published("KiT") == (32.70, 0.959, 30.98, 0.942)
@@ -233,11 +260,22 @@ def test_tables_hold_what_the_paper_prints():
         assert np.mean(sets[0::2]) == pytest.approx(mean, abs=0.0101)
         if name != "KiT":  # its printed mean SSIM, .929, is not the mean of its printed columns, .926
             assert np.mean(sets[1::2]) == pytest.approx(mean_part, abs=0.00101)
+    settings = load_table("4")
+    assert (settings.k, tuple(column.h for column in settings.columns)) == ((1, 2, 4, 8, 16), (1, 2, 4, 8, 16))
+    assert settings.published("KiT, k = 2") == (39.58, 39.69, 39.75, 39.76, 39.78)
+    shared = load_table("5")
+    assert shared.published("KiT_S") == (39.75, 0.969)
+    # The paper's own setting is the same in three tables.
+    assert (
+        (settings.published("KiT, k = 4")[2], 0.972) == shared.published("KiT") == load_table("1").published("KiT")[:2]
+    )
+    # Ours have their place, and nothing is in it that nobody measured.
+    assert all(v is None for t in (settings, shared) for row in t.groups[-1].values().values() for v in row)
     assert load_table("gaussian").published("CBM3D")[:3] == (33.52, 30.71, 27.38)
     for name in list_tables():
         table = load_table(name)
         assert all(column.protocol in PROTOCOLS for column in table.columns)
-        assert table.published(table.baseline)
+        assert table.published(row_at(table.baseline, 4) if table.k else table.baseline)
 
 
 def test_measured_values_stand_beside_the_published_ones():
@@ -264,6 +302,32 @@ def test_measured_values_stand_beside_the_published_ones():
     assert json.loads(json.dumps(filled.to_dict()))["gap_db"]["mine"][4] == pytest.approx(-4.65)
 
 
+def test_a_table_over_k_and_h_measures_a_network_at_each(tmp_path):
+    write_blocks(tmp_path, (1, 1, 48, 48, 3))
+    table, model, generator = load_table("4"), KiT(SMALL).eval(), torch.Generator().manual_seed(0)
+    for weight in model.parameters():  # attention, which writes nothing in an untrained network, counts too
+        torch.nn.init.normal_(weight, std=0.1, generator=generator)
+    methods = over_k_and_h(table, [ModelMethod(model, "mine")])
+    assert [(m.model.config.k, m.model.config.n_hashes) for m in methods[:6]] == [
+        *((1, h) for h in (1, 2, 4, 8, 16)),
+        (2, 1),
+    ]
+    found = {method.name: evaluate(method, tmp_path, "float") for method in methods}
+    filled = fill_table(table, {"SIDD": [*found.values()]})
+    assert list(filled.measured) == ["input", *(f"mine, k = {k}" for k in table.k)]
+    for k in table.k:
+        row = filled.measured[f"mine, k = {k}"]
+        assert row == tuple(found[f"mine[k={k},h={h}]"].means()["pairs"]["psnr"] for h in (1, 2, 4, 8, 16))
+    assert len({filled.measured[f"mine, k = {k}"][0] for k in table.k}) > 2
+    assert filled.gaps()["mine, k = 8"][1] == pytest.approx(filled.measured["mine, k = 8"][1] - 39.78)
+    assert "| **mine, k = 2** |" in filled.to_markdown()
+    assert "SIDD h = 16 PSNR" in filled.to_markdown()
+    assert "on SIDD not measured" in filled.to_markdown()
+    assert over_k_and_h(load_table("5"), methods) == methods
+    with pytest.raises(InputError, match="input has no k and h"):
+        over_k_and_h(table, [open_method("input")])
+
+
 def test_what_was_not_measured_stays_blank():
     table = load_table("gaussian")
     noisy = {f"sigma {s}": (20.0, 30.0, 0.9) for s in (15, 25)}
@@ -279,8 +343,18 @@ def test_what_was_not_measured_stays_blank():
 
 
 def test_wrong_tables_are_refused(tmp_path):
-    with pytest.raises(InputError, match="1, 2, 3, gaussian"):
-        load_table("4")
+    with pytest.raises(InputError, match="1, 2, 3, 4, 5, gaussian"):
+        load_table("6")
+    grid = list_tables()["4"].read_text(encoding="utf-8")
+    for wrong in (
+        grid.replace("h = 8, ", ""),
+        grid.replace("k = [1,", "k = [1, 3,"),
+        grid.replace("\nk = ", "\n# k = "),
+    ):
+        assert wrong != grid
+        (tmp_path / "grid.toml").write_text(wrong, encoding="utf-8")
+        with pytest.raises(InputError, match="is not a table"):
+            load_table(tmp_path / "grid.toml")
     good = list_tables()["2"].read_text(encoding="utf-8")
     for wrong in (
         good.replace('"SRN", 30.26,', '"SRN",'),

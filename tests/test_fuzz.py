@@ -14,7 +14,8 @@ import torch
 from kithkin.checkpoint import read_model, read_tensors, save_model
 from kithkin.config import RunConfig, list_recipes, load_config, parse_config
 from kithkin.errors import CheckpointError, InputError
-from kithkin.model import KiT, KiTConfig
+from kithkin.model import KiT
+from kithkin.model_config import KiTConfig
 from kithkin.training.state import read_run
 
 from serving import encoded, levels

@@ -2,12 +2,23 @@
 default is imported only where it is needed."""
 
 import ast
+import importlib
+import inspect
+import re
 import sys
+import traceback
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
 import kithkin
+from kithkin.cli import app
+from kithkin.ops import knn_local_attention
+from kithkin.restore_options import Options, RestoreOptions
 
 pytest.importorskip("importlinter")
 
@@ -19,13 +30,19 @@ LAYERS = (
     "ablation : sheets : report",
     "training : evaluation",
     "methods",
-    "restoration : containers : restore_files : restore_plan : restore_options : cluster : tasks : neighbors : "
-    "export : integrations : ensemble : deconvolution",
+    "cluster : tasks : neighbors : export : integrations",
+    "restoration",
+    "restore_files",
+    "restore_options : restore_plan : restore_inputs",
+    "deconvolution",
+    "restorers",
+    "blending : containers : precision",
     "checkpoint : zoo : config : degradation_config : data : growth",
     "model",
+    "model_config",
     "layers",
     "ops : losses : metrics : images",
-    "errors : estimate : files",
+    "errors : estimate : files : messages : names : storage : tiles",
 )
 
 # What a plain installation brings. Everything else is an extra, imported in the function that needs it.
@@ -117,7 +134,7 @@ def imports_at_the_top(path):
 
 
 # Files that are themselves imported only when what they are about is chosen.
-OF_CHOICE = {"triton.py": {"triton"}, "_server.py": {"uvicorn", "h11"}}
+OF_CHOICE = {"triton.py": {"triton"}, "server.py": {"uvicorn", "h11"}, "_onnx.py": {"onnx_ir", "onnxscript"}}
 
 
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
@@ -137,3 +154,124 @@ def test_the_operator_is_functions_of_tensors(path):
 @pytest.mark.parametrize("word", ["utils", "common", "core", "base", "helpers"])
 def test_no_module_is_called_after_nothing(word):
     assert [p for p in SOURCE.rglob("*") if p.stem.strip("_") == word and "__pycache__" not in p.parts] == []
+
+
+MODULES = {
+    ".".join(("kithkin", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(SOURCE.rglob("*.py"))
+}
+
+
+@cache
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imported(path):
+    """(module, name or None) of every import of a file that runs, at the top or in a function."""
+    waiting, found = [parsed(path)], []
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            found += ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found += ((node.module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
+    return found
+
+
+def test_modules_do_not_import_each_other_in_a_circle():
+    graph = {name: set() for name in MODULES}
+    for name, path in MODULES.items():
+        for module, what in imported(path):
+            whole = f"{module}.{what}"
+            graph[name] |= {found for found in (whole if whole in MODULES else module,) if found in MODULES}
+        graph[name].discard(name)
+    while leaves := [name for name, below in graph.items() if not below]:
+        graph = {name: below.difference(leaves) for name, below in graph.items() if below}
+    assert not graph  # what is left is a circle, or leads to one
+
+
+def test_what_is_private_to_a_package_is_imported_by_no_other():
+    for name, path in MODULES.items():
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        for module, what in imported(path):
+            owner, private, _ = f"{module}.{what}".partition("._")
+            if private and module.startswith("kithkin") and what != "__version__":
+                assert package == owner or package.startswith(f"{owner}."), f"{name} imports {module}.{what}"
+
+
+def test_no_name_of_a_package_is_a_module_and_something_else():
+    for name in MODULES:
+        parent, _, own = name.rpartition(".")
+        if parent and name not in ("kithkin.__main__", "kithkin.web.server", "kithkin.ops.triton"):
+            importlib.import_module(name)
+            assert inspect.ismodule(getattr(sys.modules[parent], own)), name
+
+
+def strings(tree):
+    """The texts of a module, f-strings whole, without its docstrings."""
+    nodes = list(ast.walk(tree))
+    left_out = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    left_out |= {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in left_out:
+            yield node.value
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in MODULES.values() if "cli" not in path.parts],
+    ids=lambda path: str(path.relative_to(SOURCE)),
+)
+def test_messages_of_the_library_name_arguments_and_no_options(path):
+    """Whole commands in backticks, and torchrun's options, are what they are."""
+    for text in strings(parsed(path)):
+        assert not re.search("--(?!nproc)[a-z]", re.sub("`[^`]*`", "", text)), text
+
+
+@pytest.mark.parametrize("option", ["ensemble", "uniform_blur"])
+def test_an_option_of_restoring_is_named_in_one_place_and_by_the_command(option):
+    def names(path):
+        nodes = ast.walk(parsed(path))
+        return {getattr(node, field, None) for node in nodes for field in ("id", "attr", "arg", "name")}
+
+    found = {str(path.relative_to(SOURCE)) for path in MODULES.values() if option in names(path)}
+    assert found == {"restore_options.py", "cli/restore.py"}
+
+
+def test_the_keyword_arguments_of_restore_are_the_options():
+    assert list(Options.__annotations__) == [field.name for field in fields(RestoreOptions)]
+
+
+DEEPEST = 12
+
+
+def test_a_picture_takes_few_calls_from_the_command_to_the_operator(tmp_path):
+    """Calls within the package, with everything as it is by default; none leads to a layer above."""
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    stacks = []
+
+    def operator(*arguments, **options):
+        frames = [frame.f_code for frame, _ in traceback.walk_stack(sys._getframe(1))]
+        stacks.append([code for code in reversed(frames) if Path(code.co_filename).is_relative_to(SOURCE)])
+        return knn_local_attention(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kithkin.layers.knn_local_attention", operator)
+        found = CliRunner().invoke(
+            app, ["restore", str(tmp_path / "a.png"), "-m", "denoise-gaussian-tiny", "--device", "cpu"]
+        )
+    assert found.exit_code == 0, found.output
+    names = [code.co_qualname for code in stacks[0]]
+    files = [Path(code.co_filename).relative_to(SOURCE).parts[0].removesuffix(".py") for code in stacks[0]]
+    layer = [next(i for i, row in enumerate(LAYERS) if name in row.split(" : ")) for name in files]
+    start = names.index("restore")
+    assert len(names[start:]) < DEEPEST, names  # and the operator itself
+    assert layer[start:] == sorted(layer[start:]), files

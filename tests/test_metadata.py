@@ -1,6 +1,6 @@
 """What files say beside their pixels goes into every result that can hold it, and a sentence names what does not.
 
-Files are made and read back with other libraries. The table in docs/formats.md is what this finds.
+Files are made and read back with other libraries. The table in docs/reference/formats.md is what this finds.
 """
 
 import io
@@ -18,8 +18,11 @@ from PIL import Image, ImageCms, IptcImagePlugin, PngImagePlugin
 from kithkin.images import decode_picture, encode_picture, losses
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (12, 18, 3), dtype=np.uint8)
-SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIFF": ".tif", "BMP": ".bmp"}
-DOCUMENT = Path(__file__).parents[1] / "docs" / "formats.md"
+pytest.importorskip("pillow_heif").register_heif_opener()
+SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIFF": ".tif", "BMP": ".bmp", "HEIC": ".heic"}
+SUFFIXES["AVIF"] = ".avif"
+PILLOWS = {kind: kind.upper() for kind in ("PNG", "JPEG", "WebP", "TIFF", "AVIF")} | {"HEIC": "HEIF"}
+DOCUMENT = Path(__file__).parents[1] / "docs/reference/formats.md"
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -95,12 +98,14 @@ ROWS = {
         "WebP": saved("WEBP", ALPHA, lossless=True),
         "TIFF": tiff(pixels=ALPHA, extrasamples=["unassalpha"]),
     },
-    "colour profile (ICC)": {k: saved(k.upper(), icc_profile=SRGB) for k in ("PNG", "JPEG", "WebP", "TIFF")},
-    "EXIF, camera, GPS": {k: saved(k.upper(), exif=exif()) for k in ("PNG", "JPEG", "WebP", "TIFF")},
+    "colour profile (ICC)": {k: saved(name, icc_profile=SRGB) for k, name in PILLOWS.items()},
+    "EXIF, camera, GPS": {k: saved(name, exif=exif()) for k, name in PILLOWS.items()},
     "XMP": {
         "PNG": xmp_png(),
         "JPEG": saved("JPEG", xmp=XMP),
         "WebP": saved("WEBP", xmp=XMP),
+        "HEIC": saved("HEIF", xmp=XMP),
+        "AVIF": saved("AVIF", xmp=XMP),
         "TIFF": tiff((700, 1, None, XMP, True)),
     },
     "IPTC": {
@@ -161,7 +166,7 @@ def has_iptc(data):
     if image.format == "PNG":
         raw = image.text.get("Raw profile type iptc", "")
         return IPTC in bytes.fromhex("".join(raw.split("\n")[3:]))
-    if image.format == "WEBP":
+    if image.format in ("WEBP", "HEIF", "AVIF"):
         return False
     found = IptcImagePlugin.getiptcinfo(image)
     return found is not None and found.get((2, 5)) == b"Title"
@@ -176,7 +181,7 @@ def has_comment(data):
 def depth(data):
     if data[:2] in (b"II", b"MM"):
         return tifffile.TiffFile(io.BytesIO(data)).pages[0].bitspersample
-    return data[24] if data[1:4] == b"PNG" else 8
+    return data[24] if data[1:4] == b"PNG" else 8  # or 10
 
 
 FIND = {
@@ -292,6 +297,7 @@ def test_xmp_says_what_is_true_of_the_result():
     picture = decode_picture(saved("JPEG", xmp=said), "p.jpg")
     assert picture.xmp == upright
     assert decode_picture(saved("JPEG", xmp=said) + VIDEO, "p.jpg").xmp == still
+    assert decode_picture(saved("JPEG", xmp=b'<x hdrgm:Version="1.0" a="b"/>'), "p.jpg").xmp == b'<x a="b"/>'
 
 
 VIDEO = struct.pack(">I", 24) + b"ftypmp42\0\0\0\0mp42isom" + bytes(range(256)) * 2
@@ -302,6 +308,7 @@ VIDEO = struct.pack(">I", 24) + b"ftypmp42\0\0\0\0mp42isom" + bytes(range(256)) 
     [
         (saved("JPEG") + VIDEO, "motion photo"),
         (saved("JPEG") + b"something else", "14 bytes behind the end"),
+        (saved("JPEG", xmp=b'<x hdrgm:Version="1.0"/>') + saved("JPEG"), "gain map"),
         (app13(saved("JPEG"), b"8BIM\x07\xd0\0\0\0\0\0\x02ab"), "paths"),
         (tiff((37724, 7, None, b"Adobe Photoshop Document Data Block\0", True)), "layers"),
         (saved("PNG", chunks=[(b"caBX", b"\0\0\0\x0cjumb")]), "C2PA"),

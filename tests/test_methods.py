@@ -14,7 +14,8 @@ from kithkin.data import benchmark_noise
 from kithkin.errors import CheckpointError, InputError, KithkinError
 from kithkin.methods import open_method, run_method
 from kithkin.metrics import psnr
-from kithkin.model import KiT, KiTConfig
+from kithkin.model import KiT
+from kithkin.model_config import KiTConfig
 from kithkin.restoration import restore
 
 onnx = pytest.importorskip("onnx")
@@ -96,7 +97,7 @@ def test_a_checkpoint_is_restored_as_restore_does(tmp_path):
     method = open_method(tmp_path / "mine.safetensors")
     assert (method.name, method.needs_sigma) == ("mine.safetensors", False)
     np.testing.assert_allclose(run_method(method, noisy), restore(model, noisy, tile="off"), atol=1e-6)
-    assert open_method("denoise").name == "denoise-tiny"
+    assert open_method("denoise-gaussian").name == "denoise-gaussian-tiny"
 
 
 def test_a_models_passes_stand_behind_its_name(tmp_path):
@@ -112,8 +113,23 @@ def test_a_models_passes_stand_behind_its_name(tmp_path):
     np.testing.assert_allclose(run_method(four, noisy), want, atol=1e-6)
     assert np.abs(run_method(one, noisy) - want).max() > 1e-4
     assert open_method(tmp_path / "mine+4").name == "mine+4"  # a file of that name is itself
-    with pytest.raises(InputError, match=r"denoise\+3"):
-        open_method("denoise+3")
+    with pytest.raises(InputError, match=r"denoise-gaussian\+3"):
+        open_method("denoise-gaussian+3")
+
+
+def test_k_and_h_stand_behind_a_models_name(tmp_path):
+    one, other = open_method("denoise-gaussian"), open_method("denoise-gaussian[k=8,h=1]+4")
+    assert other.name == "denoise-gaussian-tiny[k=8,h=1]+4"
+    assert (other.model.config.k, other.model.config.n_hashes, other.options.ensemble) == (8, 1, 4)
+    assert open_method("denoise-gaussian[k=8,h=1]").identity not in (one.identity, other.identity)
+    assert open_method("denoise-gaussian[k=4]").identity == one.identity  # its own k
+    for spec, said in {
+        "bm3d[h=2]": "is no method",
+        "denoize[h=2]": "is no method",
+        f"{tmp_path / 'a.onnx'}[h=2]": "fixed in such a file",
+    }.items():
+        with pytest.raises(InputError, match=said):
+            open_method(spec)
 
 
 @pytest.mark.parametrize(("spec", "gain"), [("bm3d", 7), ("nlm", 4)])

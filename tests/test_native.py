@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+import kithkin
+from kithkin.cli import app
 from kithkin.errors import BackendError
 from kithkin.ops import available_backends, exact_groups, group_patches, knn_local_attention, native
 from kithkin.ops.backend import pitched
 from kithkin.ops.kernels import build
+from kithkin.zoo import load_model
 
 COMPILER = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 compiled = pytest.mark.skipif(available_backends()["native"] is not None, reason=str(available_backends()["native"]))
@@ -60,8 +64,7 @@ def test_without_the_openmp_runtime_it_starts_threads_of_its_own(monkeypatch):
 @compiled
 @pytest.mark.parametrize("name", build.INSTRUCTION_SETS)
 def test_every_instruction_set_that_runs_here_agrees_with_the_reference(name, monkeypatch):
-    level = ctypes.CDLL(str(build.library("DEFAULT"))).kithkin_level()
-    if not build.library(name).is_file() or list(build.INSTRUCTION_SETS).index(name) > level:
+    if not build.library(name).is_file() or list(build.INSTRUCTION_SETS).index(name) > build.level():
         pytest.skip(f"{name} does not run here")
     kernel = ctypes.CDLL(str(build.library(name)))
     monkeypatch.setattr(native, "_kernel", lambda: kernel)
@@ -126,15 +129,81 @@ def test_a_build_that_fails_says_why(monkeypatch):
         build.build()
 
 
-def test_a_compiler_that_lacks_the_newest_instructions_builds_the_rest(monkeypatch, tmp_path):
-    def compile_but_avx512(command, **options):
-        failed = "-mavx512f" in command
+@pytest.fixture
+def compiler(monkeypatch, tmp_path):
+    """A compiler that makes empty files and knows no AVX-512 with bfloat16, for a processor that has it."""
+    commands = []
+
+    def compile_or_fail(command, **options):
+        commands.append(command)
+        failed = "-mavx512bf16" in command
         if not failed:
             Path(command[-1]).touch()
         return subprocess.CompletedProcess(command, int(failed), "", "error: unrecognized option")
 
-    monkeypatch.setattr(build.subprocess, "run", compile_but_avx512)
-    monkeypatch.setattr(build, "library", lambda name: tmp_path / f"{name}.so")
+    monkeypatch.setattr(build.subprocess, "run", compile_or_fail)
+    monkeypatch.setattr(build.shutil, "which", lambda name: name)
     monkeypatch.setattr(build.platform, "machine", lambda: "x86_64")
-    assert [path.stem for path in build.build()] == ["DEFAULT", "AVX2"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["AVX2.so", "DEFAULT.so"]
+    monkeypatch.setattr(build, "level", lambda: 3)
+    for name in ("CXX", "KITHKIN_KERNELS"):
+        monkeypatch.delenv(name, raising=False)
+    return commands
+
+
+def made_in(folder):
+    """The instruction sets, in the order in which they were made; nothing else is left in the folder."""
+    made = [path.stem.rsplit("-", 1)[1] for path in build.build(folder)]
+    assert sorted(made) == sorted(path.stem.rsplit("-", 1)[1] for path in folder.iterdir())
+    return made
+
+
+def test_it_builds_the_richest_instruction_set_that_this_processor_and_the_compiler_know(compiler, tmp_path):
+    assert made_in(tmp_path) == ["level", "avx512"]
+
+
+@pytest.mark.parametrize(("level", "name"), [(0, "default"), (1, "avx2"), (2, "avx512")])
+def test_it_builds_nothing_that_this_processor_does_not_run(compiler, tmp_path, monkeypatch, level, name):
+    monkeypatch.setattr(build, "level", lambda: level)
+    assert made_in(tmp_path) == ["level", name]
+
+
+def test_for_a_release_it_builds_every_instruction_set_whatever_this_processor_runs(compiler, tmp_path, monkeypatch):
+    monkeypatch.setenv("KITHKIN_KERNELS", "all")
+    monkeypatch.setattr(build, "level", lambda: 1)
+    assert made_in(tmp_path) == ["level", "avx512", "avx2", "default"]
+
+
+def test_a_processor_of_another_family_has_one_library(compiler, tmp_path, monkeypatch):
+    monkeypatch.setattr(build.platform, "machine", lambda: "arm64")
+    monkeypatch.setenv("KITHKIN_KERNELS", "all")
+    assert made_in(tmp_path) == ["level", "default"]
+    assert not [command for command in compiler if any(word.startswith("-mavx") for word in command)]
+
+
+@compiled
+def test_the_processor_has_what_the_system_says_it_has():
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("flags", 1)[1].split("\n", 1)[0].split()
+    except (OSError, IndexError):
+        pytest.skip("the system says nothing")
+    wanted = ({"avx2", "fma"}, {"avx512f", "avx512dq", "avx512bw", "avx512vl"}, {"avx512_bf16"})
+    expected = 0
+    while expected < 3 and wanted[expected] <= set(flags):
+        expected += 1
+    assert build.level() == expected
+
+
+def test_where_networks_are_slow_for_want_of_a_compiler_the_command_says_so_once(monkeypatch, tmp_path):
+    arguments = ["restore", str(Path(__file__).parent.parent / "examples/dog-noisy.png"), "-m", "denoise-tiny"]
+    monkeypatch.setattr(native, "_kernel", lambda: None)
+    found = CliRunner().invoke(app, [*arguments, "--device", "cpu", "-o", str(tmp_path / "restored.png")])
+    assert found.exit_code == 0
+    assert found.stderr.count("python -m kithkin.ops.kernels.build") == 1
+    with pytest.warns(UserWarning, match=r"python -m kithkin\.ops\.kernels\.build"):
+        kithkin.restore(load_model("denoise-tiny"), torch.rand(3, 32, 32))
+
+
+@compiled
+def test_where_they_are_not_nothing_is_said(recwarn):
+    kithkin.restore(load_model("denoise-tiny"), torch.rand(3, 32, 32))
+    assert not [str(warning.message) for warning in recwarn if "slower" in str(warning.message)]

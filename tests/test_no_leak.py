@@ -180,28 +180,34 @@ LISTED = HEADER + "a/1.png\tmixed\twho\tone.png\nb/3.png\tsoft\twho\tthree.png\n
 
 @pytest.fixture
 def photographs(tmp_path):
-    """Five photographs in two folders, a pair, and the list of what is set aside."""
+    """Five photographs in two folders, a pair, two folders of crops, and the list of what is set aside."""
     for i, folder in enumerate(("a", "a", "b", "b", "b")):
         (tmp_path / "in" / folder).mkdir(parents=True, exist_ok=True)
         scene(i).save(tmp_path / "in" / folder / f"{i}.png")
-    (tmp_path / "in/rain-pairs/target").mkdir(parents=True)
-    scene(9).save(tmp_path / "in/rain-pairs/target/9.png")
+    for i, folder in enumerate(("rain-pairs/input", "rain-pairs/target", "crops", "crops-linked", "bsds")):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        scene(20 + i).save(tmp_path / "in" / folder / f"{20 + i}.png")
     (tmp_path / "list.tsv").write_text(LISTED)
     return tmp_path
 
 
 def test_what_is_set_aside_is_not_trained_on_nor_are_other_crops_of_it(photographs):
     parts = validation_sets.split(photographs / "in", photographs / "list.tsv")
-    assert [x.relative_to(photographs / "in").as_posix() for x in parts.train] == ["a/0.png", "b/4.png"]
+    names = [x.relative_to(photographs / "in").as_posix() for x in parts.train]
+    assert names == ["a/0.png", "b/4.png", "bsds/24.png", "crops/22.png", "crops-linked/23.png"]
     assert {kind: [x.name for x in files] for kind, files in parts.kinds.items()} == {
         "mixed": ["1.png"],
         "soft": ["3.png"],
     }
 
 
-def test_a_copy_of_what_is_set_aside_is_found_among_the_rest(photographs):
+@pytest.mark.parametrize(
+    "folder", ["a", "a/deep", "bsds", "crops", "crops-linked", "rain-pairs/input", "rain-pairs/target"]
+)
+def test_a_copy_of_what_is_set_aside_is_found_in_every_folder(photographs, folder):
     assert validation_sets.find_copies(validation_sets.split(photographs / "in", photographs / "list.tsv")) == []
-    recompressed(scene(3).resize((90, 60)), 50).save(photographs / "in/a/copy.jpg")
+    (photographs / "in" / folder).mkdir(exist_ok=True)
+    recompressed(scene(3).resize((90, 60)), 50).save(photographs / "in" / folder / "copy.jpg")
     found = validation_sets.find_copies(validation_sets.split(photographs / "in", photographs / "list.tsv"))
     assert [(x.name, y.name) for x, y, _ in found] == [("copy.jpg", "3.png")]
 

@@ -124,11 +124,11 @@ def test_no_memory_is_read_before_it_is_written(monkeypatch):
 
 @compiled
 def test_it_is_a_sound_operator_to_torch():
-    *inputs, upstream = (x.requires_grad_() for x in tensors((1, 6, 5, 16), 20))
-    torch.library.opcheck(torch.ops.kithkin.feed_forward, (*inputs, 1e-5))
-    hidden = torch.ops.kithkin.feed_forward(*inputs, 1e-5)[1].detach()
-    given = [x.detach() for x in (upstream, *inputs, hidden)]
-    torch.library.opcheck(torch.ops.kithkin.feed_forward_backward, (*given, 1e-5))
+    x, *parameters, upstream = (x.requires_grad_() for x in tensors((1, 6, 5, 16), 20))
+    torch.library.opcheck(torch.ops.kithkin.feed_forward, (x, parameters, 1e-5))
+    hidden = torch.ops.kithkin.feed_forward(x, parameters, 1e-5)[1].detach()
+    given = (upstream.detach(), x.detach(), [p.detach() for p in parameters], hidden, 1e-5)
+    torch.library.opcheck(torch.ops.kithkin.feed_forward_backward, given)
 
 
 def test_wrong_shapes_are_refused():

@@ -11,8 +11,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from kithkin.layers import KNNLocalAttention, KNNTransformerBlock
-from kithkin.model import KiT, KiTConfig
+from kithkin.model import KiT
+from kithkin.model_config import KiTConfig
 from kithkin.ops import available_backends, group_patches, knn_local_attention
+
+import forked
 
 BACKENDS = [name for name in ("native", "blocked") if available_backends()[name] is None]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -136,7 +139,12 @@ def test_two_processes_average_their_gradients(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (port, tmp_path), nprocs=2)
+    processes = [forked.context().Process(target=_rank, args=(rank, port, tmp_path)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
     module, _ = block()
     x = torch.randn(2, 24, 28, 16, generator=torch.Generator().manual_seed(1))
     (module(x).square().sum() / 2).backward()

@@ -177,10 +177,11 @@ def test_feed_forward(shape, wide, which, how):
     right = [(c,), (c,), (wide, c), (wide,), (wide, 1, 3, 3), (wide,), (c, wide), (c,)]
     given, wrong = reshaped([numbers(shape), *map(numbers, right)], which, how)
     wrong = (wrong or min(c, wide) < native.MOST_LANES) and given[0].numel() > 0
-    found = computed_or_refused(lambda: torch.ops.kithkin.feed_forward(*given, 1e-5), wrong)
+    x, *parameters = given
+    found = computed_or_refused(lambda: torch.ops.kithkin.feed_forward(x, parameters, 1e-5), wrong)
     if found is not None:
         assert found[0].isfinite().all()
-        torch.ops.kithkin.feed_forward_backward(numbers(shape, 3), *given, found[1], 1e-5)
+        torch.ops.kithkin.feed_forward_backward(numbers(shape, 3), x, parameters, found[1], 1e-5)
 
 
 @fuzzed
@@ -193,3 +194,22 @@ def test_what_the_backward_kernel_writes_is_looked_at_too(name, how):
     found, wrong = reshaped(list(right.values()), list(right).index(name), how)
     call = "kithkin_feed_forward_backward"
     computed_or_refused(lambda: native.feed_forward(call, given, 1e-5, **dict(zip(right, found, strict=True))), wrong)
+
+
+@fuzzed
+@given(
+    shape=st.tuples(st.integers(0, 2), axis, axis, st.sampled_from([0, 1, 16, 20])),
+    which=st.one_of(st.none(), st.integers(0, 15)),
+    how=st.integers(0, 5),
+)
+def test_gated_block(shape, which, how):
+    c = shape[3]
+    weights = [(c,), (2 * c, c), (2 * c, 1, 3, 3), (c, c), (c,), (2 * c, c), (c, c)]
+    right = [numbers(shape), *(numbers(part) for weight in weights for part in (weight, weight[:1])), numbers(shape, 1)]
+    given, wrong = reshaped(right, which, how)
+    x, *parameters, grad = given
+    wrong = (wrong or c < native.MOST_LANES) and x.numel() > 0
+    forward_wrong = wrong and (which != 15 or c < native.MOST_LANES)
+    found = computed_or_refused(lambda: torch.ops.kithkin.gated_block(x, parameters, 1e-5), forward_wrong)
+    assert found is None or found.shape == x.shape
+    computed_or_refused(lambda: torch.ops.kithkin.gated_block_backward(grad, x, parameters, 1e-5), wrong)

@@ -13,7 +13,8 @@ from PIL import Image
 import kithkin
 from kithkin.errors import ImageError, InputError
 from kithkin.images import Picture, read_picture, write_picture
-from kithkin.model import KiT, KiTConfig
+from kithkin.model import KiT
+from kithkin.model_config import KiTConfig
 from kithkin.restoration import restore
 
 RNG = np.random.default_rng(5)
@@ -97,7 +98,7 @@ def test_paths_that_are_no_pictures(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["text.png"]
 
 
-@pytest.mark.parametrize(("task", "model"), [("denoise", "denoise-real"), ("derain", "derain"), ("deblur", "deblur")])
+@pytest.mark.parametrize(("task", "model"), [("denoise", "denoise"), ("derain", "derain"), ("deblur", "deblur")])
 def test_a_task_is_restoring_with_its_model(task, model):
     image = RNG.integers(0, 256, (24, 33, 3), dtype=np.uint8)
     function = getattr(kithkin, task)
@@ -141,6 +142,6 @@ def test_help_imports_nothing_heavy():
 
 def test_the_type_checker_and_the_runtime_agree_on_the_public_names():
     text = Path(kithkin.__file__).read_text(encoding="utf-8")
-    for name, module in kithkin._HOME.items():
+    for name, module in kithkin._MODULE_OF.items():
         assert f"{name} as {name}" in text, name
         assert getattr(kithkin, name) is getattr(sys.modules[f"kithkin.{module}"], name)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from kithkin.errors import InputError
-from kithkin.report import BUDGET, SIDE, SLIDERS, ReportBuilder, noise_curves, training_curves
+from kithkin.report import BUDGET, SIDE, SLIDERS, ReportBuilder, noise_curves
 
 NASTY = """a <b> & "c" 'd' </script><script>document.title='broken'</script><!-- é.png"""
 PROTOCOL = {"name": "gaussian", "psnr": "rgb-uint8", "window": "wang2d", "summary": "noise of <seed> 0"}
@@ -141,22 +141,13 @@ def test_the_page_stays_small(tmp_path, monkeypatch):
     assert BUDGET * 4 / 3 < 20e6
 
 
-def test_curves_of_noise_levels_and_of_training(tmp_path):
+def test_curves_of_noise_levels():
     (curve,) = noise_curves(
         [evaluation("a", [1, 2]), evaluation("b", [1, 2]), evaluation("c", [1], conditions=["pairs"])]
     )
     assert [s["name"] for s in curve["series"]] == ["a", "b"]
     assert curve["series"][0]["points"] == [[15.0, 30.0], [50.0, 29.0]]
     assert "gaussian" in curve["title"]
-    log = tmp_path / "log.jsonl"
-    log.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "psnr": {"sigma25": 30.5}}\n{"note": "resumed"}\n')
-    loss, measured = training_curves(log)
-    assert loss["series"] == [{"name": "loss", "points": [[1, 0.5]]}]
-    assert measured["series"] == [{"name": "sigma25", "points": [[2, 30.5]]}]
-    log.write_text("no JSON")
-    for wrong in (log, tmp_path / "missing"):
-        with pytest.raises(InputError, match=r"log.jsonl"):
-            training_curves(wrong)
 
 
 def test_wrong_requests_are_refused(tmp_path):

@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
@@ -13,9 +14,12 @@ from torch import nn
 from kithkin.cluster._together import restore_together
 from kithkin.errors import ImageError, InputError, KithkinError
 from kithkin.images import Picture, read_picture, write_picture
-from kithkin.model import KiT, KiTConfig
-from kithkin.restoration import CPU_TILE, OVERLAP, cuts, out_of_memory, restore
+from kithkin.model import KiT
+from kithkin.model_config import KiTConfig
+from kithkin.restoration import restore
 from kithkin.restore_files import Job, RestoreOptions, plan_files, restore_file, restore_files, side_by_side
+from kithkin.restorers import out_of_memory
+from kithkin.tiles import CPU_TILE, OVERLAP, cuts
 
 RNG = np.random.default_rng(11)
 
@@ -25,7 +29,7 @@ class Local(nn.Module):
 
     def __init__(self, function=lambda x: 1 - x * x, *, stride=16, largest=None):
         super().__init__()
-        self.config = types.SimpleNamespace(stride=stride)
+        self.config = types.SimpleNamespace(stride=stride, blocks="")
         self.function, self.largest, self.sizes = function, largest, []
 
     def forward(self, image):
@@ -202,6 +206,27 @@ def test_a_picture_without_colour_stays_without(tmp_path, container):
         np.testing.assert_array_equal(neutral[..., 0], restore(MODEL, gray))
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+@pytest.mark.parametrize("stored", ["RGB", "gray", "16 bit gray"])
+def test_a_black_and_white_file_stays_so_in_every_format(tmp_path, stored, suffix):
+    """Whatever the network makes of it, here one with random weights: read by another program."""
+    values = np.random.default_rng(4).integers(0, 256, (20, 24), dtype=np.uint8)
+    samples = {"RGB": np.repeat(values[..., None], 3, axis=2), "gray": values, "16 bit gray": values * np.uint16(257)}
+    Image.fromarray(samples[stored]).save(tmp_path / "a.png")
+    restore_file(MODEL, tmp_path / "a.png", tmp_path / f"b{suffix}")
+    if stored == "16 bit gray" and suffix == ".tif":
+        found = tifffile.imread(tmp_path / "b.tif")
+        assert (found.dtype, found.ndim) == (np.uint16, 2)
+        return
+    with Image.open(tmp_path / f"b{suffix}") as result:
+        if stored == "16 bit gray" and suffix == ".png":
+            assert result.mode in ("I;16", "I")
+            return
+        pixels = np.asarray(result.convert("RGB")).astype(int)
+    assert np.ptp(pixels, axis=2).max() == 0
+    assert np.abs(pixels[..., 0] - values).max() > 20  # the network did something
+
+
 def touched(values, value):
     """The same with another value in one sample."""
     values = values.copy()
@@ -212,11 +237,11 @@ def touched(values, value):
 def test_a_worker_of_a_cluster_keeps_pictures_without_colour_so():
     gray = np.repeat(RNG.random((20, 24, 1), dtype=np.float32), 3, axis=2)
     pictures = [Picture(gray), Picture(touched(gray, 1.0))]
-    for strength in (1, 0.3):
-        neutral, coloured = restore_together(MODEL, pictures, strength=strength)
+    for options in (RestoreOptions(), RestoreOptions(strength=0.3), RestoreOptions(luma=0.3, chroma=0.8)):
+        neutral, coloured = restore_together(MODEL, pictures, options)
         np.testing.assert_array_equal(neutral.pixels, neutral.pixels[..., :1].repeat(3, 2))
-        np.testing.assert_allclose(neutral.pixels, restore(MODEL, pictures[0], strength=strength).pixels, atol=1e-5)
-        np.testing.assert_allclose(coloured.pixels, restore(MODEL, pictures[1], strength=strength).pixels, atol=1e-5)
+        np.testing.assert_allclose(neutral.pixels, restore(MODEL, pictures[0], options=options).pixels, atol=1e-5)
+        np.testing.assert_allclose(coloured.pixels, restore(MODEL, pictures[1], options=options).pixels, atol=1e-5)
 
 
 def test_each_picture_of_a_batch_is_looked_at_alone():

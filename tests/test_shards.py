@@ -20,12 +20,14 @@ from PIL import Image
 import kithkin.training.loop as loop
 from kithkin.checkpoint import read_tensors
 from kithkin.config import DataConfig, parse_config
-from kithkin.data import Pairs, Photos, draw_crops, storage, write_indexes
+from kithkin.data import Pairs, Photos, draw_crops, members, write_indexes
 from kithkin.data.ahead import drawn_ahead
 from kithkin.data.shards import expand_braces, index_shards
 from kithkin.errors import ImageError, InputError
 from kithkin.training import train
 from kithkin.training.state import checkpoints
+
+from s3_server import s3_server
 
 
 def picture(number, height=24, width=28):
@@ -91,7 +93,7 @@ def run_config(source, changes=None, **data):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(loop, "plot_curves", lambda log, target: None)
-    monkeypatch.setattr(storage, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(members, "PAUSES", (0.0, 0.0))
 
 
 @pytest.fixture
@@ -308,15 +310,7 @@ def test_what_is_drawn_no_more_is_not_waited_for():
 @pytest.fixture(scope="module")
 def s3():
     """The client's class, beside a server with a bucket and a folder in it that AWS's variables lead to."""
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with s3_server(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.setenv("AWS_MAX_ATTEMPTS", "1")
         import s3fs
@@ -325,7 +319,6 @@ def s3():
         system.mkdir("bucket")
         put(system, "bucket/folder", FILES)
         yield s3fs.S3FileSystem
-        server.stop()
         s3fs.S3FileSystem.clear_instance_cache()
 
 
@@ -363,7 +356,7 @@ def test_a_server_that_went_away_is_named(s3, monkeypatch):
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*taken.getsockname()))
         monkeypatch.setattr(s3, "retries", 1)
-        monkeypatch.setattr(storage, "PAUSES", ())
+        monkeypatch.setattr(members, "PAUSES", ())
         s3.clear_instance_cache()
         with pytest.raises(ImageError, match=r"s3://bucket/folder/a/00.png: can't be read .*check the network"):
             dataset[0]
@@ -392,7 +385,7 @@ def failing(memory, monkeypatch, times):
 def test_a_failure_that_passes_is_retried(memory, monkeypatch):
     put(memory, "/bucket", FILES)
     dataset, slept = Photos(["memory://bucket"]), []
-    monkeypatch.setattr(storage, "PAUSES", (1.0, 3.0))
+    monkeypatch.setattr(members, "PAUSES", (1.0, 3.0))
     monkeypatch.setattr(time, "sleep", slept.append)
     failing(memory, monkeypatch, 2)
     assert np.array_equal(dataset[0][0], picture(0))
@@ -404,7 +397,7 @@ def test_a_run_whose_data_fail_keeps_what_was_done_and_goes_on(tmp_path, memory,
     train(run_config("memory://bucket"), tmp_path / "whole")
     with monkeypatch.context() as patch:
         cut_off = at_step(2, lambda: failing(memory, patch, 10**9))
-        said = r"can't be read \(connection reset.*kept at step [2-5]; then go on with --resume"
+        said = r"can't be read \(connection reset.*kept at step [2-5]; then go on with `resume`"
         with pytest.raises(ImageError, match=said):
             train(run_config("memory://bucket"), tmp_path / "parts", report=cut_off)
     assert 2 <= json.loads((checkpoints(tmp_path / "parts")[-1] / "run.json").read_text())["step"] < 6
@@ -418,13 +411,13 @@ def test_without_the_extra_local_shards_are_read_and_urls_name_it(tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "s3fs", None)
         patch.delitem(registry._registry, "s3", raising=False)
-        with pytest.raises(InputError, match=r'install them with: pip install "kithkin\[shards\]"'):
+        with pytest.raises(InputError, match=r'install it with: pip install "kithkin\[shards\]"'):
             Photos(["s3://bucket/x"])
     for module in ("fsspec", "fsspec.core"):
         monkeypatch.setitem(sys.modules, module, None)
     assert len(Photos([tmp_path / "x.tar"])) == len(FILES)
     for url in ("s3://bucket/x-{0..1}.tar", "memory://bucket"):
-        with pytest.raises(InputError, match=r'install them with: pip install "kithkin\[shards\]"'):
+        with pytest.raises(InputError, match=r'install it with: pip install "kithkin\[shards\]"'):
             Photos([url])
 
 

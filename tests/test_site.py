@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -10,8 +11,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 ROOT = Path(__file__).parent.parent
-pytest.importorskip("mkdocs", reason='the site needs pip install "kithkin[docs]"')
-pytest.importorskip("material", reason='the site needs pip install "kithkin[docs]"')
+pytest.importorskip("zensical", reason='the site needs pip install "kithkin[docs]"')
 
 
 class Page(HTMLParser):
@@ -35,11 +35,10 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
+def site():
+    out = ROOT / "site"
+    built = subprocess.run([sys.executable, "docs/build.py"], cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
     return {path.relative_to(out): Page(path.read_text(encoding="utf-8")) for path in out.rglob("*.html")}, out
 
 
@@ -65,6 +64,22 @@ def test_every_page_of_docs_is_on_the_site(site):
         assert (path.with_name("index.html") if path.name == "README.html" else path) in pages
 
 
+def pages_of(nav):
+    """The pages that a part of the navigation names, in order."""
+    for entry in nav:
+        for target in entry.values() if isinstance(entry, dict) else [entry]:
+            if isinstance(target, list):
+                yield from pages_of(target)
+            else:
+                yield target
+
+
+def test_the_navigation_names_every_page_once():  # Zensical checks links, and not the navigation
+    settings = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))
+    docs = ROOT / "docs"
+    assert sorted(pages_of(settings["project"]["nav"])) == sorted(str(p.relative_to(docs)) for p in docs.rglob("*.md"))
+
+
 def test_every_link_and_picture_leads_somewhere(site):
     pages, out = site
     checked = [
@@ -81,9 +96,9 @@ def test_a_broken_link_is_noticed(site):
     pages, out = site
     home = Path("index.html")
     assert broken("nothing.html", home, pages, out)
-    assert broken("decisions.html#d99", home, pages, out)
+    assert broken("explanation/decisions.html#d99", home, pages, out)
     assert broken("../elsewhere.html", home, pages, out)
-    assert broken("decisions.html#d1-what-is-hashed", home, pages, out) is None
+    assert broken("explanation/decisions.html#d1-what-is-hashed", home, pages, out) is None
 
 
 def test_no_page_loads_anything_from_another_host(site):
@@ -97,13 +112,13 @@ def test_no_page_loads_anything_from_another_host(site):
 
 def test_every_equation_is_drawn_and_stands_beside_its_function(site):
     pages, out = site
-    assert pages[Path("paper-to-code.html")].math == 11
-    text = (out / "paper-to-code.html").read_text(encoding="utf-8")
+    assert pages[Path("explanation/paper-to-code.html")].math == 11
+    text = (out / "explanation/paper-to-code.html").read_text(encoding="utf-8")
     formulas = re.findall(r"<math.*?</math>", text, re.S)
     assert [formula for formula in formulas if "\\" in formula or ">&<" in formula] == []  # TeX that was not understood
     assert "docstring:" not in text
     assert ":::" not in text
-    assert "kithkin.ops.grouping.lsh_hash" in pages[Path("paper-to-code.html")].anchors
+    assert "kithkin.ops.grouping.lsh_hash" in pages[Path("explanation/paper-to-code.html")].anchors
 
 
 def test_files_outside_docs_come_along(site):

@@ -22,17 +22,18 @@ def configs(tmp_path):
     return {
         "photos": of_photos(folder),
         "pairs": of_pairs(others),
+        "weighted": of_photos("none", folders=(folder, folder), weights=(1, 4)),
         "mixed": of_photos(folder, **mixed),
         "mixed and degraded": of_photos(folder, sigma=(0, 50), degradation=CAMERA, degraded_share=0.5, **mixed),
     }
 
 
-@pytest.mark.parametrize("kind", ["photos", "pairs", "mixed", "mixed and degraded"])
+@pytest.mark.parametrize("kind", ["photos", "pairs", "weighted", "mixed", "mixed and degraded"])
 def test_a_store_gives_the_crops_of_the_files_bit_for_bit(tmp_path, kind):
     config = configs(tmp_path)[kind]
     dataset = open_training_data(config)
     store = store_on("cpu", dataset, 1)
-    assert len(store) == len(dataset) == 5
+    assert len(store) == len(dataset) == (10 if kind == "weighted" else 5)
     for step in range(4):
         read, gathered = (sample_batch(x, config, batch_size=8, seed=3, step=step) for x in (dataset, store))
         assert torch.equal(read.degraded, gathered.degraded)
@@ -74,7 +75,7 @@ def test_what_does_not_fit_is_said_and_read_as_before(tmp_path):
     assert isinstance(store_on("cpu", dataset, 5 * chart(0).nbytes / 1e9), PhotoStore)
     said = store_on("cpu", dataset, 4.9 * chart(0).nbytes / 1e9)
     assert "data.cache_gb allows" in said
-    assert open_batches(config, "cpu")[1] is None
+    assert open_batches(config, "cpu")[1] == []
 
 
 def test_shards_of_this_machine_are_kept_as_well(tmp_path):

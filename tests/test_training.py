@@ -22,7 +22,7 @@ import kithkin.training.precision as training_precision
 import kithkin.training.step as training_step
 from kithkin.checkpoint import read_model, read_tensors, weights_of, write_tensors
 from kithkin.config import parse_config
-from kithkin.data import DEGRADATIONS, Degradation, degrade_crops, open_folders, sample_batch
+from kithkin.data import DEGRADATIONS, NOISES, Degradation, degrade_crops, open_folders, sample_batch
 from kithkin.data.degrade.fields import as_draws
 from kithkin.errors import CheckpointError, InputError, KithkinError
 from kithkin.layers import KNNLocalAttention
@@ -133,8 +133,8 @@ def assert_same_run(first, second):
 
 
 def test_a_tiny_network_learns_to_denoise(tmp_path, monkeypatch):
-    """On eight fixed scenes under noise of sigma 50, in 100 steps: 4 dB over the identity, where it starts. Of the
-    seeds from 0 to 5, four get there so soon."""
+    """On eight fixed scenes under noise of sigma 50, in 150 steps: 4.5 dB over the identity, where it starts. Each of
+    the seeds from 0 to 5 gains 5.0 dB or more."""
     monkeypatch.setattr(loop, "LOG_EVERY", 10)
     folder = tmp_path / "scenes"
     folder.mkdir()
@@ -146,9 +146,9 @@ def test_a_tiny_network_learns_to_denoise(tmp_path, monkeypatch):
         "data.sigma": [50, 50],
         "loss.edge_weight": 0.0,
         "validation.sigmas": [50],
-        "validation.every": 100,
+        "validation.every": 150,
         "schedule.batch_size": 4,
-        "schedule.steps": 100,
+        "schedule.steps": 150,
         "schedule.warmup": 10,
         "schedule.lr": 1e-2,
     }
@@ -158,9 +158,9 @@ def test_a_tiny_network_learns_to_denoise(tmp_path, monkeypatch):
     final = train(config, tmp_path / "out")
     rows = log_of(tmp_path / "out")
     losses = [row["loss"] for row in rows if "loss" in row]
-    assert losses[-1] < 0.65 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
     watched = [row["psnr"]["sigma50"] for row in rows if "psnr" in row]
-    assert watched[-1] > identity + 4.0
+    assert watched[-1] > identity + 4.5
     trained = validate(read_model(final), open_folders(config.data), config, Ranks())["sigma50"]
     assert trained == pytest.approx(watched[-1], abs=0.05)  # the file of float16 is as good
 
@@ -177,6 +177,7 @@ def test_a_tiny_network_learns_to_denoise(tmp_path, monkeypatch):
         ({"optimizer.ema_decay": 0.0}, [4]),
         ({"precision": "bfloat16", "model.share_query_key": True}, [8]),
         ({"optimizer.kind": "muon"}, [4, 8]),
+        ({"data.augment": {"rescaled_share": 0.5, "exposure": 0.5}, "schedule.accumulate": 2}, [4]),
     ],
     ids=str,
 )
@@ -442,7 +443,7 @@ def test_a_run_is_not_overwritten(tmp_path, photos):
     config = run_config(photos, {"schedule.steps": 2})
     final = train(config, tmp_path / "out")
     before = final.read_bytes()
-    with pytest.raises(InputError, match="holds a run at step-00000002.*--resume"):
+    with pytest.raises(InputError, match="holds a run at step-00000002.*`resume`"):
         train(config, tmp_path / "out")
     assert final.read_bytes() == before
 
@@ -466,7 +467,7 @@ def test_a_resumed_run_says_what_is_not_as_before(tmp_path, photos):
     again = run_config(photos, {"schedule.steps": 2})
     train(again, tmp_path / "out", resume=True, init=first, report=told.append)
     notes = " ".join(row["note"] for row in told if "note" in row)
-    assert f"--init {first} is for its beginning alone" in notes
+    assert f"`init` {first} is for its beginning alone" in notes
     assert f"saw {count} pictures up to step 1 and goes on with {count + 1}" in notes
     told.clear()
     train(run_config(photos, {"schedule.steps": 3}), tmp_path / "out", resume=True, report=told.append)
@@ -580,6 +581,21 @@ def test_a_run_with_a_degradation_is_resumed_and_not_with_another(tmp_path, phot
     assert [list(row["psnr"]) for row in log_of(tmp_path / "out") if "psnr" in row] == [["sigma25", "camera"]] * 2
 
 
+def test_a_run_by_weights_and_a_list_is_resumed_and_not_with_other_weights(tmp_path, photos, often):
+    first = sorted(photos.rglob("*.png"))[0]
+    (tmp_path / "held.txt").write_text(f"{photos.name}/{first.name}\n")
+    changes = {"data.folders": [photos, photos], "data.weights": [1, 3], "data.exclude": tmp_path / "held.txt"}
+    config, said = run_config(photos, changes), []
+    train(config, tmp_path / "whole", report=said.append)
+    assert [row["note"] for row in said if "left out: 2 training pictures" in row.get("note", "")]
+    train(config, tmp_path / "out", report=at_step(5, terminate))
+    with pytest.raises(InputError, match=r"another data\.weights;"):
+        train(run_config(photos, {**changes, "data.weights": [3, 1]}), tmp_path / "out", resume=True)
+    train(config, tmp_path / "out", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "out")
+    assert loop._without_paths(config)["data"]["exclude"] == "held.txt"
+
+
 def test_length_and_validation_may_change_at_a_resume(tmp_path, photos, often, drawn):
     train(run_config(photos, {"schedule.steps": 4}), tmp_path / "out")
     longer = {"schedule.steps": 8, "validation.every": 4, "validation.sigmas": [50], "name": "longer"}
@@ -608,7 +624,7 @@ def test_a_picture_that_is_too_small_ends_the_run_with_its_name(tmp_path, photos
 
 
 def test_a_run_without_data_is_refused(tmp_path, photos):
-    with pytest.raises(InputError, match="--data"):
+    with pytest.raises(InputError, match="names no training data"):
         train(run_config(photos, {"data.folders": []}), tmp_path / "out")
     assert not checkpoints(tmp_path / "out")
 
@@ -897,6 +913,22 @@ def test_validation_of_a_degradation(photos, monkeypatch):
         scores.append(10 * math.log10(255**2 / error))
     assert found == {"camera": pytest.approx(np.mean(scores), abs=0.1)}
     assert [list(x) for x in seeds] == [list(as_draws(torch.Generator().manual_seed(i), 1).seeds) for i in range(5)]
+
+
+def test_validation_of_every_noise_is_the_same_whatever_the_run(photos):
+    found = []
+    for noise, seed in (({}, 1), ({"white": 0.0, "gray_share": 1.0, "sigma": [0, 5]}, 2)):
+        changes = {"data.sigma": None, "data.degradation": {"kind": "noise", **noise}, "validation.sigmas": []}
+        config = run_config(photos, {**changes, "seed": seed, "validation.crop": 24})
+        torch.manual_seed(0)
+        found.append(validate(KiT(config.network), open_folders(config.data), config, Ranks()))
+    assert list(found[0]) == list(NOISES)
+    assert found[0] == found[1]
+    assert len(set(found[0].values())) == len(NOISES)
+    config = run_config(photos, {"validation.sigmas": [25], "validation.crop": 24})
+    torch.manual_seed(0)
+    published = validate(KiT(config.network), open_folders(config.data), config, Ranks())
+    assert found[0]["white25"] == published["sigma25"]
 
 
 def test_validation_of_pairs(tmp_path):

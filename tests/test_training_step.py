@@ -222,9 +222,12 @@ def test_auto_is_bfloat16_where_the_device_multiplies_it(monkeypatch, able, expe
 
 
 def test_a_gpu_multiplies_bfloat16_from_compute_capability_8_on(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for capability, able in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
         assert precision.multiplies_bfloat16("cuda:1") is able
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not precision.multiplies_bfloat16("cuda")
     assert not precision.multiplies_bfloat16("mps")
 
 

@@ -20,7 +20,8 @@ import tifffile
 from PIL import Image, ImageCms
 from typer.testing import CliRunner
 
-from kithkin.cli import app as commands, restore as restore_command
+from kithkin.cli import app as commands
+from kithkin.cli.restore import restore as restore_command
 from kithkin.errors import CheckpointError, InputError
 from kithkin.images import read_picture
 from kithkin.neighbors import find_neighbors
@@ -78,6 +79,7 @@ FILES = {
     "alpha.png": encoded("PNG", levels(channels=4)),
     "gray.png": encoded("PNG", levels(channels=1)[..., 0]),
     "gray16.png": encoded("PNG", levels(channels=1)[..., 0].astype(np.uint16) * 257),
+    "neutral.png": encoded("PNG", np.repeat(levels(channels=1), 3, axis=2)),
     "turned.jpg": encoded("JPEG", exif=b"Exif\0\0" + SIDEWAYS, icc_profile=SRGB),
     "web.webp": encoded("WEBP", lossless=True),
     "scan.tif": encoded("TIFF", dpi=(72, 72)),
@@ -93,6 +95,13 @@ def test_the_bytes_are_those_of_the_command_line(client, command, name):
     assert f"{Path(name).stem}-restored.png" in found.headers["content-disposition"]
     assert found.content == command(name, FILES[name])
     assert Image.open(io.BytesIO(found.content)).size == ((40, 56) if name == "turned.jpg" else (56, 40))
+
+
+def test_a_black_and_white_picture_comes_back_without_colour(client):
+    found = np.asarray(Image.open(io.BytesIO(post(client, data=FILES["neutral.png"]).content)))
+    assert found.shape == (40, 56, 3)
+    assert (found == found[..., :1]).all()
+    assert not np.array_equal(found, np.asarray(Image.open(io.BytesIO(FILES["neutral.png"]))))
 
 
 def test_metadata_is_kept(client, tmp_path):
@@ -111,6 +120,17 @@ def test_options_mean_what_they_mean_on_the_command_line(client, command, streng
     assert found.content == command("options.png", data, "--strength", strength, "--tile", tile)
     whole = post(client, data=data).content
     assert (found.content == whole) == (strength == "1" and tile == "auto")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"preset": "natural"}, {"preset": "keep-grain", "luma": "0.3"}, {"chroma": "0.5", "detail": "1"}]
+)
+def test_presets_and_amounts_mean_what_they_mean_on_the_command_line(client, command, fields):
+    data = encoded(pixels=levels(90, 130))
+    found = post(client, data=data, model="tiny", **fields)
+    arguments = [part for name, value in fields.items() for part in (f"--{name}", value)]
+    assert found.content == command("amounts.png", data, *arguments)
+    assert found.content != post(client, data=data, model="tiny").content
 
 
 def test_what_the_result_could_not_keep_is_said(client):
@@ -150,6 +170,8 @@ def test_a_name_is_never_a_path(client):
         ({"strength": "2"}, "strength must be a number from 0"),
         ({"strength": "nan"}, "strength must be a number from 0"),
         ({"strength": "full"}, "strength: Input should be a valid number"),
+        ({"luma": "2"}, "luma must be a number from 0 to 1"),
+        ({"preset": "soft"}, "preset must be one of strong, natural, keep-grain, got 'soft'"),
         ({"tile": "32"}, "tile must be 'auto' or a whole number of pixels from 64 to 1024, got '32'"),
         ({"tile": "off"}, "tile must be"),
         ({"tile": "9" * 5000}, "tile must be"),
@@ -177,7 +199,8 @@ def test_a_request_without_a_picture_says_what_is_missing(client):
             "/jobs",
             {"sigma": "25"},
             "",
-            "/jobs: no field is called 'sigma'; it takes picture, model, strength, tile, id",
+            "/jobs: no field is called 'sigma'; "
+            "it takes picture, model, strength, preset, luma, chroma, detail, tile, id",
         ),
         ("/restore", {"strength": ["1", "0.1"]}, "", "strength is given 2 times; give it once"),
         (
@@ -566,7 +589,7 @@ def test_the_server_answers_to_addresses_and_its_own_names(models, host):
 def test_a_name_that_was_bent_to_this_machine_is_refused(client, host):
     found = client.get("/about", headers={"host": host})
     assert found.status_code == 421
-    assert "--allow-host" in found.json()["detail"]
+    assert "whoever runs it can allow that name" in found.json()["detail"]
 
 
 def test_other_web_pages_are_refused(client):
@@ -634,7 +657,8 @@ def test_the_interface_describes_itself(client):
     assert "<small>number, default 1.0</small>" in docs
     assert "<code>eta_seconds</code> <small>number</small>" in docs
     about = client.get("/about").json()
-    assert [model["name"] for model in about["models"]] == ["tiny"]
+    assert [(model["name"], model["precision"]) for model in about["models"]] == [("tiny", "float32")]
+    assert about["models"][0]["attention"] is True
     assert about["limits"]["megapixels"] == 32
 
 
@@ -661,6 +685,14 @@ def test_neighbors_are_those_of_the_part_around_the_point(client, models, point)
         listed = [i for i in block["candidates"][own] if i >= 0]
         assert [(i % columns * side, i // columns * side, side, side) for i in listed] == boxes
         assert sum(block["weights"][own]) == pytest.approx(1, abs=1e-2)
+
+
+@pytest.mark.parametrize("name", ["denoise-tiny", "derain[k=1]"])
+def test_a_model_without_attention_says_so_and_refuses_to_show_neighbors(name):
+    with TestClient(create_app(served_models([name])), base_url="http://127.0.0.1") as client:
+        (model,) = client.get("/about").json()["models"]
+        assert model["attention"] is False
+        assert post(client, "/neighbors", x="9", y="9").status_code == 422
 
 
 def test_a_point_outside_the_picture_is_refused(client):
@@ -703,11 +735,11 @@ def test_twenty_users_at_once_each_get_their_own_picture(weights, command):
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on the path")
 def test_the_commands_of_the_documents_work(tmp_path):
-    text = (Path(__file__).parent.parent / "docs/serve.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parent.parent / "docs/how-to/serve.md").read_text(encoding="utf-8")
     lines = re.findall(r"^curl .+$", text, re.M)
-    assert len(lines) == 4
+    assert len(lines) == 5
     (tmp_path / "photo.jpg").write_bytes(FILES["turned.jpg"])
-    with running("-m", "denoise", "-m", "derain") as (address, _):
+    with running("-m", "denoise-gaussian", "-m", "derain") as (address, _):
         for line in lines:
             called = line.replace("http://127.0.0.1:8000", address).replace("curl ", "curl --fail -sS --noproxy '*' ")
             subprocess.run(called, shell=True, cwd=tmp_path, check=True, timeout=60)
@@ -720,13 +752,16 @@ def test_the_first_model_is_the_one_of_kithkin_restore():
     defaults = [card for card in list_models().values() if card.default]
     served = served_models()
     assert sorted(served) == sorted(card.name for card in defaults)
-    first = inspect.signature(restore_command).parameters["model"].default
+    first = inspect.signature(restore_command).parameters["model"].default.default
     assert next(iter(served.values())).task == first
 
 
 def test_models_are_found_by_name_and_task(weights):
     with pytest.raises(InputError, match="two models are called 'tiny'"):
         served_models([str(weights), str(weights)])
+    changed = served_models([str(weights), f"{weights}[h=3]"])["tiny[h=3]"]
+    assert changed.network.config.n_hashes == 3
+    assert "h = 3" in changed.summary
     with pytest.raises(CheckpointError, match="neither a model that ships"):
         served_models(["nothing"])
     with pytest.raises(InputError, match="at least one model"):
@@ -806,7 +841,7 @@ def test_idle_connections_lock_nobody_out(served, data):
 def test_a_head_that_does_not_end_is_given_up_and_a_slow_one_is_not(weights):
     import socket
 
-    from kithkin.web._server import serve_on
+    from kithkin.web.server import serve_on
 
     # In this process, because the time is no option of the command.
     listening = socket.create_server(("127.0.0.1", 0))

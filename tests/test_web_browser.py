@@ -55,7 +55,7 @@ def visit(browser, address):
     """Open the page; at the end, the console must be free of errors and no request may have left this machine."""
     contexts, errors, hosts, refused = [], [], set(), []
 
-    def open_page(width=1100, height=800, **options):
+    def open_page(width=1100, height=800, at=address, **options):
         context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True, **options)
         contexts.append(context)
         page = context.new_page()
@@ -64,7 +64,7 @@ def visit(browser, address):
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: hosts.add((urlsplit(request.url).scheme, urlsplit(request.url).hostname)))
         page.on("response", lambda response: refused.append(response.status) if response.status >= 400 else None)
-        page.goto(address)
+        page.goto(at)
         page.wait_for_selector("#tasks label")
         return page
 
@@ -176,10 +176,32 @@ def test_strength_and_task_reach_the_server(visit, command):
     assert page.inner_text("#strength-shown") == "35 %"
     restore(page)
     assert downloaded(page)[1] == command("photo.png", data, "--strength", "0.35")
-    page.check("input[name=model][value=derain-tiny]", force=True)
+    page.check("input[name=model][value=derain-small]", force=True)
     page.fill("#strength", "100")
     page.click("#go")
-    page.wait_for_selector("#about-result:has-text('Derain, strength 100 %')")
+    page.wait_for_selector("#about-result:has-text('Rain, strength 100 %')")
+    assert downloaded(page)[1] == command("photo.png", data, "-m", "derain")
+
+
+def test_presets_and_amounts_reach_the_server(visit, command):
+    page, data = visit(), encoded(pixels=levels(80, 120))
+    add(page, "photo.png", data)
+    assert page.is_checked("input[name=preset][value=strong]")
+    page.check("input[name=preset][value=natural]", force=True)
+    page.click("#noise summary")
+    assert [page.inner_text(f"#{name}-shown") for name in ("luma", "chroma", "detail")] == ["85 %", "100 %", "50 %"]
+    page.click("#go")
+    page.wait_for_selector("#about-result:has-text('strength 100 %, natural,')")
+    assert downloaded(page)[1] == command("photo.png", data, "--preset", "natural")
+    page.fill("#luma", "30")
+    assert page.locator("input[name=preset]:checked").count() == 0
+    page.click("#go")
+    page.wait_for_selector("#about-result:has-text('grain 30 %, colour 100 %, detail 50 %')")
+    assert downloaded(page)[1] == command("photo.png", data, "--luma", "0.3", "--detail", "0.5")
+    page.check("input[name=model][value=derain-small]", force=True)
+    assert page.is_hidden("#noise")
+    page.click("#go")
+    page.wait_for_selector("#about-result:has-text('Rain, strength 100 %,')")
     assert downloaded(page)[1] == command("photo.png", data, "-m", "derain")
 
 
@@ -258,6 +280,33 @@ def test_the_neighbors_of_a_patch_are_shown(visit, weights):
     others = set(range(block.rows * block.columns)) - set(weight)
     assert min(light(index) for index in weight) > 0.8
     assert max(light(index) for index in others) < 0.5
+
+
+def test_a_model_with_attention_shows_neighbors_in_place_of_one_without(visit, weights):
+    with running("-m", "denoise-tiny", "-m", "derain", "-m", weights) as (address, _):
+        page = visit(at=address)
+        add(page, "photo.png", encoded(pixels=levels(64, 96)))
+        assert page.is_hidden("#no-neighbors")
+        page.check("input[name=view][value=neighbors]", force=True)
+        for model, shown in (
+            ("denoise-tiny", "Shown by derain-small: denoise-tiny has no attention."),
+            ("tiny", "Shown by tiny."),
+        ):
+            page.check(f"input[name=model][value={model}]", force=True)
+            page.locator("#canvas").click()
+            page.wait_for_selector("#patches li")
+            assert page.inner_text("#neighbors-hint").startswith(f"{shown} Patches of")
+            page.click("#whole")
+
+
+def test_neighbors_are_disabled_where_no_model_has_attention(visit):
+    with running("-m", "denoise-tiny") as (address, _):
+        page = visit(at=address)
+        add(page, "photo.png", encoded())
+        assert page.is_disabled("input[name=view][value=neighbors]")
+        sentence = "Neighbours needs a model with attention, and this server has none."
+        assert page.inner_text("#no-neighbors") == sentence
+        restore(page)
 
 
 def test_neighbors_by_keyboard_in_every_stage_and_round(visit):
@@ -350,7 +399,20 @@ def test_everything_is_reached_with_the_keyboard_and_focus_is_seen(visit):
         reached.append(name)
         unseen += [] if visible or name == "BODY" else [name]
     assert unseen == []
-    wanted = {"skip", "view", "zoom", "viewport", "divider", "pick", "remove", "add", "model", "strength", "go"}
+    wanted = {
+        "skip",
+        "view",
+        "zoom",
+        "viewport",
+        "divider",
+        "pick",
+        "remove",
+        "add",
+        "model",
+        "strength",
+        "preset",
+        "go",
+    }
     assert (wanted | {"download"}) - set(reached) == set()
 
 

@@ -17,7 +17,7 @@ class RestoreWithKithkin:
         return {
             "required": {
                 "image": ("IMAGE",),
-                "model": (sorted(list_models()), {"default": "denoise-real-small"}),
+                "model": (sorted(list_models()), {"default": "denoise-small"}),
                 "strength": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.05}),
                 "tile": ("INT", {"default": 0, "min": 0, "max": 4096, "step": 64, "tooltip": "0 chooses itself"}),
             }

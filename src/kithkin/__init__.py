@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOME = {
+_MODULE_OF = {
     "KNNLocalAttention": "layers",
     "KNNTransformerBlock": "layers",
     "KiT": "model",
-    "KiTConfig": "model",
+    "KiTConfig": "model_config",
     "KithkinError": "errors",
     "PatchGroups": "ops",
+    "RestoreOptions": "restore_options",
     "available_backends": "ops",
     "deblur": "tasks",
     "denoise": "tasks",
@@ -39,7 +40,7 @@ _HOME = {
     "unpartition": "ops",
 }
 
-__all__ = ["__version__", *_HOME]
+__all__ = ["__version__", *_MODULE_OF]
 
 if TYPE_CHECKING:
     from kithkin.checkpoint import save_model as save_model
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
     from kithkin.export import export_onnx as export_onnx, export_torch as export_torch
     from kithkin.layers import KNNLocalAttention as KNNLocalAttention, KNNTransformerBlock as KNNTransformerBlock
     from kithkin.metrics import psnr as psnr, ssim as ssim
-    from kithkin.model import KiT as KiT, KiTConfig as KiTConfig
+    from kithkin.model import KiT as KiT
+    from kithkin.model_config import KiTConfig as KiTConfig
     from kithkin.neighbors import draw_neighbors as draw_neighbors, find_neighbors as find_neighbors
     from kithkin.ops import (
         PatchGroups as PatchGroups,
@@ -61,15 +63,16 @@ if TYPE_CHECKING:
         unpartition as unpartition,
     )
     from kithkin.restoration import restore as restore
+    from kithkin.restore_options import RestoreOptions as RestoreOptions
     from kithkin.tasks import deblur as deblur, denoise as denoise, derain as derain
     from kithkin.training import train as train
     from kithkin.zoo import list_models as list_models, load_model as load_model
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
 

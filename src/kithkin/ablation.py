@@ -1,4 +1,5 @@
-"""Ablations: one network with other k and h (the paper's Table 4), and training runs that differ in a few keys."""
+"""Ablations: one network with other k and h (the paper's Table 4), and training runs that differ in
+a few keys."""
 
 import csv
 import io
@@ -6,18 +7,20 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kithkin.config import RunConfig, parse_config
-from kithkin.data.storage import name_of
 from kithkin.errors import InputError
 from kithkin.evaluation import evaluate
+from kithkin.messages import missing_extra
 from kithkin.methods import ModelMethod
 from kithkin.model import KiT
+from kithkin.storage import name_of
 from kithkin.training import train
 from kithkin.training.state import checkpoints, read_run
+from kithkin.zoo import regrouped
 
 Progress = Callable[[int, int], None]
 
@@ -66,7 +69,7 @@ class Ablation:
         return file.getvalue()
 
     def to_markdown(self) -> str:
-        """A grid for each measured value where two keys were varied, as the paper's Table 4; a list else."""
+        """A grid for each value measured over two keys, as the paper's Table 4; else a list."""
         if len(self.keys) != 2:
             head = [*self.keys, *self._names()]
             rows = [
@@ -83,10 +86,10 @@ class Ablation:
         return "\n".join(parts) + f"\n{self.summary}\n"
 
     def grid(self, name: str) -> list[list[float | None]]:
-        """A measured value by the two keys: a line a value of the first, None where a setting is missing."""
+        """A measured value by two keys: a row for each value of the first; None for no setting."""
         rows_key, columns_key = self.keys
-        found = {(c.setting[rows_key], c.setting[columns_key]): c.values.get(name) for c in self.cells}
-        return [[found.get((r, c)) for c in self._axis(columns_key)] for r in self._axis(rows_key)]
+        values = {(c.setting[rows_key], c.setting[columns_key]): c.values.get(name) for c in self.cells}
+        return [[values.get((r, c)) for c in self._axis(columns_key)] for r in self._axis(rows_key)]
 
     def _axis(self, key: str) -> list[Any]:
         return list(dict.fromkeys(cell.setting[key] for cell in self.cells))
@@ -105,7 +108,8 @@ def vary_network(
     progress: Progress | None = None,
     **options: Any,
 ) -> Ablation:
-    """The same weights with other numbers of patches k and hash rounds h: no parameter depends on them (Table 4).
+    """The same weights with other numbers of patches k and hash rounds h: no parameter depends on
+    them (Table 4).
 
     Rounds beyond those that the network was trained with get rotations from the same fixed stream.
 
@@ -126,7 +130,7 @@ def vary_network(
     cells = []
     summary = ""
     for done, (k, rounds) in enumerate(settings):
-        changed = _with(model, k=k, n_hashes=rounds)
+        changed = regrouped(model, k=k, n_hashes=rounds)
         report = evaluate(ModelMethod(changed, name=f"k={k} h={rounds}"), data, csv=csv, **options)
         if report.protocol.kind == "inputs":
             raise InputError(f"vary_network: {report.dataset} has no targets to compare with; take another data set")
@@ -143,13 +147,6 @@ def vary_network(
     return Ablation(("k", "n_hashes"), tuple(cells), summary)
 
 
-def _with(model: KiT, **changes: Any) -> KiT:
-    """The same weights in a network of another configuration, on the same device."""
-    changed = KiT(replace(model.config, **changes))
-    changed.load_state_dict(model.state_dict())
-    return changed.to(next(model.parameters()).device).eval()
-
-
 def vary_recipe(
     recipe: RunConfig,
     variations: Mapping[str, Sequence[Any]],
@@ -160,25 +157,29 @@ def vary_recipe(
     minutes: float | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> Ablation:
-    """Train a network for every combination of some keys, each on the same data and steps, and compare on the
-    validation pictures (Tables 4 and 5, and the choices where the paper is silent).
+    """Train a network for every combination of some keys, each on the same data and steps, and
+    compare on the validation pictures (Tables 4 and 5, and the choices where the paper is silent).
 
     Args:
         recipe: the run, with its folders and a validation folder.
-        variations: dotted key of the recipe -> its values, such as ``{"model.share_query_key": [False, True]}``.
-        out: gets a folder a run; a run that was cut off goes on, a finished one is not trained again.
+        variations: dotted key of the recipe -> its values, such as ``{"model.share_query_key":
+            [False, True]}``.
+        out: gets a folder a run; a run that was cut off goes on, a finished one is not trained
+            again.
         init: weights that every run starts from, as in ``kithkin.training.train``.
         device: of the networks.
-        minutes: stop each run after this long; it is then missing from the result, and goes on the next time.
+        minutes: stop each run after this long; it is then missing from the result, and goes on the
+            next time.
         report: called with every row of each run's log, and with ``{"note": …}`` before each.
 
     Returns:
-        The last validation of every finished run. Ctrl-C and SIGTERM stop the run under way, with a checkpoint, and
-        begin no other. ``mean_over_seeds`` takes the means where ``"seed"`` is among the keys.
+        The last validation of every finished run. Ctrl-C and SIGTERM stop the run under way, with a
+        checkpoint, and begin no other. ``mean_over_seeds`` takes the means where ``"seed"`` is
+        among the keys.
 
     Raises:
-        InputError: an unknown key, a value out of range, no validation folder, ``out`` holds finished runs of another
-            recipe, or as for ``train``.
+        InputError: an unknown key, a value out of range, no validation folder, ``out`` holds
+            finished runs of another recipe, or as for ``train``.
     """
     if recipe.validation.folder is None:
         raise InputError("vary_recipe: the runs are compared by their validation; give a validation folder")
@@ -199,15 +200,15 @@ def vary_recipe(
         if (folder / f"{config.name}.safetensors").is_file():
             cells.append(Cell(setting, {f"{name} PSNR": value for name, value in _last_validation(log).items()}))
 
-    def said(key: str, value: Any) -> str:
+    def tried(key: str, value: Any) -> str:
         return " or ".join(map(str, variations.get(key, [value])))
 
     schedule = recipe.schedule
-    length = f"{said('schedule.steps', schedule.steps)} steps" if schedule.steps else f"{schedule.epochs} epochs"
+    length = f"{tried('schedule.steps', schedule.steps)} steps" if schedule.steps else f"{schedule.epochs} epochs"
+    crops = f"{tried('schedule.batch_size', schedule.batch_size)} crops of {tried('data.crop', recipe.data.crop)}²"
     summary = (
-        f"Training runs{f' from {init}' if init else ''} of {length} of "
-        f"{said('schedule.batch_size', schedule.batch_size)} crops of {said('data.crop', recipe.data.crop)}², compared "
-        f"on {name_of(recipe.validation.folder)}; PSNR of protocol rgb."
+        f"Training runs{f' from {init}' if init else ''} of {length} of {crops}, compared on "
+        f"{name_of(recipe.validation.folder)}; PSNR of protocol rgb."
     )
     return Ablation(tuple(variations), tuple(cells), summary)
 
@@ -222,9 +223,9 @@ def mean_over_seeds(ablation: Ablation) -> Ablation:
     for setting, members in groups.items():
         values: dict[str, float] = {}
         for name in members[0].values:
-            found = [cell.values[name] for cell in members]
-            mean = sum(found) / len(found)
-            values |= {name: mean, f"± {name}": max(abs(value - mean) for value in found)}
+            measured = [cell.values[name] for cell in members]
+            mean = sum(measured) / len(measured)
+            values |= {name: mean, f"± {name}": max(abs(value - mean) for value in measured)}
         cells.append(Cell(dict(zip(keys, setting, strict=True)), values))
     return Ablation(keys, tuple(cells), f"Mean over seeds. {ablation.summary}")
 
@@ -248,7 +249,7 @@ def draw_heat_map(ablation: Ablation, target: Path, *, name: str | None = None) 
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InputError('draw_heat_map: matplotlib draws it, pip install "kithkin[plot]"') from error
+        raise InputError(missing_extra("draw_heat_map", "matplotlib", "plot")) from error
     grid = [[float("nan") if v is None else v for v in line] for line in ablation.grid(name)]
     rows, columns = ([_text(v) for v in ablation._axis(key)] for key in ablation.keys)
     figure = Figure(figsize=(1.6 + 0.95 * len(columns), 1.4 + 0.62 * len(rows)), layout="constrained")
@@ -279,7 +280,7 @@ def _combinations(
 
 
 def _refuse_another(folder: Path, config: RunConfig) -> None:
-    """A finished run counts as this setting's only if it was made by the same recipe, steps and validation included."""
+    """Refuse a finished run that another recipe made, steps and validation included."""
     for checkpoint in checkpoints(folder)[-1:]:
         done = parse_config(read_run(checkpoint)["config"], source=str(checkpoint)).model_dump(mode="json")
         now = config.model_dump(mode="json")
@@ -290,7 +291,7 @@ def _refuse_another(folder: Path, config: RunConfig) -> None:
         changed = [key for key in now if now[key] != done[key]]
         if changed:
             raise InputError(
-                f"vary_recipe: {folder} holds a finished run with another {', '.join(changed)}; choose another --out"
+                f"vary_recipe: {folder} holds a finished run with another {', '.join(changed)}; choose another folder"
             )
 
 

@@ -1,4 +1,8 @@
-"""Checkpoints: safetensors with the network's configuration in the header."""
+"""Checkpoints: safetensors with the network's configuration in the header.
+
+``read_model`` checks a file before it reads any weight: the format, the configuration, then names, types and shapes
+(``outline``). ``kithkin.zoo`` also checks the sha256 of the models that ship.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +17,8 @@ from safetensors.torch import save_file
 from kithkin.errors import CheckpointError, InputError, KithkinError
 from kithkin.files import replacing
 from kithkin.layers import KNNLocalAttention
-from kithkin.model import KiT, KiTConfig
+from kithkin.model import KiT
+from kithkin.model_config import KiTConfig
 
 FORMAT = "kithkin-1"
 CONFIG_TENSOR = "kithkin.config"
@@ -64,11 +69,13 @@ def read_model(path: str | Path) -> KiT:
             raise CheckpointError(f"{path} is a safetensors file, but not a kithkin checkpoint ({FORMAT})")
         try:
             model = outline(KiTConfig.from_dict(json.loads(header["config"])), _shapes_of(file))
-            model.to_empty(device="cpu")
             for module in model.modules():
                 if isinstance(module, KNNLocalAttention):
+                    module.rotations = torch.empty(tuple(module.rotations.shape))
                     module.redraw_rotations()
-            model.load_state_dict({name: file.get_tensor(name).float() for name in model.state_dict()})
+            # Copies, since what the file gives may lie in the file.
+            weights = {name: file.get_tensor(name).to(torch.float32, copy=True) for name in model.state_dict()}
+            model.load_state_dict(weights, assign=True)
         except (KeyError, TypeError, ValueError, RecursionError, InputError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{path}: the weights don't fit the configuration in the header: {reason}") from error
@@ -82,7 +89,7 @@ def outline(config: KiTConfig, shapes: Mapping[str, Sequence[int]]) -> KiT:
     Raises:
         InputError: the tensors are of another network.
     """
-    blocks = (2 * config.n_stages + 1) * config.depth
+    blocks = sum(map(len, config.words))
     if blocks > len(shapes):
         raise InputError(f"it has {blocks} blocks, there are {len(shapes)} tensors")
     with torch.random.fork_rng(devices=[]), torch.device("meta"):

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from kithkin.degradation_config import DegradationConfig, Section, Share, Sigma, Sigmas
+from kithkin.degradation_config import AugmentConfig, DegradationConfig, Section, Share, Sigma, Sigmas
 from kithkin.errors import InputError
-from kithkin.model import KiTConfig
+from kithkin.model_config import KiTConfig
+from kithkin.names import current_name
 from kithkin.ops.dispatch import BACKENDS
 
 Positive = Annotated[int, Field(ge=1)]
@@ -39,7 +40,11 @@ class DataConfig(Section):
             folders (or ``input_crops``, ``target_crops``) with equal file names.
         folders: one or more folders, searched recursively, or their URLs, or tar shards by path or URL
             (``photos-{000000..000007}.tar``). A recipe leaves them empty: they are given at the start.
+        weights: how often crops are cut from each folder, one number a folder, relative to their sum; empty takes every
+            picture equally often. An epoch still has as many crops as there are pictures.
+        exclude: a text file of ``"photos"`` to leave out: ``FOLDER/FILE``, one a line or in a table's first column.
         crop: side of the random square crops, in pixels.
+        augment: what is done to crops before that.
         sigma: of Gaussian noise on the 0-255 scale, uniform in this range for each crop; for ``"photos"`` only.
         degradation: another degradation of ``"photos"`` instead of that noise, or beside it.
         degraded_share: of crops that get ``degradation``, the others Gaussian noise of ``sigma``.
@@ -52,7 +57,10 @@ class DataConfig(Section):
 
     kind: Literal["photos", "pairs"]
     folders: tuple[Source, ...]
+    weights: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    exclude: Path | None = None
     crop: Side
+    augment: AugmentConfig = AugmentConfig()
     sigma: Sigmas | None = None
     degradation: DegradationConfig | None = None
     degraded_share: Share = 1.0
@@ -60,6 +68,20 @@ class DataConfig(Section):
     pairs_share: Share = 0.0
     cache_gb: Annotated[float, Field(ge=0)]
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
+
+    @model_validator(mode="after")
+    def _pictures_are_drawn(self) -> "DataConfig":
+        if self.weights and not sum(self.weights) > 0:
+            raise ValueError("weights are all 0; at least one folder needs a weight")
+        if self.weights and self.folders and len(self.weights) != len(self.folders):
+            raise ValueError(
+                f"weights has {len(self.weights)} numbers for {len(self.folders)} folders; give one a folder, in order"
+            )
+        if self.exclude is not None and self.kind != "photos":
+            raise ValueError("exclude goes with kind = 'photos'")
+        if self.kind != "photos" and (self.augment.recolors or self.augment.rescaled_share):
+            raise ValueError("augment: with kind = 'pairs', crops are flipped and turned alone")
+        return self
 
     @model_validator(mode="after")
     def _degradations_go_with_photos(self) -> "DataConfig":
@@ -82,7 +104,7 @@ class ValidationConfig(Section):
     Attributes:
         folder: or what else ``DataConfig`` takes; None (in TOML: leave it out) runs no validation.
         sigmas: levels of Gaussian noise on the 0-255 scale, each validated; for ``"photos"`` only. What
-            ``data.degradation`` names is validated as well.
+            ``data.degradation`` names is validated as well; of ``kind = "noise"`` each of ``kithkin.data.NOISES``.
         crop: side of the central crop of each picture, in pixels.
         every: steps between validations.
     """
@@ -174,16 +196,16 @@ class RunConfig(Section):
 
     Attributes:
         name: of the model that comes out.
-        task: what it is for: denoise, deblur or derain.
+        task: what it is for: denoise, denoise-gaussian, derain or deblur.
         seed: every random choice of the run follows from it and the step.
         precision: ``"bfloat16"`` runs the network under autocast, and Muon's iteration in it; ``"auto"`` takes it where
             the device multiplies it, and ``"float32"`` elsewhere. A resumed run keeps the one that it was begun in.
         backend: of the operator, a name from ``kithkin.available_backends``; ``"auto"`` takes the first that can serve.
-        model: the keyword arguments of ``kithkin.model.KiTConfig``.
+        model: the keyword arguments of ``kithkin.model_config.KiTConfig``.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    task: Literal["denoise", "deblur", "derain"]
+    task: Literal["denoise", "denoise-gaussian", "derain", "deblur"]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     precision: Literal["auto", "float32", "bfloat16"]
     backend: str = "auto"
@@ -234,7 +256,7 @@ def load_config(source: str | Path, changes: dict[str, Any] | None = None) -> Ru
     Raises:
         InputError: no such recipe, not TOML, an unknown key (with the nearest name) or a value out of range.
     """
-    path = list_recipes().get(str(source), Path(source))
+    path = list_recipes().get(current_name(str(source)), Path(source))
     if not path.is_file():
         raise InputError(f"{source} is neither a file nor a recipe; the recipes are {', '.join(list_recipes())}")
     try:
@@ -278,11 +300,13 @@ def _follow(path: list[str]) -> tuple[list[str], list[type[BaseModel]]]:
     keys: list[str] = []
     models: list[type[BaseModel]] = [RunConfig]
     for part in path:
+        of_kind = [model for model in models if part in _kinds(model)] if len(models) > 1 else []
         inside = [model.model_fields[part].annotation for model in models if part in model.model_fields]
-        of_kind = [model for model in models if "kind" in model.model_fields and part in _kinds(model)]
-        if inside or not of_kind:
-            keys.append(part)
-        models = list(_sections(inside)) or of_kind
+        if of_kind:  # which also comes before a key of that name
+            models = of_kind
+            continue
+        keys.append(part)
+        models = list(_sections(inside))
     return keys, models
 
 

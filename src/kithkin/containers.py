@@ -1,4 +1,4 @@
-"""What holds a picture in memory: any of the usual types as planes of floats, and the way back to that type."""
+"""Pictures in memory: any of the usual types as planes of floats, and back to that type."""
 
 import os
 from collections.abc import Callable
@@ -11,9 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from kithkin.errors import InputError
-from kithkin.images import Picture
-from kithkin.images._picture import Refusal
-from kithkin.images._pillow import samples_of, samples_of_cmyk
+from kithkin.images import Picture, Refusal, samples_of, samples_of_cmyk
 
 Restorable = TypeVar("Restorable", Tensor, np.ndarray, Image.Image, Picture, str, Path, os.PathLike[str])
 Rebuild = Callable[[Tensor], Any]

@@ -1,4 +1,4 @@
-"""What can be done to photographs while training: the part of a recipe that says how they are degraded."""
+"""The part of a recipe that says how photographs are degraded while training."""
 
 from typing import Annotated, Literal
 
@@ -9,6 +9,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Grain = Annotated[float, Field(ge=0, le=2)]
 Span = Annotated[float, Field(ge=0, le=60)]
 Quality = Annotated[float, Field(ge=1, le=100)]
+Scale = Annotated[float, Field(ge=0.25, le=4)]
+Smaller = Annotated[float, Field(ge=0.25, le=1)]
+Saturation = Annotated[float, Field(ge=0, le=4)]
 
 
 def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -22,12 +25,43 @@ Shares = Annotated[tuple[Share, Share], AfterValidator(_rising)]
 Grains = Annotated[tuple[Grain, Grain], AfterValidator(_rising)]
 Spans = Annotated[tuple[Span, Span], AfterValidator(_rising)]
 Qualities = Annotated[tuple[Quality, Quality], AfterValidator(_rising)]
+Scales = Annotated[tuple[Scale, Scale], AfterValidator(_rising)]
+Smallers = Annotated[tuple[Smaller, Smaller], AfterValidator(_rising)]
+Saturations = Annotated[tuple[Saturation, Saturation], AfterValidator(_rising)]
 
 
 class Section(BaseModel):
     """A table of a recipe: unknown keys are refused, values stay as they were read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class AugmentConfig(Section):
+    """How crops are changed before they are degraded, so that few photographs look like many. Those of pairs are
+    flipped and turned alone.
+
+    Attributes:
+        flips, turns: whether half of the crops are mirrored, and whether they are turned by quarters.
+        permuted_share: of crops whose red, green and blue are exchanged at random.
+        exposure: largest change to either side in stops of light, as of a curve of gamma 2.2; what gets brighter than
+            white is clipped.
+        saturation: range of the factor by which colours are drawn away from gray; 0 is gray.
+        rescaled_share: of crops that are made smaller, so that detail becomes finer; smaller photographs less so.
+        rescale: range of their scale.
+    """
+
+    flips: bool = True
+    turns: bool = True
+    permuted_share: Share = 0.0
+    exposure: Annotated[float, Field(ge=0, le=4)] = 0.0
+    saturation: Saturations = (1.0, 1.0)
+    rescaled_share: Share = 0.0
+    rescale: Smallers = (0.5, 1.0)
+
+    @property
+    def recolors(self) -> bool:
+        """Whether any crop gets other colours."""
+        return self.permuted_share > 0 or self.exposure > 0 or self.saturation != (1, 1)
 
 
 class CorrelatedConfig(Section):
@@ -68,6 +102,49 @@ class CameraConfig(Section):
     correlated_sigma: Sigmas = (2.0, 20.0)
     jpeg_share: Share = 0.9
     jpeg_quality: Qualities = (75.0, 100.0)
+
+
+class NoiseConfig(Section):
+    """Noise of every kind, see ``kithkin.data.degrade.mixed_noise`` for what each is and where it is taken from.
+
+    Attributes:
+        sigma: range of the level of all noise but a camera's, on the 0-255 scale: of film grain in a middle gray, of
+            noise that is resized before it is.
+        white, luminance, film, camera: relative shares of white noise, of white noise that is the same in red, green
+            and blue, of film grain, and of what ``CameraConfig`` does by its defaults.
+        gray_share: of pictures that are turned to gray, and whose noise is gray; whatever the kind, this share and the
+            others below hold.
+        grain, chroma: of film, ranges of the deviation of the kernels in pixels, drawn for the gray and for the
+            colours, and of the share of the variance that every channel has for itself.
+        varying_share: of pictures whose level goes from one to another, smoothly or at a line; not of cameras.
+        resized_share: of pictures whose noise went through a resize; not of cameras.
+        resize: range of the scale; below 1 the picture became smaller.
+        stored_share: of pictures that are clipped and rounded to 8 bits, as files are; cameras' all are.
+        jpeg_share: of pictures that are compressed after all that; cameras' mostly for the second time.
+        jpeg_quality: range, on libjpeg's scale.
+    """
+
+    kind: Literal["noise"]
+    sigma: Sigmas = (0.0, 55.0)
+    white: Share = 0.4
+    luminance: Share = 0.1
+    film: Share = 0.25
+    camera: Share = 0.25
+    gray_share: Share = 0.2
+    grain: Grains = (0.3, 1.2)
+    chroma: Shares = (0.0, 0.6)
+    varying_share: Share = 0.15
+    resized_share: Share = 0.15
+    resize: Scales = (0.6, 1.6)
+    stored_share: Share = 0.5
+    jpeg_share: Share = 0.2
+    jpeg_quality: Qualities = (50.0, 100.0)
+
+    @model_validator(mode="after")
+    def _there_is_noise(self) -> "NoiseConfig":
+        if not self.white + self.luminance + self.film + self.camera > 0:
+            raise ValueError("white, luminance, film and camera are all 0; at least one kind needs a share")
+        return self
 
 
 class RainConfig(Section):
@@ -134,4 +211,6 @@ class BlurConfig(Section):
 
 
 # What can be done to photographs beside plain noise. Each kind has its function in kithkin.data.degrade.DEGRADATIONS.
-DegradationConfig = Annotated[CorrelatedConfig | CameraConfig | RainConfig | BlurConfig, Field(discriminator="kind")]
+DegradationConfig = Annotated[
+    CorrelatedConfig | CameraConfig | NoiseConfig | RainConfig | BlurConfig, Field(discriminator="kind")
+]

@@ -1,7 +1,9 @@
 """The errors that kithkin raises on purpose.
 
-Every message says who refuses, what was expected, what came, and what to do. Anything else that
-escapes from the package is a bug.
+Every message says who refuses, what was expected, what came instead, and what to do. Anything else that
+escapes from the package is a bug. Messages know nothing of the command line: they name arguments,
+as in "restore: tile must be ..." or "choose another `out`", and the command puts its option there
+(``kithkin.cli._command.in_options``).
 """
 
 
@@ -18,7 +20,7 @@ class ImageError(KithkinError):
 
 
 class CheckpointError(KithkinError):
-    """A checkpoint or a shipped weight file is missing, damaged or of another make."""
+    """A checkpoint or a shipped weight file is missing, damaged or not from kithkin."""
 
 
 class BackendError(KithkinError):

@@ -13,32 +13,33 @@ from kithkin.errors import InputError, KithkinError
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
-    """Give a hidden temporary file beside `path`, which takes that name when the block ends, and leaves no trace if
-    the block fails.
+    """Give a hidden temporary file beside `path`, which takes that name when the block ends, and
+    leaves no trace if the block fails.
 
-    The temporary file is empty at first. It has the permissions of the file that it replaces, or those that the
-    umask leaves a new file. It is on the disk before it takes the name, and its folder after, so that a power cut
-    leaves the old content or the new. The folder must exist.
+    The temporary file is empty at first. It has the permissions of the file that it replaces, or
+    those that the umask leaves a new file. It is on the disk before it takes the name, and its
+    folder after, so that a power cut leaves the old content or the new. The folder must exist.
 
     Args:
         path: of the file. A link to one is followed.
         overwrite: whether a file may be replaced.
 
     Raises:
-        FileExistsError: something is at `path` that must stay: with `overwrite`, a folder or a device.
+        FileExistsError: something is at `path` that must stay: with `overwrite`, a folder or a
+            device.
         OSError: the system refuses.
     """
     target = Path(os.path.realpath(path) if overwrite else path)
-    found = _status(target)
-    if found is not None and not overwrite:
+    existing = _status(target)
+    if existing is not None and not overwrite:
         raise _exists(target, "exists already")
-    if found is not None and not stat.S_ISREG(found.st_mode):
+    if existing is not None and not stat.S_ISREG(existing.st_mode):
         raise _exists(target, "is a folder or a device, not a file")
     part = target.with_name(f".kithkin-{secrets.token_hex(8)}.part")
     try:
         # The umask applies as for every new file: to ask for it would mean to change it for all threads.
-        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if found is None else 0o600))
-        mode = stat.S_IMODE(os.stat(part if found is None else target).st_mode)
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if existing is None else 0o600))
+        mode = stat.S_IMODE(os.stat(part if existing is None else target).st_mode)
         yield part
         _sync(part, mode)
         if overwrite:
@@ -67,15 +68,17 @@ def write_whole(path: str | os.PathLike[str], data: bytes | str) -> None:
 
 
 def path_below(folder: str | os.PathLike[str], name: str) -> Path:
-    """Return the path of a file below `folder` whose name comes from data: a key, a member of an archive, a listing.
+    """Return the path of a file below `folder` whose name comes from data: a key, a member of an
+    archive, a listing.
 
     Args:
         folder: that the file must be in, at any depth; it need not exist.
         name: with slashes.
 
     Raises:
-        InputError: the name leads elsewhere, on this system or another: it is empty, absolute, names a drive, holds
-            ``..`` or a null character, or passes a link that leaves the folder.
+        InputError: the name leads elsewhere, on this system or another: it is empty, absolute,
+            names a drive, holds ``..`` or a null character, or passes a link that leaves the
+            folder.
     """
     path = Path(folder, name)
     parts = name.replace("\\", "/").split("/")
@@ -114,7 +117,7 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _sync(part: Path, mode: int) -> None:
-    """Wait until a file is on the disk, with its permissions: what wrote it may have made a new file of that name."""
+    """Wait until a file, perhaps one newly made under its name, is on the disk with permissions."""
     descriptor = os.open(part, os.O_RDWR)
     try:
         with contextlib.suppress(OSError):  # A file system without permissions.
@@ -125,7 +128,7 @@ def _sync(part: Path, mode: int) -> None:
 
 
 def _move_to_new_name(part: Path, target: Path) -> None:
-    """Rename, but fail where the name was taken meanwhile: a hard link does, a rename would replace."""
+    """Rename, but fail if the name was taken meanwhile: so does a hard link; a rename replaces."""
     try:
         os.link(part, target)
     except FileExistsError:

@@ -1,5 +1,8 @@
 """The layers of KiT. Maps are (B, H, W, C), channels last, all the way through a stage."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -8,8 +11,8 @@ from torch.nn import functional as F
 from kithkin.errors import InputError
 from kithkin.ops import (
     PatchGroups,
-    best_neighbors,
     feed_forward,
+    gated_block,
     gelu_depthwise_gelu,
     group_patches,
     in_float32,
@@ -20,6 +23,7 @@ from kithkin.ops import (
     unpartition,
 )
 from kithkin.ops.grouping import FEATURES, MAX_BUCKETS
+from kithkin.ops.library import ceil_div, statically_true
 from kithkin.ops.reference import WEIGHTINGS
 
 HASH_INPUTS = ("feature", "query")
@@ -39,6 +43,15 @@ class LayerNorm(nn.LayerNorm):
         return layer_norm(x, self.weight, self.bias, self.eps)
 
 
+class Recording(NamedTuple):
+    """What an attention layer made of a map: what it hashed, who met whom, queries and keys, each (B, N, P, C)."""
+
+    hashed: Tensor
+    groups: PatchGroups
+    query: Tensor
+    key: Tensor
+
+
 class KNNLocalAttention(nn.Module):
     """KLA: group similar patches by hashing, then attend from pixel to pixel within each group (Sec. 3.3).
 
@@ -48,7 +61,7 @@ class KNNLocalAttention(nn.Module):
     Args:
         channels: C of the map.
         patch_size: side r of a patch, in pixels.
-        k: patches in a chunk; 1 lets each patch see itself alone (Eq. 2, no hashing is run).
+        k: patches in a chunk; 1 lets each patch see only itself (Eq. 2; nothing is hashed).
         n_hashes: hash rounds h.
         n_buckets: hash buckets m, even; None follows the number of patches (decision D2).
         n_heads: attention heads.
@@ -57,19 +70,22 @@ class KNNLocalAttention(nn.Module):
         hash_input: hash the ``"feature"`` that comes in, or the ``"query"`` (decision D15).
         hash_features: hash the flattened ``"patch"`` or its ``"pooled"`` mean pixel (decision D1), or the flattened
             patch ``"centered"``, less the mean over the patches (decision D17).
-        n_pairs: attend to this many candidates of largest pair weight alone, each once; None takes all (decision D16).
-        seed: of the fixed rotations, which are used until ``redraw_rotations`` draws others: ``kithkin.train`` lets it
-            before every step, and puts the fixed ones back to evaluate.
+        seed: of the fixed rotations. They are used until ``redraw_rotations`` draws others, as ``kithkin.train`` does
+            before every step. It puts the fixed ones back to evaluate.
         backend: of ``kithkin.ops.knn_local_attention``; None takes the first that can serve.
+
+    Attributes:
+        recorder: called with a ``Recording`` at every pass, or None. It changes no result.
 
     Shape:
         (B, H, W, C) -> (B, H, W, C), any H and W: the map is extended to whole patches by repeating its border.
 
     Raises:
-        InputError: settings that can't be meant, or a map of another shape.
+        InputError: invalid settings, or a map of another shape.
     """
 
     rotations: Tensor
+    recorder: Callable[[Recording], None] | None = None
 
     def __init__(
         self,
@@ -84,7 +100,6 @@ class KNNLocalAttention(nn.Module):
         share_query_key: bool = False,
         hash_input: str = "feature",
         hash_features: str = "patch",
-        n_pairs: int | None = None,
         seed: int = 0,
         backend: str | None = None,
     ) -> None:
@@ -92,21 +107,22 @@ class KNNLocalAttention(nn.Module):
         _one_of("weighting", weighting, WEIGHTINGS)
         _one_of("hash_input", hash_input, HASH_INPUTS)
         _one_of("hash_features", hash_features, FEATURES)
-        if min(patch_size, k, n_hashes, n_heads, 1 if n_pairs is None else n_pairs) < 1:
+        if min(patch_size, k, n_hashes, n_heads) < 1:
             raise InputError(
-                "KNNLocalAttention: patch_size, k, n_hashes, n_heads and n_pairs must be at least 1, "
-                f"got {patch_size}, {k}, {n_hashes}, {n_heads} and {n_pairs}"
+                "KNNLocalAttention: patch_size, k, n_hashes and n_heads must be at least 1, "
+                f"got {patch_size}, {k}, {n_hashes} and {n_heads}"
             )
         if channels % n_heads:
             raise InputError(f"KNNLocalAttention: {channels} channels can't be split into {n_heads} heads")
         self.channels = channels
         self.patch_size, self.k, self.n_hashes, self.n_buckets = patch_size, k, n_hashes, n_buckets
-        self.n_heads, self.weighting, self.n_pairs, self.backend = n_heads, weighting, n_pairs, backend
+        self.n_heads, self.weighting, self.backend = n_heads, weighting, backend
         self.hash_input, self.hash_features, self.seed = hash_input, hash_features, seed
         self.query_proj = Pointwise(channels, channels)
         self.key_proj = self.query_proj if share_query_key else Pointwise(channels, channels)
         self.value_proj = Pointwise(channels, channels)
         self.output_proj = Pointwise(channels, channels) if n_heads > 1 else nn.Identity()
+        # R of Eq. (5), for h rounds: m/2 columns make m buckets, as x meets both R and -R.
         n_features = channels * (1 if hash_features == "pooled" else patch_size**2)
         columns = (n_buckets or MAX_BUCKETS) // 2
         shape = (n_hashes, n_features, columns) if k > 1 else (0, n_features, columns)
@@ -130,13 +146,14 @@ class KNNLocalAttention(nn.Module):
                 one_round.copy_(torch.from_numpy(random.standard_normal(tuple(one_round.shape))))
 
     def _project(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value: one product where they are three projections."""
+        """φ(x), θ(x) and ψ(x), that is query, key and value, by one product."""
         layers = [self.query_proj, self.value_proj]
         if self.key_proj is not self.query_proj:
             layers.insert(1, self.key_proj)
         weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
-        found = pointwise(patches, weight, bias).chunk(len(layers), dim=-1)
-        return found[0], found[-2], found[-1]
+        projected = pointwise(patches, weight, bias).chunk(len(layers), dim=-1)
+        # Where φ = θ there are two, and the first serves twice.
+        return projected[0], projected[-2], projected[-1]
 
     def group(self, hashed: Tensor) -> PatchGroups:
         """The groups in which patches (B, N, P, C) meet: of the incoming feature, or of the query (``hash_input``)."""
@@ -156,15 +173,20 @@ class KNNLocalAttention(nn.Module):
                 "last, so a map (B, C, H, W) is passed as x.permute(0, 2, 3, 1)"
             )
         height, width = x.shape[1:3]
-        right, below = -width % self.patch_size, -height % self.patch_size
-        if right or below:
-            x = F.pad(x.permute(0, 3, 1, 2), (0, right, 0, below), mode="replicate").permute(0, 2, 3, 1)
-        patches = partition(x, self.patch_size)
+        side = self.patch_size
+        tall, wide = height, width
+        fits = statically_true(height % side + width % side == 0)
+        if not fits:
+            tall, wide = ceil_div(height, side) * side, ceil_div(width, side) * side
+            border = (0, wide - width, 0, tall - height)
+            x = F.pad(x.permute(0, 3, 1, 2), border, mode="replicate").permute(0, 2, 3, 1)
+        patches = partition(x, side)  # Sec. 3.2: (B, N, P, C)
         query, key, value = self._project(patches)
-        groups = self.group(query if self.hash_input == "query" else patches)
-        if self.n_pairs is not None and groups.n_hashes * groups.candidates_per_patch > self.n_pairs:
-            groups = best_neighbors(query, key, groups, self.n_pairs)
-        out = knn_local_attention(
+        hashed = query if self.hash_input == "query" else patches
+        groups = self.group(hashed)  # Eqs. (5)-(7): which patches meet
+        if self.recorder is not None:
+            self.recorder(Recording(hashed, groups, query, key))
+        out = knn_local_attention(  # Eqs. (8)-(10): what they make of each other
             query,
             key,
             value,
@@ -173,8 +195,8 @@ class KNNLocalAttention(nn.Module):
             n_heads=self.n_heads,
             backend=self.backend,
         )
-        whole = unpartition(in_float32(self.output_proj, out), self.patch_size, (height + below, width + right))
-        return whole[:, :height, :width]
+        whole = unpartition(in_float32(self.output_proj, out), side, (tall, wide))
+        return whole if fits else whole[:, :height, :width]
 
     def extra_repr(self) -> str:
         return f"patch_size={self.patch_size}, k={self.k}, n_hashes={self.n_hashes}, n_heads={self.n_heads}"
@@ -234,6 +256,77 @@ class KNNTransformerBlock(nn.Module):
         norm, ffn = self.ffn_norm, self.ffn
         parameters = [*norm.parameters(), *(p for x in (ffn.widen, ffn.depthwise, ffn.narrow) for p in x.parameters())]
         return feed_forward(x, parameters, norm.eps)
+
+
+class AttentionBlock(nn.Module):
+    """Eq. (3) alone: X + KLA(LN(X)). Convolutions beside it take the place of the feed-forward network.
+
+    Args:
+        channels: C of the map.
+        attention: as the keyword arguments of ``KNNLocalAttention``.
+
+    Shape:
+        (B, H, W, C) -> (B, H, W, C).
+    """
+
+    def __init__(self, channels: int, **attention: object) -> None:
+        super().__init__()
+        self.attention_norm = LayerNorm(channels)
+        self.attention = KNNLocalAttention(channels, **attention)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attention(self.attention_norm(x))
+
+
+class ConvolutionBlock(nn.Module):
+    """X + conv(ReLU(conv(X))): two dense 3×3 convolutions.
+
+    They take nine times the products of a point-wise layer, but run close to the full rate of a CPU
+    (``docs/research/network.md``).
+
+    Args:
+        channels: C of the map.
+
+    Shape:
+        (B, H, W, C) -> (B, H, W, C).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.relu(self.conv1(x.permute(0, 3, 1, 2)), inplace=True)
+        return x + self.conv2(inner).permute(0, 2, 3, 1)
+
+
+class GatedBlock(nn.Module):
+    """X̂ = X + W(DW(V(LN(X)))), then X̂ + W'(V'(LN(X̂))), where each half of the channels that V and V' make gates the
+    other by a product: NAFNet's block (Chen et al. 2022, "Simple Baselines for Image Restoration") without its channel
+    attention, which would look at the whole picture.
+
+    Args:
+        channels: C of the map.
+
+    Shape:
+        (B, H, W, C) -> (B, H, W, C).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = LayerNorm(channels), LayerNorm(channels)
+        self.widen1, self.widen2 = Pointwise(channels, 2 * channels), Pointwise(channels, 2 * channels)
+        self.depthwise = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
+        self.narrow1, self.narrow2 = Pointwise(channels, channels), Pointwise(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = (self.norm1, self.widen1, self.depthwise, self.narrow1, self.norm2, self.widen2, self.narrow2)
+        return gated_block(x, [p for layer in layers for p in layer.parameters()], self.norm1.eps)
+
+
+BLOCKS = (KNNTransformerBlock, AttentionBlock, ConvolutionBlock, GatedBlock)
+"""What the stages of ``kithkin.model.KiT`` consist of."""
 
 
 class Downsample(nn.Module):

@@ -1,4 +1,4 @@
-"""The training loss (Sec. 3.4). Means over pixels, the field's practice where Eq. 11 prints a norm (decision D10)."""
+"""The training loss (Sec. 3.4). Where Eq. 11 prints a norm, it takes the mean over pixels (decision D10)."""
 
 import torch
 from torch import Tensor

@@ -1,8 +1,8 @@
-"""Restoring picture files: one, and many of which each may fail alone."""
+"""Restore picture files: one, or many. If one fails, the others continue."""
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,48 +11,32 @@ import numpy as np
 from kithkin.errors import ImageError, InputError, KithkinError
 from kithkin.estimate import Estimate
 from kithkin.images import MAX_PIXELS, Picture, check_fits, losses, measure_picture, read_picture, write_picture
-from kithkin.images._picture import os_reason, shown
+from kithkin.messages import os_reason, shown
 from kithkin.model import KiT
-from kithkin.restoration import out_of_memory, restore
-from kithkin.restore_options import RestoreOptions
-from kithkin.restore_plan import ENDINGS, Job, Outcome, Plan, beside, foreign_summary, plan_files
+from kithkin.precision import settled_precision
+from kithkin.restore_options import RestoreOptions as RestoreOptions
+from kithkin.restore_plan import Job as Job, Outcome as Outcome, Plan as Plan, plan_files as plan_files
+from kithkin.restorers import Progress, Restorer, out_of_memory, restore_image, silent
 
-__all__ = [
-    "ENDINGS",
-    "Job",
-    "Outcome",
-    "Plan",
-    "RestoreOptions",
-    "beside",
-    "estimate_for",
-    "failure_reason",
-    "foreign_summary",
-    "look_ahead",
-    "make_room",
-    "plan_files",
-    "restore_file",
-    "restore_files",
-    "restore_picture",
-    "side_by_side",
-]
 _GAP = 8
 _HEADER = 2**18  # bytes in which nearly every picture says its size
 _WORTH_A_TRIAL = 16_000_000  # pixels
 
 
 def restore_file(
-    model: KiT,
+    model: KiT | Restorer,
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
     options: RestoreOptions | None = None,
     compare: str | os.PathLike[str] | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[str, ...]:
-    """Restore one picture file into another, which appears complete or not at all; missing folders are made.
+    """Restore one picture file into another, which appears complete or not at all; missing folders
+    are made.
 
     Args:
-        model: the network.
+        model: the network, or another restorer.
         source: the picture.
         target: where the result goes; its ending names the format.
         options: how; None takes the defaults.
@@ -60,10 +44,12 @@ def restore_file(
         progress: called with the finished fraction in [0, 1].
 
     Returns:
-        Sentences on what was changed or lost; depth, alpha and metadata stay if the format has them.
+        Sentences on what was changed or lost; depth, alpha and metadata stay if the format has
+        them.
 
     Raises:
-        ImageError: the source can't be read, the target exists already (without ``overwrite``) or can't be written.
+        ImageError: the source can't be read, the target exists already (without ``overwrite``) or
+            can't be written.
         InputError: the target is the source.
         KithkinError: the memory does not suffice.
     """
@@ -77,37 +63,16 @@ def restore_file(
     for place in (target, compare):
         if place is not None:
             make_room(Path(place), options.overwrite)
-    result = restore_picture(model, picture, options, progress=progress, note=notes.append)
+    restorer = options.compose(model, note=notes.append)
+    result = restore_image(restorer, picture, progress=progress or silent, note=notes.append)
     write_picture(result, target, overwrite=options.overwrite, quality=options.quality)
     if compare is not None:
         write_picture(side_by_side(picture, result), compare, overwrite=options.overwrite)
     return tuple(notes)
 
 
-def restore_picture(
-    model: KiT,
-    picture: Picture,
-    options: RestoreOptions,
-    *,
-    progress: Callable[[float], None] | None = None,
-    note: Callable[[str], None] | None = None,
-) -> Picture:
-    """``kithkin.restoration.restore`` with what of it the options hold."""
-    return restore(
-        model,
-        picture,
-        tile=options.tile,
-        overlap=options.overlap,
-        strength=options.strength,
-        ensemble=options.ensemble,
-        uniform_blur=options.uniform_blur,
-        progress=progress,
-        note=note,
-    )
-
-
 def make_room(target: Path, overwrite: bool) -> None:
-    """Make the target's folder; raise ImageError where that fails, or where the target must not be replaced."""
+    """Make the target's folder; raise ImageError if that fails, or if the target must stay."""
     if not overwrite and os.path.lexists(target):
         raise ImageError(f"{shown(target)}: exists already; choose another name, or allow overwriting")
     try:
@@ -117,24 +82,26 @@ def make_room(target: Path, overwrite: bool) -> None:
 
 
 def restore_files(
-    model: KiT,
+    model: KiT | Restorer,
     jobs: Iterable[Job],
     *,
     options: RestoreOptions | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Outcome]:
     """Restore files one after the other, and go on after those that fail.
 
     Args:
-        model: the network.
+        model: the network, or another restorer.
         jobs: from ``plan_files``.
-        options: how; None takes the defaults. Without ``overwrite``, jobs whose target exists are skipped.
-        progress: called with the finished fraction of the file at hand.
+        options: how; None takes the defaults. Without ``overwrite``, jobs whose target exists are
+            skipped.
+        progress: called with the finished fraction of the current file.
 
     Yields:
         The outcome of each job, as soon as it is known.
     """
     options = options or RestoreOptions()
+    precision = settled_precision(options.precision, model)
     for job in jobs:
         if not options.overwrite and os.path.lexists(job.target):
             reason = f"{shown(job.target)}: exists already, so it is left as it is; allow overwriting to replace it"
@@ -148,15 +115,23 @@ def restore_files(
             yield Outcome(job.source, "failed", job.target, reason=reason, seconds=time.perf_counter() - start)
             continue
         seconds = time.perf_counter() - start
-        yield Outcome(job.source, "written", job.target, job.compare, notes=(*job.notes, *notes), seconds=seconds)
+        yield Outcome(
+            job.source,
+            "written",
+            job.target,
+            job.compare,
+            notes=(*job.notes, *notes),
+            seconds=seconds,
+            precision=precision,
+        )
 
 
 def look_ahead(plan: Plan, options: RestoreOptions) -> tuple[Plan, list[int]]:
     """Read the header of every picture of a plan.
 
     Returns:
-        The plan, with the pictures that are too large for the format of their results settled as failed; and the pixels
-        of each job that is left, 0 where it will be skipped or refused.
+        The plan, with the pictures that are too large for the format of their results settled as
+        failed; and the pixels of each job that is left, 0 where it will be skipped or refused.
     """
     jobs, pixels, failed = [], [], []
     for job in plan.jobs:
@@ -174,7 +149,7 @@ def look_ahead(plan: Plan, options: RestoreOptions) -> tuple[Plan, list[int]]:
 def _size_by_header(job: Job, options: RestoreOptions) -> tuple[int, int]:
     """(width, height) of a picture; (0, 0) where it is not needed or not known."""
     if not os.path.isfile(job.source) or (not options.overwrite and os.path.lexists(job.target)):
-        return 0, 0  # To open a pipe would wait for ever.
+        return 0, 0  # Not a regular file: opening a pipe would block.
     try:
         with open(job.source, "rb") as file:
             head = file.read(_HEADER)
@@ -186,22 +161,23 @@ def _size_by_header(job: Job, options: RestoreOptions) -> tuple[int, int]:
         return 0, 0
 
 
-def estimate_for(model: KiT, pixels: int, options: RestoreOptions) -> Estimate:
-    """Return an estimate of the seconds of a picture; where so many pixels may take long, from a short trial."""
-    estimate = Estimate(per_pixel=3e-6 * options.ensemble)
+def estimate_for(model: KiT | Restorer, pixels: int, options: RestoreOptions) -> Estimate:
+    """Return an estimate of the seconds of a picture, for many pixels from a short trial."""
+    estimate = Estimate(per_pixel=3e-6 * options.cost)
     if pixels < _WORTH_A_TRIAL:
         return estimate
     trial = np.full((256, 256, 3), 128, np.uint8)
+    restorer = options.compose(model, note=lambda sentence: None)
     for _ in range(2):  # The first call also loads and compiles.
         start = time.perf_counter()
-        restore(model, trial, ensemble=options.ensemble)
+        restore_image(restorer, trial)
         seconds = time.perf_counter() - start
     estimate.observe(trial.shape[0] * trial.shape[1], seconds)
     return estimate
 
 
 def failure_reason(error: Exception, source: str | Path) -> str:
-    """Return one line that begins with the path that is at fault; raise the error again where it is a bug."""
+    """Return one line that begins with the path at fault; raise the error again if it is a bug."""
     if isinstance(error, ImageError):
         return str(error)
     if out_of_memory(error):
@@ -212,7 +188,7 @@ def failure_reason(error: Exception, source: str | Path) -> str:
 
 
 def side_by_side(before: Picture, after: Picture) -> Picture:
-    """Return two pictures of one size as one, 8 bit RGB, with a thin white gap between; alpha is laid over white."""
+    """Return two pictures side by side, 8 bit RGB, over white, with a thin white gap between."""
     height = before.pixels.shape[0]
     gap = np.ones((height, _GAP, 3), np.float32)
     gray_profile = before.icc is not None and before.icc[16:20] == b"GRAY"

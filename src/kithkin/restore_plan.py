@@ -1,37 +1,45 @@
-"""Where the results of picture files go, and what of it can be known to fail before anything is read or written."""
+"""Plan where results go, and refuse what is bound to fail before anything is read or written."""
 
 import errno
 import mimetypes
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from kithkin.errors import ImageError, InputError
-from kithkin.images import SUFFIXES, ending_of, look_through
-from kithkin.images._find import RAW_SUFFIXES
-from kithkin.images._picture import os_reason, shown
+from kithkin.files import path_below
+from kithkin.images import SUFFIXES
+from kithkin.messages import os_reason, shown
+from kithkin.restore_inputs import Place, content_of, identity, unread_reason
+from kithkin.storage import is_url, suffix_of
 
-ENDINGS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff", "bmp": ".bmp"}
+ENDINGS = {name: f".{name}" for name in ("png", "jpg", "webp", "tiff", "bmp", "heic", "avif")}
 """Names of the formats that results can be written in, with the ending of their files."""
 _LONGEST_NAME = 255
 
 
 @dataclass(frozen=True)
 class Job:
-    """One file to restore: where it is, where the result goes, and where before and after side by side, if wanted.
+    """One picture to restore.
 
-    `notes` are sentences on what the plan changed, such as a name.
+    Attributes:
+        source: where it is.
+        target: where the result goes.
+        compare: where before and after go, side by side; None for nowhere.
+        notes: sentences on what the plan changed, such as a name.
+        size: bytes of a source at a URL; 0 where nobody looked.
     """
 
-    source: Path
-    target: Path
+    source: Place
+    target: Place
     compare: Path | None = None
     notes: tuple[str, ...] = ()
+    size: int = 0
 
     @property
-    def outputs(self) -> tuple[Path, ...]:
+    def outputs(self) -> tuple[Place, ...]:
         """The files that the job writes."""
         return (self.target,) if self.compare is None else (self.target, self.compare)
 
@@ -45,9 +53,11 @@ class Outcome:
         status: ``"written"``, ``"skipped"`` or ``"failed"``.
         target: where the result is, or would have gone; None for a folder that gave no file.
         compare: where before and after are side by side; None where they are not.
-        reason: why it was skipped or failed, one line that begins with a path; None where it was written.
+        reason: why it was skipped or failed, one line that begins with a path; None where it was
+            written.
         notes: sentences on what was lost or done differently.
         seconds: that it took.
+        precision: that the network computed in; None where nothing was written.
     """
 
     source: str | Path
@@ -57,6 +67,7 @@ class Outcome:
     reason: str | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,8 @@ class Plan:
     Attributes:
         jobs: what is to be done.
         settled: inputs that give no job, and files whose result can't be written.
-        foreign: pictures of folders in formats that kithkin does not read, as skipped; see ``foreign_summary``.
+        foreign: pictures of folders in formats that kithkin does not read, as skipped; see
+            ``restore_inputs.foreign_summary``.
     """
 
     jobs: tuple[Job, ...]
@@ -84,89 +96,84 @@ def plan_files(
 ) -> Plan:
     """Decide where the result of every input goes, before anything is read or written.
 
-    A file ``photo.jpg`` gives ``photo-restored.jpg`` beside it; a folder ``trip`` gives ``trip-restored`` beside it,
-    with the same names and folders inside. A picture whose name does not end as one gets the ending of its content.
-    Two pictures of a folder that would give one file, such as ``a.jpg`` and ``a.webp`` as PNG, keep their whole names:
-    ``a.jpg.png`` and ``a.webp.png``.
+    A file ``photo.jpg`` gives ``photo-restored.jpg`` beside it; a folder ``trip`` gives
+    ``trip-restored`` beside it, with the same names and folders inside. A picture whose name does
+    not end as one gets the ending of its content. Two pictures of a folder that would give one
+    file, such as ``a.jpg`` and ``a.webp`` as PNG, keep their whole names: ``a.jpg.png`` and
+    ``a.webp.png``.
 
     Args:
-        sources: files and folders; a file that is named twice counts once.
-        out: a folder for the results, made when it is needed; or the result's file name where the only input is a file.
+        sources: files and folders, as paths or URLs; one that is named twice counts once.
+        out: a folder for the results, made when it is needed; or the result's file name where the
+            only input is a file. Where a URL is among the inputs, a folder or a URL is required.
         ending: a name in ENDINGS, the format of all results; None keeps each input's.
-        compare: also write ``<name>-compare.png`` next to each result.
+        compare: also write ``<name>-compare.png`` next to each result, where that has a path.
         overwrite: results may replace files (but never an input).
 
     Returns:
-        The plan. A folder without pictures is settled as failed, and so is a file whose result can't be written (its
-        name is too long, its folder can't be made); an input that is itself the result of another input, as when a
-        wildcard is used a second time, is settled as skipped.
+        The plan. A folder without pictures is settled as failed, and so is a file whose result
+        can't be written (its name is too long, its folder can't be made). An input that is itself
+        the result of another input, as when a wildcard is used a second time, is settled as
+        skipped.
 
     Raises:
-        InputError: no inputs, an unknown ending, results of two named files in one place, or a result in the place of
-            an input.
+        InputError: no inputs, an unknown ending, results of two named files in one place, a result
+            in the place of an input, or a URL that can't be opened.
     """
-    paths = list(dict.fromkeys(Path(source) for source in sources))
-    if not paths:
+    places = list(dict.fromkeys(_place(source) for source in sources))
+    if not places:
         raise InputError("restore: there is nothing to restore; name at least one file or folder")
     suffix = _suffix(ending)
-    out = None if out is None else Path(out)
-    if out is not None and _names_a_file(out, paths, suffix):
-        side = out.with_name(f"{out.stem}-compare.png") if compare else None
-        return _finished([(Job(paths[0], out, side), False)], [], [], overwrite)
+    results = None if out is None else _place(out)
+    if any(isinstance(place, str) for place in (*places, results)):
+        _check_results_of_urls(results)
+    elif isinstance(results, Path) and _names_a_file(results, places, suffix):
+        side = results.with_name(f"{results.stem}-compare.png") if compare else None
+        return _finished([(Job(places[0], results, side), False)], [], [], overwrite)
     jobs: dict[tuple[str, str], tuple[Job, bool]] = {}
     settled, foreign = [], []
-    for path in paths:
+    for place in places:
         try:
-            in_folder = os.path.isdir(path)
-            if in_folder:
-                targets, others = _folder_targets(path, out, suffix)
-            else:
-                targets, others = {path: _beside(path, out, suffix)}, []
+            content = content_of(place, results, suffix)
         except ImageError as error:
-            settled.append(Outcome(path, "failed", reason=str(error)))
+            settled.append(Outcome(place, "failed", reason=str(error)))
             continue
-        foreign += [unread(other) for other in others]
-        for source, target in targets.items():
-            side = target.with_name(f"{source.stem}-compare.png") if compare else None
-            key = (os.path.realpath(source), os.path.realpath(target))
-            jobs.setdefault(key, (Job(source, target, side), in_folder))
+        foreign += [Outcome(other, "skipped", reason=unread_reason(other)) for other in content.foreign]
+        for source, (name, size) in content.pictures.items():
+            if isinstance(place, str):  # A listing can hold any name.
+                try:
+                    path_below(content.results if isinstance(content.results, Path) else ".", name)
+                except InputError as error:
+                    settled.append(Outcome(source, "failed", reason=f"{shown(source)}: {error}"))
+                    continue
+            target = _below(content.results, name)
+            side = None
+            if compare and isinstance(target, Path):
+                side = target.with_name(f"{PurePath(source).stem}-compare.png")
+            jobs.setdefault(
+                (identity(source), identity(target)), (Job(source, target, side, size=size), source != place)
+            )
     return _finished(list(jobs.values()), settled, foreign, overwrite)
 
 
+def _place(given: str | os.PathLike[str]) -> Place:
+    return given if isinstance(given, str) and is_url(given) else Path(given)
+
+
+def _below(folder: Place, name: str) -> Place:
+    return folder / name if isinstance(folder, Path) else f"{folder.rstrip('/')}/{name}"
+
+
+def _renamed(place: Place, name: str) -> Place:
+    return place.with_name(name) if isinstance(place, Path) else f"{place.rpartition('/')[0]}/{name}"
+
+
 def _finished(drafts: list[tuple[Job, bool]], settled: list[Outcome], foreign: list[Outcome], overwrite: bool) -> Plan:
-    """The plan of jobs, each with whether it comes from a folder, once clashes are resolved and dead ends found."""
+    """Resolve clashes and find dead ends. Each job comes with whether it is of a folder."""
     jobs, clashes = _without_clashes(_with_own_names(drafts, overwrite))
     jobs, results = _without_results(jobs, overwrite)
     jobs, impossible = _without_dead_ends(jobs, overwrite)
     return Plan(tuple(jobs), (*settled, *clashes, *results, *impossible), tuple(foreign))
-
-
-def foreign_summary(foreign: Iterable[Outcome]) -> str | None:
-    """Return one sentence that counts pictures in formats that kithkin does not read, and says what to do; None for
-    none."""
-    endings = [_kind(Path(outcome.source)) for outcome in foreign]
-    if not endings:
-        return None
-    counts = Counter(endings).most_common()
-    raw = [f"{count} {ending}" for ending, count in counts if ending in RAW_SUFFIXES]
-    rest = [f"{count} {ending}" for ending, count in counts if ending not in RAW_SUFFIXES]
-    listed = [f"{', '.join(rest)} ({_CONVERT})"] if rest else []
-    listed += [f"{', '.join(raw)} ({_DEVELOP})"] if raw else []
-    return f"{len(endings)} {'file' if len(endings) == 1 else 'files'} skipped: {'; '.join(listed)}"
-
-
-_CONVERT = "not read by kithkin: convert to PNG, JPEG, WebP, TIFF or BMP first, as with `magick IN OUT.png`"
-_DEVELOP = "raw: develop to TIFF first, as with darktable"
-
-
-def _kind(path: Path) -> str:
-    return path.suffix.lower() or "without an ending"
-
-
-def unread(source: str | Path) -> Outcome:
-    """The outcome of a picture in a format that kithkin does not read."""
-    why = _DEVELOP if _kind(Path(source)) in RAW_SUFFIXES else _CONVERT
-    return Outcome(source, "skipped", reason=f"{shown(source)}: {why}")
 
 
 def _suffix(ending: str | None) -> str | None:
@@ -175,8 +182,15 @@ def _suffix(ending: str | None) -> str | None:
     return None if ending is None else ENDINGS[ending]
 
 
-def _names_a_file(out: Path, paths: list[Path], suffix: str | None) -> bool:
-    """Whether `out` is the result's file name rather than a folder; raise InputError where it can't be one."""
+def _check_results_of_urls(results: Place | None) -> None:
+    if results is None:
+        raise InputError("restore: where an input is a URL, name a place for the results: a folder or a URL")
+    if suffix_of(str(results)) in SUFFIXES:
+        raise InputError(f"restore: {shown(results)} is a picture's name; name a folder or a URL to put results below")
+
+
+def _names_a_file(out: Path, paths: list[Place], suffix: str | None) -> bool:
+    """Whether `out` is a result's file name and no folder; raise InputError if it can't be one."""
     kind = mimetypes.guess_type(out.name)[0] or ""
     if os.path.isdir(out) or not (os.path.lexists(out) or out.suffix.lower() in SUFFIXES or kind.startswith("image/")):
         return False
@@ -192,54 +206,21 @@ def _names_a_file(out: Path, paths: list[Path], suffix: str | None) -> bool:
     return True
 
 
-def beside(path: str | os.PathLike[str]) -> Path:
-    """Where the result of a file goes if no other place is named: ``photo-restored.jpg`` for ``photo.jpg``."""
-    return _beside(Path(path), None, None)
-
-
-def _beside(path: Path, folder: Path | None, suffix: str | None) -> Path:
-    name = f"{path.stem}-restored{suffix or ending_of(path)}"
-    return path.parent / name if folder is None else folder / name
-
-
-def _folder_targets(folder: Path, out: Path | None, suffix: str | None) -> tuple[dict[Path, Path], list[Path]]:
-    """Return source -> target for every picture of a folder, and the pictures that kithkin does not read.
-
-    Raises ImageError where there is none that it reads.
-    """
-    if out is None:
-        whole = folder if folder.name not in ("", "..") else folder.resolve()
-        if not whole.name:
-            raise ImageError(f"{shown(folder)}: has no name to derive one for the results from; name a folder for them")
-        out = whole.with_name(f"{whole.name}-restored")
-    inside, results = os.path.realpath(folder), os.path.realpath(out)
-    within = results != inside and os.path.commonpath([inside, results]) == inside
-
-    def no_result(path: Path) -> bool:
-        return not (within and Path(results) in Path(os.path.realpath(path)).parents)
-
-    found = look_through(folder)
-    pictures, foreign = filter(no_result, found.pictures), list(filter(no_result, found.foreign))
-    targets = {path: out / path.relative_to(folder) for path in pictures}
-    if not targets:
-        others = foreign_summary(Outcome(path, "skipped") for path in foreign)
-        remedy = f"it holds others, {others}" if others else "name another folder"
-        raise ImageError(f"{shown(folder)}: holds no picture that kithkin reads ({', '.join(SUFFIXES)}); {remedy}")
-    return {path: target.with_suffix(suffix or ending_of(path)) for path, target in targets.items()}, foreign
-
-
 def _with_own_names(drafts: list[tuple[Job, bool]], overwrite: bool) -> list[tuple[Job, bool]]:
-    """Let pictures of folders that would write one file keep their whole names, and comparisons that exist stay."""
-    wanted = Counter(os.path.realpath(output) for job, _ in drafts for output in job.outputs)
+    """Let pictures of folders that would write one file keep their whole names, and comparisons
+    that exist stay."""
+    wanted = Counter(identity(output) for job, _ in drafts for output in job.outputs)
     named = []
     for job, in_folder in drafts:
         source, target, compare, notes = job.source, job.target, job.compare, []
-        if in_folder and wanted[os.path.realpath(target)] > 1 and target.name != source.name:
-            target = target.with_name(f"{source.name}{target.suffix}")
-            notes.append(f"its result is {shown(target.name)}: another picture gives {shown(job.target.name)}")
+        own_name = PurePath(source).name
+        if in_folder and wanted[identity(target)] > 1 and PurePath(target).name != own_name:
+            target = _renamed(target, f"{own_name}{PurePath(target).suffix}")
+            names = [shown(PurePath(place).name) for place in (target, job.target)]
+            notes.append(f"its result is {names[0]}: another picture gives {names[1]}")
         if in_folder and compare is not None:
-            if wanted[os.path.realpath(compare)] > 1:
-                compare = compare.with_name(f"{source.name}-compare.png")
+            if wanted[identity(compare)] > 1:
+                compare = compare.with_name(f"{own_name}-compare.png")
             if not overwrite and os.path.lexists(compare) and not os.path.lexists(target):
                 notes.append(f"{shown(compare)} exists already and stays as it is; allow overwriting to replace it")
                 compare = None
@@ -248,13 +229,13 @@ def _with_own_names(drafts: list[tuple[Job, bool]], overwrite: bool) -> list[tup
 
 
 def _without_clashes(drafts: list[tuple[Job, bool]]) -> tuple[list[Job], list[Outcome]]:
-    """Settle as failed what would write the file of another job; raise InputError where such files were named one by
-    one, or where a result would replace its own input."""
+    """Settle as failed what would write the file of another job; raise InputError where such files
+    were named one by one, or where a result would replace its own input."""
     writers: dict[str, Job] = {}
     jobs, failed = [], []
     for job, in_folder in drafts:
-        places = {os.path.realpath(output): output for output in job.outputs}
-        own = places.get(os.path.realpath(job.source))
+        places = {identity(output): output for output in job.outputs}
+        own = places.get(identity(job.source))
         if own is not None:
             raise InputError(f"restore: {shown(own)} would replace its own input; choose another place for the result")
         other = next(((writers[place], output) for place, output in places.items() if place in writers), None)
@@ -273,36 +254,41 @@ def _without_clashes(drafts: list[tuple[Job, bool]]) -> tuple[list[Job], list[Ou
 
 
 def _without_dead_ends(jobs: list[Job], overwrite: bool) -> tuple[list[Job], list[Outcome]]:
-    """Settle as failed what can't be written, whatever the picture is: one reason for all files of a folder."""
-    many = Counter(job.target.parent for job in jobs)
+    """Settle as failed what can't be written, whatever the picture is: one reason for all files of
+    a folder."""
+    many = Counter(job.target.parent for job in jobs if isinstance(job.target, Path))
     reasons: dict[Path, str | None] = {}
     kept, failed = [], []
     for job in jobs:
-        folder = job.target.parent
-        if folder not in reasons:
-            reasons[folder] = _folder_reason(folder)
-        names = (_name_reason(output) for output in job.outputs)
-        found = reasons[folder] and (folder if many[folder] > 1 else job.target, reasons[folder])
-        found = found or next(((output, why) for output, why in zip(job.outputs, names, strict=True) if why), None)
-        if found and (overwrite or not os.path.lexists(job.target)):
-            reason = f"{shown(found[0])}: can't be written: {found[1]}"
-            failed.append(Outcome(job.source, "failed", job.target, reason=reason))
+        fault = None
+        if isinstance(job.target, Path) and (overwrite or not os.path.lexists(job.target)):
+            folder = job.target.parent
+            if folder not in reasons:
+                reasons[folder] = _folder_reason(folder)
+            candidates = [(folder if many[folder] > 1 else job.target, reasons[folder])]
+            candidates += [(Path(output), _name_reason(Path(output))) for output in job.outputs]
+            fault = next(
+                (f"{shown(place)}: can't be written: {reason}" for place, reason in candidates if reason), None
+            )
+        if fault:
+            failed.append(Outcome(job.source, "failed", job.target, reason=fault))
         else:
             kept.append(job)
     return kept, failed
 
 
 def unwritable(path: Path) -> str | None:
-    """Why no file of this path can be made, as far as it can be known before; None where nothing speaks against it."""
+    """Why no file of this path can be made, as far as it can be known before; None where nothing
+    speaks against it."""
     return _folder_reason(path.parent) or _name_reason(path)
 
 
 def _folder_reason(folder: Path) -> str | None:
     """Why no file can be made in a folder, which need not exist yet."""
-    there = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), Path())
-    if not os.path.isdir(there):
-        return f"{shown(there)} is no folder; choose another place"
-    if not os.access(there, os.W_OK | os.X_OK):
+    existing = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), Path())
+    if not os.path.isdir(existing):
+        return f"{shown(existing)} is no folder; choose another place"
+    if not os.access(existing, os.W_OK | os.X_OK):
         return os_reason(PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
     return None
 
@@ -315,11 +301,12 @@ def _name_reason(path: Path) -> str | None:
 
 
 def _without_results(jobs: list[Job], overwrite: bool) -> tuple[list[Job], list[Outcome]]:
-    """Leave out inputs that are the results of other inputs; raise InputError where they would be replaced."""
-    writers = {os.path.realpath(output): job for job in jobs for output in job.outputs}
+    """Leave out inputs that are the results of other inputs; raise InputError where they would be
+    replaced."""
+    writers = {identity(output): job for job in jobs for output in job.outputs}
     kept, left_out = [], []
     for job in jobs:
-        writer = writers.get(os.path.realpath(job.source))
+        writer = writers.get(identity(job.source))
         if writer is None:
             kept.append(job)
         elif overwrite:

@@ -1,6 +1,7 @@
-"""Sheets of crops: the whole picture with its boxes, and each box enlarged as every method restores it.
+"""Sheets of crops: the whole picture with its boxes, and each box enlarged as every method restores
+it.
 
-The form of the paper's Figs. 4 to 6.
+They look like the paper's Figs. 4 to 6.
 """
 
 import time
@@ -95,7 +96,8 @@ def restored_panels(
         picture: its name, for messages.
 
     Returns:
-        The input and one panel a method, in their order, each with the PSNR of the whole picture and the time.
+        The input and one panel a method, in their order, each with the PSNR of the whole picture
+        and the time.
 
     Raises:
         InputError: the two pictures differ in size.
@@ -113,9 +115,10 @@ def restored_panels(
 def choose_crops(restored: Sequence[np.ndarray], target: np.ndarray, *, count: int = 2) -> list[Crop]:
     """Find where methods differ most.
 
-    A place's score is the variance, over the methods, of what each leaves of the degradation (its output less the
-    target, the mean over the channels), averaged over the box; for a single method, that residual squared. The boxes
-    are squares of a ninth of the shorter side (48 pixels at least), rounded up to 8, and don't overlap.
+    A place's score is the variance, over the methods, of what each leaves of the degradation (its
+    output less the target, the mean over the channels), averaged over the box; for a single method,
+    that residual squared. The boxes are squares of a ninth of the shorter side (48 pixels at
+    least), rounded up to 8, and don't overlap.
 
     Args:
         restored: (H, W, 3) floats, one a method.
@@ -155,7 +158,8 @@ def draw_sheet(
         An RGB image.
 
     Raises:
-        InputError: no panel or crop, a panel of another size, a crop outside the picture, or an unknown zoom.
+        InputError: no panel or crop, a panel of another size, a crop outside the picture, or an
+            unknown zoom.
     """
     _check(whole, panels, crops, zoom)
     columns, rows = _grid(len(panels), len(crops))
@@ -205,7 +209,8 @@ def _check(whole: Panel, panels: Sequence[Panel], crops: Sequence[Crop], zoom: s
 
 
 def _grid(panels: int, crops: int) -> tuple[int, int]:
-    """(columns, rows) of a crop's panels: a single crop fills two rows, so that the whole picture isn't tiny."""
+    """(columns, rows) of a crop's panels: a single crop fills two rows, so that the whole picture
+    isn't tiny."""
     rows = 2 if crops == 1 and panels > 3 else -(-panels // 6)
     return -(-panels // rows), rows
 

@@ -1,79 +1,69 @@
-"""One function a task, with the weights that ship."""
+"""One function for each task, with the weights that ship."""
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Unpack
 
 import torch
 
 from kithkin.containers import Restorable
 from kithkin.model import KiT
 from kithkin.restoration import restore
+from kithkin.restore_options import Options, RestoreOptions
+from kithkin.restorers import Note, Progress
 from kithkin.zoo import load_model
 
 
 def denoise(
-    image: Restorable,
-    *,
-    strength: float = 1.0,
-    ensemble: int = 1,
-    tile: str | int = "auto",
-    device: str | None = None,
-    progress: Callable[[float], None] | None = None,
+    image: Restorable, *, device: str | None = None, progress: Progress | None = None, **options: Unpack[Options]
 ) -> Restorable:
-    """Remove noise from a picture, with the model ``denoise-real`` of ``kithkin.zoo.list_models``.
+    """Remove camera noise and film grain from a picture, with the model ``denoise`` of ``kithkin.zoo.list_models``.
 
-    It knows the noise of cameras and phones, and Gaussian noise. The weights are read at the first call and kept.
+    The weights are read at the first call and kept.
 
     Args:
         image: a path, a PIL image, a numpy array or a torch tensor, as in ``kithkin.restoration.restore``; the
             same comes back.
-        strength: 0 returns the input, 1 the restored picture, anything between a mixture.
-        ensemble, tile: as in ``kithkin.restoration.restore``.
         device: where the network runs, such as ``"cpu"``; None takes the GPU where there is one.
         progress: called with the finished fraction in [0, 1].
+        options: fields of ``kithkin.RestoreOptions``, such as ``strength=0.5``, ``ensemble=4`` or ``tile=512``.
 
     Raises:
         InputError, ImageError, KithkinError: as ``kithkin.restoration.restore``.
     """
-    return _run("denoise-real", device, image, strength=strength, ensemble=ensemble, tile=tile, progress=progress)
+    return _run("denoise", device, image, progress=progress, **options)
 
 
 def derain(
-    image: Restorable,
-    *,
-    strength: float = 1.0,
-    ensemble: int = 1,
-    tile: str | int = "auto",
-    device: str | None = None,
-    progress: Callable[[float], None] | None = None,
+    image: Restorable, *, device: str | None = None, progress: Progress | None = None, **options: Unpack[Options]
 ) -> Restorable:
     """Remove rain from a picture, with the model ``derain``; all else is as in ``denoise``."""
-    return _run("derain", device, image, strength=strength, ensemble=ensemble, tile=tile, progress=progress)
+    return _run("derain", device, image, progress=progress, **options)
 
 
 def deblur(
+    image: Restorable, *, device: str | None = None, progress: Progress | None = None, **options: Unpack[Options]
+) -> Restorable:
+    """Remove some of the blur of a camera that moved by up to about 20 pixels, with the model ``deblur``.
+
+    If the whole picture is blurred in the same way, as by a shaking hand, the experimental option
+    ``uniform_blur="light"`` removes far more of it, see ``kithkin.RestoreOptions``. All else is as in ``denoise``.
+    What it does to which blur: docs/explanation/rain-and-blur.md.
+    """
+    return _run("deblur", device, image, progress=progress, **options)
+
+
+def _run(
+    task: str,
+    device: str | None,
     image: Restorable,
     *,
-    strength: float = 1.0,
-    ensemble: int = 1,
-    uniform_blur: str | None = None,
-    tile: str | int = "auto",
-    device: str | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
+    note: Note | None = None,
+    **options: Unpack[Options],
 ) -> Restorable:
-    """Remove a part of the blur of a camera that moved, up to about 20 pixels, with the model ``deblur``.
-
-    Where the whole picture is blurred alike, as by a hand that shook, ``uniform_blur="light"`` takes far more of it
-    away, see ``kithkin.restoration.restore``. All else is as in ``denoise``. What it does to which blur:
-    docs/rain-and-blur.md.
-    """
-    options = {"strength": strength, "ensemble": ensemble, "uniform_blur": uniform_blur}
-    return _run("deblur", device, image, tile=tile, progress=progress, **options)
-
-
-def _run(task: str, device: str | None, image: Restorable, **options: Any) -> Restorable:
-    return restore(_network(task, device or ("cuda" if torch.cuda.is_available() else "cpu")), image, **options)
+    RestoreOptions(**options).check_task(task, task)
+    network = _network(task, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return restore(network, image, progress=progress, note=note, **options)
 
 
 @lru_cache(maxsize=4)

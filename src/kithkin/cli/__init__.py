@@ -1,29 +1,35 @@
-"""The command ``kithkin``: one file a verb. Heavy imports stand inside the verbs, so ``--help`` is quick."""
+"""The command ``kithkin``, a file a verb; verbs import what is heavy inside, for a quick --help."""
 
 import sys
 import warnings
 
 import typer
 
-from kithkin.cli._command import FileCommand
+from kithkin.cli import (
+    ablate,
+    compare,
+    data,
+    doctor,
+    evaluate,
+    export,
+    models,
+    neighbors,
+    recipes,
+    restore,
+    serve,
+    train,
+)
+from kithkin.cli._command import FileCommand, say
 from kithkin.cli._memory import keep_freed_memory
-from kithkin.cli.ablate import ablate
-from kithkin.cli.compare import compare
-from kithkin.cli.data import data
-from kithkin.cli.doctor import doctor
-from kithkin.cli.evaluate import evaluate
-from kithkin.cli.export import EPILOG as EXPORT_EPILOG, export
-from kithkin.cli.models import models
-from kithkin.cli.neighbors import EPILOG as NEIGHBORS_EPILOG, neighbors
-from kithkin.cli.recipes import recipes
-from kithkin.cli.restore import EPILOG as RESTORE_EPILOG, restore
-from kithkin.cli.serve import EPILOG as SERVE_EPILOG, serve
-from kithkin.cli.train import train
+from kithkin.cli._options import flag
 from kithkin.errors import KithkinError
+from kithkin.names import RenamedWarning
+
+_FORMAT = warnings.formatwarning
 
 app = typer.Typer(
     name="kithkin",
-    help="Restore photographs with KiT, the k-NN Image Transformer: remove noise, rain and blur, train, compare.",
+    help="Restore photographs: remove noise, rain and blur. Train and compare networks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,32 +46,42 @@ def _version(value: bool) -> None:
 
 
 @app.callback()
-def _options(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+def _begin(
+    version: bool = flag("--version", "Print the version.", callback=_version, is_eager=True),
 ) -> None:
     keep_freed_memory()
 
 
-app.command("restore", cls=FileCommand, epilog=RESTORE_EPILOG)(restore)
-app.command("eval", cls=FileCommand)(evaluate)
-app.command("neighbors", cls=FileCommand, epilog=NEIGHBORS_EPILOG)(neighbors)
-app.command("compare", cls=FileCommand)(compare)
-app.command("serve", epilog=SERVE_EPILOG)(serve)
-app.command("train")(train)
-app.add_typer(ablate, name="ablate")
-app.command("export", epilog=EXPORT_EPILOG)(export)
-app.add_typer(models, name="models")
-app.add_typer(recipes, name="recipes")
-app.add_typer(data, name="data")
-app.command("doctor")(doctor)
+app.command("restore", cls=FileCommand, epilog=restore.EPILOG)(restore.restore)
+app.command("eval", cls=FileCommand)(evaluate.evaluate)
+app.command("neighbors", cls=FileCommand, epilog=neighbors.EPILOG)(neighbors.neighbors)
+app.command("compare", cls=FileCommand)(compare.compare)
+app.command("serve", epilog=serve.EPILOG)(serve.serve)
+app.command("train")(train.train)
+app.add_typer(ablate.ablate, name="ablate")
+app.command("export", epilog=export.EPILOG)(export.export)
+app.add_typer(models.models, name="models")
+app.add_typer(recipes.recipes, name="recipes")
+app.add_typer(data.data, name="data")
+app.command("doctor")(doctor.doctor)
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """An old name is a note for the user, who has no use for the place in the code."""
+    if issubclass(category, RenamedWarning):
+        return f"kithkin: {message}\n"
+    return _FORMAT(message, category, filename, lineno, line)
 
 
 def main() -> None:
     """Run the command line; an expected error is one line and exit code 1."""
     # Pillow's remarks on damaged files, beside our own notes and errors.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    warnings.formatwarning = _format_warning
     try:
         app()
     except KithkinError as error:
-        typer.echo(f"kithkin: {error}", err=True)
+        say(error)
         sys.exit(1)

@@ -1,12 +1,25 @@
-"""The class of the verbs that take files."""
+"""What commands share: the class of those that take files, and messages to the user."""
 
 import mimetypes
 import os
+import re
+import sys
 
 import typer
 from typer.core import TyperCommand
 
 _UsageError = typer.BadParameter.__bases__[0]  # of the click that this version of Typer brings or uses
+
+
+def in_options(message: object) -> str:
+    """A message of the library, whose arguments are options here: ``--out`` for "`out`"."""
+    named = re.sub(r"^(restore|cluster): (\w+) must ", r"\1: `\2` must ", str(message))
+    return re.sub("`([a-z_]+)`", lambda match: "--" + match[1].replace("_", "-"), named)
+
+
+def say(message: object) -> None:
+    """Print a message for the user on the error stream. Not by typer's echo: it would write across a bar."""
+    print(f"kithkin: {in_options(message)}", file=sys.stderr, flush=True)
 
 
 class FileCommand(TyperCommand):
@@ -22,7 +35,7 @@ class FileCommand(TyperCommand):
             if named is None:
                 raise
             raise typer.BadParameter(
-                f"{named} is taken for an option; behind -- it is a file: {ctx.command_path} -- {named}", ctx=ctx
+                f"{named} looks like an option; after -- it is a file: {ctx.command_path} -- {named}", ctx=ctx
             ) from error
 
 

@@ -1,18 +1,29 @@
-"""Which device a verb runs on."""
+"""The device that a verb runs on."""
+
+from kithkin.cli._command import say
 
 
 def choose_device(name: str | None) -> str:
-    """The device by this name, checked; None takes the GPU where there is one.
+    """Return the device by this name, checked; None takes the GPU where there is one. Say so where it is a slow CPU.
 
     Raises:
         InputError: no such device here.
     """
     import torch
 
+    from kithkin.ops.native import remark
+
+    found = _checked(name) if name is not None else "cuda" if torch.cuda.is_available() else "cpu"
+    if sentence := remark(torch.device(found).type):
+        say(sentence)
+    return found
+
+
+def _checked(name: str) -> str:
+    import torch
+
     from kithkin.errors import InputError
 
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if torch.device(name).type not in ("cpu", "cuda", "mps", "xpu"):
             raise RuntimeError("pictures can't be restored there")

@@ -1,4 +1,4 @@
-"""How the process gets its memory."""
+"""How the process allocates memory."""
 
 import ctypes
 import sys
@@ -10,8 +10,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 def keep_freed_memory() -> None:
     """Let the allocator keep what is freed for the next tile or training step. Changes no result.
 
-    glibc returns large blocks to the system and gets them anew, page by page, at the next tensor: on a tile of 768²
-    that took 40 % of the time. Other C libraries are left alone.
+    glibc returns large blocks to the system and gets them anew, page by page, at the next tensor:
+    on a tile of 768² that took 40 % of the time. Other C libraries are left alone.
     """
     if sys.platform != "linux":
         return

@@ -1,7 +1,9 @@
-"""What training and evaluation show while they run."""
+"""Progress of training and evaluation on the terminal."""
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -9,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from kithkin.cli._command import in_options
 
 
 class TimeLeftColumn(TimeRemainingColumn):
@@ -19,14 +23,22 @@ class TimeLeftColumn(TimeRemainingColumn):
 
 
 def progress_bar(*more: TextColumn, quiet: bool = False) -> Progress:
-    """A bar with ETA on the terminal's error stream; nothing where that is not a terminal, or on request."""
+    """A bar with ETA on the error stream; nothing if that is no terminal, or on request."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeLeftColumn(), *more)
     return Progress(*columns, console=console, disable=quiet or not console.is_terminal)
 
 
+@contextmanager
+def counting(label: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that says how many parts of how many are done."""
+    with progress_bar(quiet=quiet) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 class TrainingProgress:
-    """The bar of a run on a terminal; the rows of its log as lines where output is piped, or as JSON on request."""
+    """The bar of a run on a terminal; its log as lines in a pipe, or as JSON on request."""
 
     def __init__(self, *, as_json: bool, quiet: bool = False) -> None:
         self._json = as_json
@@ -48,7 +60,7 @@ class TrainingProgress:
             self._bar.update(self._task, completed=row["step"], total=row["steps"])
             return
         if "note" in row:
-            self._bar.console.print(row["note"], highlight=False, markup=False)
+            self._bar.console.print(in_options(row["note"]), highlight=False, markup=False)
             return
         if self._json:
             typer.echo(json.dumps(row))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from kithkin.cli._command import say
+from kithkin.cli._options import DEVICE, OLD_METHOD, flag, tile_side, with_old_method
 from kithkin.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,32 +19,49 @@ if TYPE_CHECKING:
 
 
 def compare(
-    target: Path = typer.Argument(..., help="The clean picture."),
-    degraded: Path = typer.Option(None, "--input", "-i", help="The degraded picture; else --sigma makes one."),
+    target: Path = typer.Argument(..., metavar="TARGET", help="The clean picture."),
+    degraded: Path = typer.Option(
+        None,
+        "--input",
+        "-i",
+        metavar="FILE",
+        help="The degraded picture. Without it, --sigma adds noise to the target.",
+    ),
     sigma: float = typer.Option(
         None,
+        "--sigma",
+        metavar="0..255",
         min=0,
         max=255,
-        help="Noise level on the 0-255 scale: added to the target as the protocol `gaussian` does; with --input, what "
-        "methods are told.",
+        help="Noise level: added to the target, or with --input told to the models.",
     ),
-    method: list[str] = typer.Option(
-        ["denoise"],
-        "--method",
+    model: list[str] = typer.Option(
+        [],
+        "--model",
         "-m",
-        help="A name from `kithkin models`, a checkpoint, bm3d, nlm, or an .onnx or TorchScript file; may be repeated.",
+        metavar="MODEL",
+        help="What to compare; may be repeated: a name from `kithkin models`, a checkpoint, bm3d, nlm, an .onnx or "
+        "TorchScript file. Default: denoise.",
     ),
+    method: list[str] = OLD_METHOD,
     crop: list[str] = typer.Option(
-        [], "--crop", help="X,Y,W,H in pixels; may be repeated. Without it, the two places where methods differ most."
+        [],
+        "--crop",
+        metavar="X,Y,W,H",
+        help="A place to enlarge, in pixels; may be repeated. Default: the two where the results differ most.",
     ),
-    out: Path = typer.Option(None, "--out", "-o", help="The sheet to write; an existing file is replaced."),
-    protocol: str = typer.Option("rgb-uint8", "--psnr", help="Of the values: rgb-uint8, rgb, y-matlab, y-unrounded."),
-    zoom: str = typer.Option("nearest", "--zoom", help="How crops are enlarged: nearest or lanczos."),
-    tile: str = typer.Option("off", "--tile", help="For networks: `off`, `auto`, or a side in pixels."),
-    device: str = typer.Option(None, "--device", help="Such as cpu or cuda; the GPU is taken where there is one."),
-    as_json: bool = typer.Option(False, "--json", help="Print PSNR, seconds and crops as JSON."),
+    out: Path = typer.Option(
+        None, "--out", "-o", metavar="FILE", help="The sheet to write. A file that exists is replaced."
+    ),
+    protocol: str = typer.Option(
+        "rgb-uint8", "--psnr", metavar="NAME", help="How to measure: rgb-uint8, rgb, y-matlab or y-unrounded."
+    ),
+    zoom: str = typer.Option("nearest", "--zoom", metavar="nearest|lanczos", help="How to enlarge crops."),
+    tile: str = typer.Option("off", "--tile", metavar="auto|N|off", help="Tiles, as in `kithkin restore`."),
+    device: str = DEVICE,
+    as_json: bool = flag("--json", "Print PSNR, seconds and crops as JSON."),
 ) -> None:
-    """Draw a sheet of crops: the input, what each method makes of it, and the target, with their PSNR.
+    """Draw a sheet of crops: the input, each model's result and the target, with their PSNR.
 
     kithkin compare photo.png --sigma 25 -m denoise -m bm3d -o sheet.png
     kithkin compare clean.png --input rainy.png -m derain.onnx --crop 40,80,96,64 -o sheet.jpg
@@ -53,14 +72,16 @@ def compare(
 
     if out is None and not as_json:
         raise InputError("compare: expected --out (a sheet to write) or --json, got neither")
-    given = [parse_crop(text) for text in crop]
-    side = int(tile) if tile.isdecimal() else tile
+    chosen = [parse_crop(text) for text in crop]
+    side = tile_side(tile)
     place = choose_device(device)
-    methods = [open_method(spec, device=place, tile=side, note=_note) for spec in method]
-    clean, bad = _pictures(target, degraded, sigma)
-    check_crops(given, clean.shape[:2])
-    panels = restored_panels(methods, bad, clean, protocol=protocol, sigma=sigma, picture=target.name)
-    crops = given or choose_crops([panel.image for panel in panels[1:]], clean)
+    methods = [
+        open_method(spec, device=place, tile=side, note=say) for spec in with_old_method(model, method) or ["denoise"]
+    ]
+    clean, degraded_pixels = _pictures(target, degraded, sigma)
+    check_crops(chosen, clean.shape[:2])
+    panels = restored_panels(methods, degraded_pixels, clean, protocol=protocol, sigma=sigma, picture=target.name)
+    crops = chosen or choose_crops([panel.image for panel in panels[1:]], clean)
     if out is not None:
         caption = f"{'' if sigma is None else f'sigma {sigma:g}, '}PSNR {protocol} of the whole picture"
         shown = [*panels, Panel("target", clean)]
@@ -106,7 +127,3 @@ def _print(panels: "list[Panel]", about: dict[str, Any], as_json: bool) -> None:
     for row in rows:
         value = "equal pictures" if row["psnr"] is None else f"{row['psnr']:.2f} dB"
         typer.echo(f"{row['method']}: {value} ({about['protocol']})")
-
-
-def _note(sentence: str) -> None:
-    typer.echo(f"kithkin: {sentence}", err=True)

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import typer
 
-data = typer.Typer(help="The field's data sets: what they are, whether yours is complete, crops to train on.")
+from kithkin.cli._command import say
+from kithkin.cli._options import AS_JSON, flag
+
+data = typer.Typer(help="Data sets: list them, check yours, cut crops, pack shards.")
 
 
 @data.command("list")
-def list_sets(as_json: bool = typer.Option(False, "--json", help="Print the cards as JSON.")) -> None:
-    """The data sets that kithkin knows, with their licences and where to get them; nothing is downloaded."""
+def list_sets(as_json: bool = flag("--json", "Print the cards as JSON.")) -> None:
+    """List the data sets that kithkin knows, with their licences and where to get them. Downloads nothing."""
     import json
 
     from kithkin.data import list_cards
@@ -31,28 +34,25 @@ def list_sets(as_json: bool = typer.Option(False, "--json", help="Print the card
 
 @data.command("check")
 def check(
-    name: str = typer.Argument(..., help="A name from `kithkin data list`."),
-    folder: Path = typer.Argument(..., help="Where the data set lies, or a folder around it."),
-    part: str = typer.Option(None, "--part", help="train or test; if none: what the folder's name says, or test."),
-    quick: bool = typer.Option(False, "--quick", help="Names, numbers and headers alone; decode nothing."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    name: str = typer.Argument(..., metavar="NAME", help="A name from `kithkin data list`."),
+    folder: Path = typer.Argument(..., metavar="FOLDER", help="Folder of the data set, or one around it."),
+    part: str = typer.Option(
+        None, "--part", metavar="PART", help="train or test. Default: what the folder's name says, or test."
+    ),
+    quick: bool = flag("--quick", "Check names, numbers and headers, without decoding."),
+    as_json: bool = AS_JSON,
 ) -> None:
-    """Say what a data set's folder holds, lacks, holds twice or damaged; exit code 1 where it is not as it should be.
+    """Check a data set for files that are missing, damaged or duplicated. The exit code is 1 if it is not usable.
 
     kithkin data check gopro Datasets
     kithkin data check sidd SIDD_Medium_Srgb --quick
     """
     import json
 
-    from kithkin.cli._progress import progress_bar
+    from kithkin.cli._progress import counting
     from kithkin.data import check_dataset
 
-    with progress_bar(quiet=as_json) as bar:
-        task = bar.add_task("check", total=None)
-
-        def step(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
+    with counting("check", quiet=as_json) as step:
         report = check_dataset(name, folder, part=part, quick=quick, report=step)
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=1))
@@ -66,34 +66,37 @@ def check(
 
 @data.command("prepare")
 def prepare(
-    name: str = typer.Argument(..., help="A name from `kithkin data list`; pairs or photos for your own."),
-    folder: Path = typer.Argument(..., help="Where the data set lies, or a folder around it."),
-    out: Path = typer.Option(..., "--out", "-o", help="Folder for the crops."),
-    crop: int = typer.Option(None, "--crop", min=1, help="Side of a crop in pixels; if none: 512."),
-    overlap: int = typer.Option(
-        None, "--overlap", min=0, help="Of neighbours, in pixels; if none: 128 for SIDD, half a crop at most, else 256."
+    name: str = typer.Argument(
+        ..., metavar="NAME", help="A name from `kithkin data list`, or pairs or photos for your own."
     ),
-    part: str = typer.Option(None, "--part", help="Such as train, which is taken if none is given."),
-    jobs: int = typer.Option(None, "--jobs", "-j", min=1, help="Processes; if none: one for each CPU."),
+    folder: Path = typer.Argument(..., metavar="FOLDER", help="Folder of the data set, or one around it."),
+    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the crops."),
+    crop: int = typer.Option(None, "--crop", metavar="PIXELS", min=1, help="Width and height of a crop. Default: 512."),
+    overlap: int = typer.Option(
+        None,
+        "--overlap",
+        metavar="PIXELS",
+        min=0,
+        help="Pixels that neighbouring crops share. Default: 128 for SIDD, else 256, and half a crop at most.",
+    ),
+    part: str = typer.Option(None, "--part", metavar="PART", help="Part of the set. Default: train."),
+    jobs: int = typer.Option(
+        None, "--jobs", "-j", min=1, metavar="N", help="Number of processes. Default: one for each CPU."
+    ),
 ) -> None:
-    """Cut a training set into crops, once; a run that was stopped goes on where it was.
+    """Cut a training set into crops. After a stop, the same command continues.
 
     kithkin data prepare sidd SIDD_Medium_Srgb --out sidd-crops
     kithkin train sidd --data sidd-crops --out runs/sidd
     """
-    from kithkin.cli._progress import progress_bar
+    from kithkin.cli._progress import counting
     from kithkin.data import CutOptions, cut_crops
 
     options = CutOptions(crop=crop, overlap=overlap, part=part, jobs=jobs)
-    with progress_bar() as bar:
-        task = bar.add_task("cut", total=None)
-
-        def step(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
+    with counting("cut") as step:
         report = cut_crops(name, folder, out, options, report=step)
     for line in report.failed:
-        typer.echo(f"kithkin: {line}", err=True)
+        say(line)
     earlier = f" ({report.skipped:,} were cut before)" if report.skipped else ""
     typer.echo(f"{report.crops:,} crops of {report.samples:,} pictures{earlier} in {out}")
     if report.failed:
@@ -103,36 +106,39 @@ def prepare(
 
 @data.command("pack")
 def pack(
-    folders: list[Path] = typer.Argument(..., help="Folders of photographs, searched recursively."),
-    out: Path = typer.Option(..., "--out", "-o", help="Folder for the parts."),
-    part_mb: float = typer.Option(28.0, "--part-mb", help="Largest size of a part, in MB."),
-    parts: int = typer.Option(None, "--parts", min=1, help="How many parts at most; if none: as many as it takes."),
-    crop: int = typer.Option(None, "--crop", min=1, help="Cut crops of this side, in pixels; if none: whole files."),
-    quality: int = typer.Option(92, "--quality", min=1, max=100, help="Of the JPEG that crops are stored as."),
-    seed: int = typer.Option(0, "--seed", help="Of the order in which photographs are dealt to the parts."),
+    folders: list[Path] = typer.Argument(..., metavar="FOLDER", help="Folders of photographs, at any depth."),
+    out: Path = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the shards."),
+    part_mb: float = typer.Option(28.0, "--part-mb", metavar="MB", help="Largest size of a shard."),
+    parts: int = typer.Option(
+        None, "--parts", min=1, metavar="N", help="Largest number of shards. Default: as many as needed."
+    ),
+    crop: int = typer.Option(
+        None, "--crop", metavar="PIXELS", min=1, help="Cut squares of this width. Default: whole files."
+    ),
+    quality: int = typer.Option(92, "--quality", min=1, max=100, metavar="1..100", help="JPEG quality of the crops."),
+    seed: int = typer.Option(0, "--seed", metavar="N", help="Seed of the random order of photographs."),
     exclude: Path = typer.Option(
-        None, "--exclude", metavar="LIST", help="Text file of photographs to leave out: FOLDER/FILE, one a line."
+        None,
+        "--exclude",
+        metavar="FILE",
+        help="Text file that names photographs to leave out: FOLDER/FILE on each line.",
     ),
 ) -> None:
     """Pack photographs into tar shards of a given size, to train on another machine.
 
     kithkin data pack photos --out pack --part-mb 28 --crop 448
-    kithkin train denoise-tiny --data 'pack/part-{000..003}.tar' --out runs/packed
+    kithkin train denoise-gaussian-tiny --data 'pack/part-{000..003}.tar' --out runs/packed
     """
-    from kithkin.cli._progress import progress_bar
+    from kithkin.cli._progress import counting
     from kithkin.data import PackOptions, pack_photos
+    from kithkin.data.left_out import read_names
 
-    names = frozenset() if exclude is None else _names_in(exclude)
+    names = frozenset() if exclude is None else read_names(exclude)
     options = PackOptions(part_mb=part_mb, parts=parts, crop=crop, quality=quality, seed=seed, exclude=names)
-    with progress_bar() as bar:
-        task = bar.add_task("pack", total=None)
-
-        def step(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
+    with counting("pack") as step:
         report = pack_photos(folders, out, options, report=step)
     for line in report.failed:
-        typer.echo(f"kithkin: {line}", err=True)
+        say(line)
     typer.echo(f"{report.pictures:,} pictures in {len(report.parts):,} parts in {out}")
     if exclude is not None:
         typer.echo(f"Left out: {report.excluded:,} photographs that {exclude} names")
@@ -145,22 +151,13 @@ def pack(
         raise typer.Exit(1)
 
 
-def _names_in(path: Path) -> frozenset[str]:
-    """The names of a list, one a line; of a table, its first column."""
-    from kithkin.errors import InputError
-
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"pack: {path} can't be read as a list of names ({error}); give a text file") from error
-    return frozenset(line.partition("\t")[0].strip() for line in lines if line.strip())
-
-
 @data.command("index")
 def index(
-    shards: str = typer.Argument(..., help="Path or URL of tar shards, such as `'photos-{000000..000007}.tar'`."),
+    shards: str = typer.Argument(
+        ..., metavar="SHARDS", help="Path or URL of tar shards, such as `'photos-{000000..000007}.tar'`."
+    ),
 ) -> None:
-    """Write an index beside every tar shard, so that a run need not look through them: what counts far away.
+    """Write an index beside each tar shard, so that training opens distant shards faster.
 
     kithkin data index 's3://bucket/photos-{000000..000127}.tar'
     """

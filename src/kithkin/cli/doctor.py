@@ -2,11 +2,13 @@
 
 import typer
 
+from kithkin.cli._options import AS_JSON
 
-def doctor(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
-    """Check the installation: versions, devices, backends and why not, picture formats, weights; a short test.
 
-    The exit code is 1 where something that should work does not.
+def doctor(as_json: bool = AS_JSON) -> None:
+    """Check the installation: versions, devices, backends, picture formats and weights, with a short test.
+
+    The exit code is 1 if something that should work does not.
     """
     import json
     import sys
@@ -35,8 +37,8 @@ def _versions() -> dict[str, str]:
     from kithkin import __version__
 
     names = ("numpy", "pillow", "tifffile", "safetensors", "pydantic", "typer", "rich")
-    found = {"kithkin": __version__, "Python": platform.python_version(), "torch": str(torch.__version__)}
-    return found | {name: version(name) for name in names}
+    versions = {"kithkin": __version__, "Python": platform.python_version(), "torch": str(torch.__version__)}
+    return versions | {name: version(name) for name in names}
 
 
 def _machine() -> dict[str, str]:
@@ -44,11 +46,17 @@ def _machine() -> dict[str, str]:
 
     import torch
 
+    from kithkin.ops import multiplies_bfloat16
+
     gpus = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     return {
         "system": platform.platform(),
         "CPU": f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
         "GPU": gpus or "none that torch can use",
+        **{
+            f"bfloat16 ({device})": "multiplied" if multiplies_bfloat16(device) else "no instructions for it: float32"
+            for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
+        },
     }
 
 
@@ -64,14 +72,14 @@ def _backends() -> dict[str, str]:
     expected = knn_local_attention(q, k, v, groups, backend="reference")
     findings = {}
     for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
-        near = PatchGroups(groups.order.to(device), groups.k, groups.look_back)
+        moved = PatchGroups(groups.order.to(device), groups.k, groups.look_back)
         for name, reason in available_backends(device).items():
-            says = f"not available: {reason}"
+            status = f"not available: {reason}"
             if reason is None:
-                found = knn_local_attention(q.to(device), k.to(device), v.to(device), near, backend=name).cpu()
-                right = torch.allclose(found, expected, rtol=1e-2, atol=1e-2)  # GPUs may round products to TF32
-                says = "ready" if right else "FAILED: its result is not the reference's"
-            findings[f"backend {name} ({device})"] = says
+                result = knn_local_attention(q.to(device), k.to(device), v.to(device), moved, backend=name).cpu()
+                agrees = torch.allclose(result, expected, rtol=1e-2, atol=1e-2)  # GPUs may round products to TF32
+                status = "ready" if agrees else "FAILED: its result is not the reference's"
+            findings[f"backend {name} ({device})"] = status
     return findings
 
 
@@ -85,22 +93,25 @@ def _choice() -> dict[str, str]:
         return {}
     findings = {}
     for dtype in (torch.float32, torch.bfloat16):
-        says = "triton, its results agree with blocked's"
+        status = "triton, its results agree with blocked's"
         if not trusted("cuda", dtype):
-            says = f"FAILED: blocked, for {available_backends('cuda', dtype)['triton']}"
-        findings[f"attention on the GPU ({str(dtype).removeprefix('torch.')})"] = says
+            status = f"FAILED: blocked, for {available_backends('cuda', dtype)['triton']}"
+        findings[f"attention on the GPU ({str(dtype).removeprefix('torch.')})"] = status
     return findings
 
 
 def _formats() -> dict[str, str]:
     from importlib.util import find_spec
 
-    from kithkin.images import SUFFIXES
+    from kithkin.images import readable
 
+    found = readable()
+    photo = {"HEIC", "AVIF", "raw"} <= set(found)
     deep = find_spec("imagecodecs") is not None
     plots = find_spec("matplotlib") is not None
     return {
-        "pictures": " ".join(SUFFIXES),
+        "pictures": " ".join(suffix for kind, suffixes in found.items() if kind != "raw" for suffix in suffixes),
+        "HEIC, AVIF, camera raw": "ready" if photo else 'not available: pip install "kithkin[photo]"',
         "16-bit colour PNG": "ready" if deep else 'not available: pip install "kithkin[codecs]"',
         "training curves": "ready" if plots else 'not available: pip install "kithkin[plot]"',
     }
@@ -110,14 +121,14 @@ def _weights() -> dict[str, str]:
     from kithkin.errors import KithkinError
     from kithkin.zoo import list_models, load_model
 
-    found = {}
+    findings = {}
     for name in list_models():
         try:
             load_model(name)
-            found[f"model {name}"] = "ready, sha256 right"
+            findings[f"model {name}"] = "ready, sha256 right"
         except KithkinError as error:
-            found[f"model {name}"] = f"FAILED: {error}"
-    return found
+            findings[f"model {name}"] = f"FAILED: {error}"
+    return findings
 
 
 def _test() -> dict[str, str]:
@@ -126,7 +137,8 @@ def _test() -> dict[str, str]:
 
     import torch
 
-    from kithkin.model import KiT, KiTConfig
+    from kithkin.model import KiT
+    from kithkin.model_config import KiTConfig
 
     picture = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
     model = KiT(KiTConfig.named("tiny")).eval()

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from kithkin.cli._command import say
+from kithkin.cli._options import CSV, DEVICE, LIMIT, OLD_METHOD, flag, tile_side, with_old_method
+
 if TYPE_CHECKING:
     from rich.table import Column
 
@@ -20,59 +23,90 @@ Format = Literal["text", "markdown", "csv", "json"]
 def evaluate(
     folder: Path = typer.Argument(
         ...,
-        help="Clean pictures, pairs in `input` and `target`, or a published layout; with --table, a folder of sets.",
+        metavar="FOLDER",
+        help="Clean pictures, pairs in `input` and `target`, or a published data set. With --table: a folder of sets.",
     ),
-    method: list[str] = typer.Option(
+    model: list[str] = typer.Option(
         [],
-        "--method",
         "--model",
         "-m",
-        help="A name from `kithkin models` or a checkpoint (+2, +4 or +8 behind it: the mean of so many passes), bm3d, "
-        "nlm, input, an .onnx or TorchScript file; may be repeated. If none: the model of the set's task, where "
-        "--dataset or --table tells it, else denoise.",
+        metavar="MODEL",
+        help="A name from `kithkin models`, a checkpoint, bm3d, nlm, input, an .onnx or TorchScript file; may be "
+        "repeated. NAME\\[k=8,h=2] sets k and h, NAME+8 averages 8 passes. Default: by the set.",
     ),
+    method: list[str] = OLD_METHOD,
     protocol: str = typer.Option(
         None,
         "--protocol",
         "-p",
-        help="gaussian (clean pictures), rgb, float, rain or realblur (pairs), dnd; chosen by the data.",
+        metavar="NAME",
+        help="How to measure: gaussian or noises (clean pictures), rgb, float, rain or realblur (pairs), dnd. "
+        "Default: what fits the data.",
     ),
     sigma: list[float] = typer.Option(
-        [15.0, 25.0, 50.0], "--sigma", help="Noise level on the 0-255 scale, for clean pictures; may be repeated."
+        [15.0, 25.0, 50.0],
+        "--sigma",
+        metavar="0..255",
+        help="Noise level of protocol gaussian; may be repeated.",
     ),
     dataset: str = typer.Option(
-        None, "--dataset", help="Name from `kithkin data list`, where the layout does not say."
+        None,
+        "--dataset",
+        metavar="NAME",
+        help="Name of the data set, from `kithkin data list`, if the folder does not show it.",
     ),
     table: str = typer.Option(
-        None, "--table", help="1, 2 or 3 of the paper, or gaussian: measure what FOLDER has of its sets beside it."
+        None,
+        "--table",
+        metavar="TABLE",
+        help="Fill a published table with the sets in FOLDER: 1 to 5 of the paper, or gaussian.",
     ),
     data: list[str] = typer.Option(
-        [], "--data", metavar="NAME=FOLDER", help="Where a set of the table is, if not in FOLDER under its name."
+        [], "--data", metavar="NAME=FOLDER", help="Where a set of the table is, if not in FOLDER."
     ),
-    csv: Path = typer.Option(None, "--csv", help="Gets a line a picture; a cut-off evaluation goes on from it."),
-    report: Path = typer.Option(None, "--report", help="Folder for an HTML report with pictures; implies --csv there."),
+    csv: Path = CSV,
+    report: Path = typer.Option(
+        None, "--report", metavar="FOLDER", help="Write an HTML report with pictures, and the CSV file, to this folder."
+    ),
     submission: Path = typer.Option(
-        None, "--submission", help="SIDD: the `Idenoised.mat` to write. DND: the folder for its 50 files."
+        None,
+        "--submission",
+        metavar="PATH",
+        help="Write results for the server: SIDD's file `Idenoised.mat`, or DND's folder of 50 files.",
     ),
-    tile: str = typer.Option("off", "--tile", help="`off`, as published values are made; `auto`; or a side in pixels."),
-    limit: int = typer.Option(None, "--limit", min=1, help="Take this many pictures, the first by name."),
-    device: str = typer.Option(None, "--device", help="Such as cpu or cuda; the GPU is taken where there is one."),
-    per_image: bool = typer.Option(False, "--per-image", help="Show a row for every picture too."),
-    form: Format = typer.Option("text", "--format", help="Of what is printed."),
-    as_json: bool = typer.Option(False, "--json", help="The same as --format json."),
+    tile: str = typer.Option(
+        "off",
+        "--tile",
+        metavar="auto|N|off",
+        help="Tiles, as in `kithkin restore`. Published values are made with off.",
+    ),
+    precision: str = typer.Option(
+        "float32",
+        "--precision",
+        metavar="float32|bfloat16|auto",
+        help="Number format of kithkin's networks. auto measures what `kithkin restore` does.",
+    ),
+    limit: int = LIMIT,
+    device: str = DEVICE,
+    per_image: bool = flag("--per-image", "Also print a row for every picture."),
+    form: Format = typer.Option(
+        "text", "--format", metavar="text|markdown|csv|json", help="Format of what is printed."
+    ),
+    as_json: bool = flag("--json", "The same as --format json."),
 ) -> None:
-    """Measure methods by PSNR and SSIM under a named protocol.
+    """Measure models by PSNR and SSIM under a named protocol.
 
-    kithkin eval CBSD68 --sigma 25 --method denoise --method bm3d
+    kithkin eval CBSD68 --sigma 25 -m denoise-gaussian -m bm3d
     kithkin eval pairs --model run/mine.safetensors --protocol rain --csv scores.csv
     kithkin eval datasets --table 3 --report rain-report
     """
     from kithkin.cli._device import choose_device
 
-    job = _Job(
-        methods=method,
+    run = _Evaluation(
+        methods=with_old_method(model, method),
         device=choose_device(device),
-        tile=int(tile) if tile.isdecimal() else tile,
+        tile=tile_side(tile),
+        precision=precision,
         sigmas=tuple(sigma),
         limit=limit,
         csv=csv or (report / "scores.csv" if report else None),
@@ -82,15 +116,15 @@ def evaluate(
     form = "json" if as_json else form
     if table is not None:
         _refuse(protocol=protocol, dataset=dataset, submission=submission)
-        filled = job.table(table, folder, data)
+        filled = run.table(table, folder, data)
         _print_table(filled, form)
         return
     _refuse(data=data or None)
     if submission:
         _refuse(protocol=protocol, csv=csv, limit=limit)
-        reports = job.submit(folder, dataset, submission)
+        reports = run.submit(folder, dataset, submission)
     else:
-        reports = job.run(folder, dataset, protocol)
+        reports = run.measure(folder, dataset, protocol)
     _print_reports(reports, form, per_image, str(tile))
 
 
@@ -100,13 +134,26 @@ def _refuse(**options: Any) -> None:
             raise typer.BadParameter("does not go with this use; see kithkin eval --help", param_hint=f"--{name}")
 
 
-class _Job:
+class _Evaluation:
     """What the evaluations of one call share."""
 
-    def __init__(self, *, methods: list[str], device: str, tile: str | int, report: Path | None, **rest: Any) -> None:
-        self.methods, self.device, self.tile = methods, device, tile
-        self.sigmas, self.limit, self.csv, self.quiet = (rest[k] for k in ("sigmas", "limit", "csv", "quiet"))
-        self.report, self.builder = report, None
+    def __init__(
+        self,
+        *,
+        methods: list[str],
+        device: str,
+        tile: str | int,
+        precision: str,
+        sigmas: tuple[float, ...],
+        limit: int | None,
+        csv: Path | None,
+        report: Path | None,
+        quiet: bool,
+    ) -> None:
+        self.methods, self.quiet = methods, quiet
+        self.model_options: dict[str, Any] = {"device": device, "tile": tile, "precision": precision, "note": say}
+        self.options: dict[str, Any] = {"sigmas": sigmas, "limit": limit, "csv": csv}
+        self.builder = None
         if report:
             from kithkin.report import ReportBuilder
 
@@ -115,21 +162,22 @@ class _Job:
     def table(self, name: str, root: Path, places: list[str]) -> "FilledTable":
         """Evaluate what is there of a table's data sets."""
         from kithkin.data import open_samples
-        from kithkin.evaluation import fill_table, load_table
+        from kithkin.evaluation import fill_table, load_table, over_k_and_h
         from kithkin.zoo import find_model
 
         published = load_table(name)
         sets = _find_sets(published, root, places)
         opened = {name: open_samples(folder, card.name) for name, (folder, card) in sets.items()}
-        methods = self._open(self.methods or ([published.task] if find_model(published.task) else ["input"]))
+        named = self._open(self.methods or ([published.task] if find_model(published.task) else ["input"]))
+        methods = over_k_and_h(published, named)
         protocols = {column.dataset: column.protocol for column in published.columns}
-        found = {name: self._evaluate(samples, protocols[name], methods) for name, samples in opened.items()}
+        reports = {name: self._evaluate(samples, protocols[name], methods) for name, samples in opened.items()}
         expected = {name: card.parts["test"].counts for name, (_, card) in sets.items()}
-        filled = fill_table(published, found, expected)
-        self._write_report([r for reports in found.values() for r in reports], [filled])
+        filled = fill_table(published, reports, expected)
+        self._write_report([r for of_set in reports.values() for r in of_set], [filled])
         return filled
 
-    def run(self, folder: Path, dataset: str | None, protocol: str | None) -> list["Report"]:
+    def measure(self, folder: Path, dataset: str | None, protocol: str | None) -> list["Report"]:
         """Evaluate one data set."""
         from kithkin.data import find_card, open_samples
 
@@ -146,11 +194,9 @@ class _Job:
         from kithkin.methods import open_method
 
         if len(self.methods) > 1:
-            raise typer.BadParameter("a submission holds one method's pictures", param_hint="--method")
+            raise typer.BadParameter("a submission holds the pictures of one model", param_hint="--model")
         samples = open_samples(folder, dataset)
-        method = open_method(
-            *(self.methods or [self._default(dataset)]), device=self.device, tile=self.tile, note=_note
-        )
+        method = open_method(*(self.methods or [self._default(dataset)]), **self.model_options)
         with self._watching(samples.title, method.name) as watch:
             reports = [submit(method, samples, path, watch=watch)]
         self._write_report(reports, [])
@@ -169,7 +215,7 @@ class _Job:
         from kithkin.errors import InputError
         from kithkin.methods import open_method
 
-        methods = [open_method(spec, device=self.device, tile=self.tile, note=_note) for spec in specs]
+        methods = [open_method(spec, **self.model_options) for spec in specs]
         names = [method.name for method in methods]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(
@@ -184,8 +230,7 @@ class _Job:
         reports = []
         for method in methods:
             with self._watching(samples.title, method.name) as watch:
-                options = {"sigmas": self.sigmas, "limit": self.limit, "csv": self.csv, "watch": watch}
-                reports.append(run(method, samples, protocol, **options))
+                reports.append(run(method, samples, protocol, watch=watch, **self.options))
         return reports
 
     @contextmanager
@@ -217,20 +262,20 @@ def _find_sets(table: "PublishedTable", root: Path, places: list[str]) -> dict[s
     from kithkin.errors import InputError
 
     cards = {c.dataset: find_card(c.card or c.dataset) for c in table.columns if c.dataset != "mean"}
-    given: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for place in places:
         name, equals, where = place.partition("=")
         if not equals or name not in cards:
             raise InputError(f"--data {place}: expected NAME=FOLDER with a name of {', '.join(cards)}")
-        given[name] = Path(where)
+        folders[name] = Path(where)
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; --table takes the folder that holds the data sets")
-    found = {}
+    sets = {}
     for name, card in cards.items():
         inside = find_within(root, card, "test")
-        if folder := given.get(name) or (inside and inside.folder):
-            found[name] = (folder, card)
-    return found
+        if folder := folders.get(name) or (inside and inside.folder):
+            sets[name] = (folder, card)
+    return sets
 
 
 def _plain(table: "FilledTable") -> dict[str, Any]:
@@ -270,7 +315,7 @@ def _print_text(reports: list["Report"], per_image: bool) -> None:
     console = Console(markup=False)  # a picture may be called a[1].png
     first = reports[0]
     if per_image:
-        rows = Table(*map(_whole, ("picture", "condition", "method")), "PSNR in", "PSNR", "SSIM in", "SSIM")
+        rows = Table(*map(_folding, ("picture", "condition", "method")), "PSNR in", "PSNR", "SSIM in", "SSIM")
         for report in reports:
             for r in report.rows:
                 values = [_number(r.psnr_input, 2), _number(r.psnr, 2), _number(r.ssim_input, 4), _number(r.ssim, 4)]
@@ -278,7 +323,7 @@ def _print_text(reports: list["Report"], per_image: bool) -> None:
         console.print(rows)
     title = f"{first.dataset}: {first.protocol.summary}"
     values_of = ("PSNR in", "PSNR", "SSIM in", "SSIM", "pictures", "s/MP")
-    table = Table(_whole("condition"), _whole("method"), *values_of, title=title)
+    table = Table(_folding("condition"), _folding("method"), *values_of, title=title)
     for report in reports:
         for condition, m in report.means().items():
             values = [_number(m["psnr_input"], 2), _number(m["psnr"], 2), _number(m["ssim_input"], 4)]
@@ -288,7 +333,7 @@ def _print_text(reports: list["Report"], per_image: bool) -> None:
     console.print(f"PSNR {first.protocol.psnr}, SSIM {first.protocol.window}", highlight=False)
 
 
-def _whole(title: str) -> "Column":
+def _folding(title: str) -> "Column":
     """A column whose names go on in the next line where the terminal is narrow: cut off, two of them may look alike."""
     from rich.table import Column
 
@@ -297,7 +342,3 @@ def _whole(title: str) -> "Column":
 
 def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _note(sentence: str) -> None:
-    typer.echo(f"kithkin: {sentence}", err=True)

@@ -4,9 +4,11 @@ import json
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
 
 import typer
+
+from kithkin.cli._command import say
+from kithkin.cli._options import AS_JSON, flag
 
 EPILOG = """\
 Example: `kithkin export denoise --to onnx -o denoise.onnx`, and then `kithkin eval FOLDER -m denoise.onnx`.
@@ -20,41 +22,39 @@ class Format(StrEnum):
     TORCH = "torch"
 
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A name from `kithkin models`, or a checkpoint's path.")]
-To = Annotated[
-    Format,
-    typer.Option("--to", help="onnx (opset 20, for onnxruntime and others), or torch: a program of torch.export."),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="The file; without it, MODEL.onnx or MODEL.pt2 here.", show_default=False),
-]
-Half = Annotated[bool, typer.Option("--half", help="Store the numbers in float16: half the file. Only with --to onnx.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
 def export(
-    to: To,
-    model: Model = "denoise",
-    out: Out = None,
-    half: Half = False,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
+    model: str = typer.Argument(
+        "denoise",
+        metavar="MODEL",
+        help="A name from `kithkin models`, or a checkpoint's path. NAME\\[k=8,h=2] sets another k or h.",
+    ),
+    to: Format = typer.Option(
+        ...,
+        "--to",
+        metavar="onnx|torch",
+        help="onnx for onnxruntime and others (opset 20), torch for a program of torch.export.",
+    ),
+    out: Path = typer.Option(
+        None, "--out", "-o", metavar="FILE", help="The file to write. Default: MODEL.onnx or MODEL.pt2 here."
+    ),
+    half: bool = flag("--half", "Store numbers in float16, which halves the file. Only with --to onnx."),
+    overwrite: bool = flag("--overwrite", "Replace a file that exists."),
+    as_json: bool = AS_JSON,
 ) -> None:
     """Write a network as one file that runs without kithkin, and compare its results with PyTorch's.
 
-    The file takes pictures of any height and width (torch: above 64 pixels); the hash rotations are fixed in it. It
-    takes a minute or two.
+    The file takes pictures of any height and width; the hash rotations are fixed
+    in it. It takes about half a minute.
     """
     from kithkin.errors import InputError
     from kithkin.export import FORMATS, check_parity, export_onnx, export_torch
-    from kithkin.images._picture import shown
-    from kithkin.zoo import load_model
+    from kithkin.messages import shown
+    from kithkin.zoo import grouping_text, load_model, split_grouping
 
     if half and to is Format.TORCH:
         raise InputError("export: --half is for --to onnx; leave it out")
-    target = out or Path(f"{Path(model).stem}{FORMATS[to]}")
+    plain, grouping = split_grouping(model)
+    target = out or Path(f"{Path(plain).stem}{grouping_text(grouping)}{FORMATS[to]}")
     if target.suffix.lower() != FORMATS[to]:
         raise InputError(f"export: {shown(target)} does not end in {FORMATS[to]}; choose another name")
     if target.exists() and not overwrite:
@@ -62,12 +62,12 @@ def export(
     _check_place(target)
     network = load_model(model)
     # On the error stream, so that what is printed stays what it was.
-    typer.echo(f"kithkin: tracing {shown(model)}, which takes a minute or two", err=True)
+    say(f"tracing {shown(model)}, which takes about half a minute")
     if to is Format.ONNX:
         export_onnx(network, target, half=half)
     else:
         export_torch(network, target)
-    typer.echo(f"kithkin: wrote {shown(target)}; now it is compared with PyTorch", err=True)
+    say(f"wrote {shown(target)}; now it is compared with PyTorch")
     rows = [asdict(row) for row in check_parity(network, target)]
     if as_json:
         typer.echo(json.dumps({"file": str(target), "bytes": target.stat().st_size, "parity": rows}, indent=1))
@@ -80,9 +80,9 @@ def export(
 
 
 def _check_place(target: Path) -> None:
-    """Raise InputError where the file can't be written, before minutes are spent on it."""
+    """Raise InputError where the file can't be written, before time is spent on it."""
     from kithkin.errors import InputError
-    from kithkin.images._picture import shown
+    from kithkin.messages import shown
     from kithkin.restore_plan import unwritable
 
     if reason := unwritable(target):

@@ -2,20 +2,22 @@
 
 import typer
 
-models = typer.Typer(help="The weights that come with kithkin.", invoke_without_command=True)
+from kithkin.cli._options import AS_JSON, flag
+
+models = typer.Typer(help="List the models that come with kithkin.", invoke_without_command=True)
 
 
 @models.callback()
 def _list(context: typer.Context) -> None:
-    """The weights that come with kithkin; `show NAME` prints a model card, `cost` what the networks cost."""
+    """List the models that come with kithkin. `show NAME` prints a model card, `cost` the size of networks."""
     if context.invoked_subcommand:
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from kithkin.zoo import list_models
 
-    table = Table("model", "task", "MB", "what it does")
+    table = Table(Column("model", no_wrap=True), "task", "MB", Column("what it does", overflow="fold"))
     for name, card in list_models().items():
         size = f"{card.path.stat().st_size / 1e6:.1f}" if card.path.is_file() else "missing"
         table.add_row(name, card.task + (" (default)" if card.default else ""), size, card.summary)
@@ -24,10 +26,10 @@ def _list(context: typer.Context) -> None:
 
 @models.command("show")
 def show(
-    name: str = typer.Argument(..., help="A name or task from `kithkin models`."),
-    as_json: bool = typer.Option(False, "--json", help="Print the card as JSON."),
+    name: str = typer.Argument(..., metavar="NAME", help="A name or task from `kithkin models`."),
+    as_json: bool = flag("--json", "Print the card as JSON."),
 ) -> None:
-    """Print a model card: training, data and licences, measured numbers, limits."""
+    """Print a model card: training, data and their licences, measurements, limits."""
     from kithkin.errors import InputError
     from kithkin.zoo import find_model, list_models
 
@@ -58,14 +60,17 @@ def show(
 
 @models.command("cost")
 def cost(
-    names: list[str] = typer.Argument(None, help="Sizes (tiny, small, base), models, checkpoints; if none: all sizes."),
-    side: int = typer.Option(256, "--side", min=1, help="Side of the square picture, in pixels."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    names: list[str] = typer.Argument(
+        None, metavar="NAME", help="Sizes (tiny, small, base, paper), models or checkpoints. Default: all sizes."
+    ),
+    side: int = typer.Option(256, "--side", metavar="PIXELS", min=1, help="Width and height of the picture."),
+    as_json: bool = AS_JSON,
 ) -> None:
-    """Count parameters and multiply-accumulates (MACs), hashing included."""
+    """Count parameters and multiply-accumulates (MACs), including hashing."""
     import json
 
-    from kithkin.model import SIZES, KiT, KiTConfig, count_macs, count_parameters
+    from kithkin.model import KiT, count_macs, count_parameters
+    from kithkin.model_config import SIZES, KiTConfig
     from kithkin.zoo import load_model
 
     rows: list[tuple[str, int, int]] = []

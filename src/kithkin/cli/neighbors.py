@@ -2,10 +2,11 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from kithkin.cli._options import DEVICE, flag
 from kithkin.errors import InputError
 
 if TYPE_CHECKING:
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
 EPILOG = """\
 Examples:
 
-`kithkin neighbors photo.jpg --at 120,80 --at 300,200 -o found.png` draws the neighbours of two pixels' patches.
+`kithkin neighbors photo.jpg --at 120,80 --at 300,200 -o found.png` draws the neighbours of two patches.
 
-`kithkin neighbors photo.jpg --buckets --stage encoder1 -o buckets.png` draws the hash buckets alone.
+`kithkin neighbors photo.jpg --buckets --stage encoder1 -o buckets.png` draws only the hash buckets.
 """
 
 
@@ -27,61 +28,52 @@ class Rounds(StrEnum):
     SEPARATE = "separate"
 
 
-Picture = Annotated[Path, typer.Argument(metavar="IN", help="A picture.", readable=False)]
-At = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="X,Y",
-        help="A pixel, from the upper left corner; the patch that it lies in is asked about. May be repeated.",
-        show_default=False,
-    ),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="Where the drawing goes; its ending names the format.", show_default=False),
-]
-Model = Annotated[str, typer.Option("--model", "-m", help="A name from `kithkin models`, or a checkpoint's path.")]
-Stage = Annotated[str, typer.Option(help="encoder0, encoder1, … or decoder0, …; the higher, the larger the patches.")]
-Block = Annotated[int, typer.Option(help="In the stage, from 0.")]
-HowRounds = Annotated[
-    Rounds | None,
-    typer.Option(
-        "--rounds",
-        help="All hash rounds in one panel, or a panel of each; separate with --buckets, else together.",
-        show_default=False,
-    ),
-]
-Buckets = Annotated[bool, typer.Option("--buckets", help="Lay the hash buckets over the picture, a colour each.")]
-Device = Annotated[
-    str | None,
-    typer.Option(help="Such as cpu or cuda; without it, the GPU where there is one.", show_default=False),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a drawing that exists.")]
-AsJson = Annotated[
-    bool,
-    typer.Option(
-        "--json", help="Print the boxes as JSON (x, y, width, height); with --buckets, the maps of these too."
-    ),
-]
-
-
 def neighbors(
-    path: Picture,
-    at: At = None,
-    out: Out = None,
-    model: Model = "denoise",
-    stage: Stage = "encoder0",
-    block: Block = 0,
-    rounds: HowRounds = None,
-    buckets: Buckets = False,
-    device: Device = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
+    path: Path = typer.Argument(..., metavar="IN", help="The picture.", readable=False),
+    at: list[str] = typer.Option(
+        [],
+        "--at",
+        metavar="X,Y",
+        help="A pixel, counted from the upper left corner. Its patch is drawn with its neighbours. May be repeated.",
+    ),
+    out: Path = typer.Option(
+        None, "--out", "-o", metavar="FILE", help="The drawing to write. The ending chooses the format."
+    ),
+    model: str = typer.Option(
+        "denoise-gaussian",
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="A name from `kithkin models`, or a checkpoint's path. NAME\\[k=8,h=2] sets another k or h. The default "
+        "removes white noise: `denoise` has no attention to show.",
+    ),
+    stage: str = typer.Option(
+        None,
+        "--stage",
+        metavar="STAGE",
+        help="encoder0, encoder1, … or decoder0, …: the higher, the larger the patches.",
+    ),
+    block: int = typer.Option(None, "--block", metavar="N", help="Block of the stage, from 0."),
+    rounds: Rounds = typer.Option(
+        None,
+        "--rounds",
+        metavar="together|separate",
+        help="All hash rounds in one panel, or a panel for each. Default: together, and separate with --buckets.",
+    ),
+    buckets: bool = flag("--buckets", "Colour the hash buckets."),
+    device: str = DEVICE,
+    overwrite: bool = flag("--overwrite", "Replace a drawing that exists."),
+    as_json: bool = flag(
+        "--json", "Print boxes (x, y, width, height) and weights as JSON; with --buckets, the buckets too."
+    ),
 ) -> None:
     """Show which patches meet in the network (Fig. 7 of the paper).
 
-    The patches of a chunk are framed in one colour, those that it looks back to in dashes. The picture goes through the
-    network whole. Give a noisy picture to a network that removes noise: its neighbours are those that it restores with.
+    Patches of one chunk have frames of one colour. The patches that the chunk
+    looks back to have dashed frames. The thicker the frame, the more the patch
+    counts. The weights are printed below, in percent.
+
+    Use a picture that the model is meant for, such as a noisy one for a model that removes noise.
     """
     import json
 
@@ -94,15 +86,15 @@ def neighbors(
         raise InputError("neighbors: name the drawing with -o OUT.png, or ask for --json")
     if not at and not buckets:
         raise InputError("neighbors: name a pixel with --at X,Y, or ask for --buckets")
-    points = [_point(text) for text in at or []]
+    points = [_point(text) for text in at]
     picture = read_picture(path)
     network = load_model(model, device=choose_device(device))
-    found = find_neighbors(network, picture, points, stage=stage, block=block)
+    result = find_neighbors(network, picture, points, stage=stage, block=block)
     if out is not None:
-        drawing = draw_neighbors(picture, found, rounds=None if rounds is None else rounds.value, buckets=buckets)
+        drawing = draw_neighbors(picture, result, rounds=None if rounds is None else rounds.value, buckets=buckets)
         _write(drawing, out, path, overwrite)
     if as_json:
-        typer.echo(json.dumps(found.to_dict(buckets=buckets)))
+        typer.echo(json.dumps(result.to_dict(buckets=buckets)))
     else:
         typer.echo(f"{path} -> {out}")
 

@@ -3,26 +3,28 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from kithkin.cli._command import say
+from kithkin.cli._options import BACKEND, DEVICE, flag, tile_side
 from kithkin.errors import InputError, KithkinError
 
 if TYPE_CHECKING:
-    from kithkin.cli._batch import Reporter
-    from kithkin.model import KiT
+    from kithkin.cli._batch import BatchProgress, Reporter
     from kithkin.restore_options import RestoreOptions
     from kithkin.restore_plan import Plan
+    from kithkin.zoo import OpenedModel
 
 EPILOG = """\
 Examples:
 
 `kithkin restore photo.jpg` writes photo-restored.jpg beside it.
 
-`kithkin restore trip scan.png --out done --compare` restores the pictures of a folder, and a file, into done.
+`kithkin restore trip scan.png --out done --compare` restores a folder and a file into the folder done.
 
-`kithkin restore s3://archive/scans --out s3://archive/done --cluster auto` restores a whole archive with many workers.
+`kithkin restore s3://archive/scans --out s3://archive/done --cluster auto` restores an archive with many workers.
 """
 
 
@@ -34,151 +36,146 @@ class Ending(StrEnum):
     WEBP = "webp"
     TIFF = "tiff"
     BMP = "bmp"
+    HEIC = "heic"
+    AVIF = "avif"
 
 
-# Text, not paths: a URL would lose one of its slashes.
-Paths = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="IN",
-        help="Pictures (PNG, JPEG, WebP, TIFF, BMP), and folders of them at any depth; with --cluster also as URLs.",
-    ),
-]
-Out = Annotated[
-    str | None,
-    typer.Option(
-        "--out",
-        "-o",
-        metavar="PATH",
-        help="A folder for the results, or a file name where IN is one file. Without it, photo.jpg gives "
-        "photo-restored.jpg beside it, and the folder trip gives trip-restored.",
-        show_default=False,
-    ),
-]
-Model = Annotated[str, typer.Option("--model", "-m", help="A name from `kithkin models`, or a checkpoint's path.")]
-Tile = Annotated[
-    str,
-    typer.Option(
-        metavar="auto|N|off",
-        help="Restore large pictures in tiles: auto takes sides of at most 768 pixels (1024 on a GPU), a number sets "
-        "the side (64 or more; smaller needs less memory), off restores each picture in one pass.",
-    ),
-]
-Overlap = Annotated[int, typer.Option(metavar="PIXELS", help="What neighbouring tiles share, to blend them.")]
-Strength = Annotated[float, typer.Option(metavar="0..1", help="1 is fully restored, 0 the input, 0.5 half of both.")]
-Ensemble = Annotated[
-    int,
-    typer.Option(
-        metavar="1|2|4|8", help="Passes over turned and mirrored copies, averaged: better, and that much slower."
-    ),
-]
-UniformBlur = Annotated[
-    str | None,
-    typer.Option(
-        metavar="light|stored",
-        help="With --model deblur, where the whole picture is blurred alike, as by a hand that shook: find that blur "
-        "and undo it. Far better where it holds, else left out. light for a camera's pictures, stored for test sets.",
-        show_default=False,
-    ),
-]
-Sigma = Annotated[
-    float | None,
-    # Programs of others ask for it, so whoever gives it is told; the help does not offer it.
-    typer.Option(metavar="0..255", hidden=True, show_default=False),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(help="Such as cpu or cuda; without it, the GPU where there is one.", show_default=False),
-]
-Backend = Annotated[
-    str | None,
-    typer.Option(
-        help="How attention is computed, a name from `kithkin doctor`; without it, the fastest that works.",
-        show_default=False,
-    ),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that exist; else they are skipped.")]
-Format = Annotated[
-    Ending | None,
-    typer.Option("--format", help="Format of the results; without it, that of each input.", show_default=False),
-]
-Quality = Annotated[
-    int | None,
-    typer.Option(
-        metavar="1..100",
-        help="Of JPEG results, 95 without it; WebP results become lossy with it. Other formats lose nothing.",
-        show_default=False,
-    ),
-]
-Compare = Annotated[bool, typer.Option("--compare", help="Also write NAME-compare.png: before and after.")]
-Cluster = Annotated[
-    str | None,
-    typer.Option(
-        metavar="auto|ADDRESS",
-        help="Restore with the workers of a Ray cluster (extra `cluster`); auto joins one, or starts one here.",
-        show_default=False,
-        rich_help_panel="Many workers",
-    ),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        help="How many; without it, one a GPU, or one a CPU.", show_default=False, rich_help_panel="Many workers"
-    ),
-]
-Batch = Annotated[
-    int,
-    typer.Option(
-        help="Small pictures of equal size that a worker restores at once: quicker, but roundings differ from 1.",
-        rich_help_panel="Many workers",
-    ),
-]
-ManifestFile = Annotated[
-    str | None,
-    typer.Option(
-        "--manifest",
-        metavar="FILE",
-        help="Where to list every input with its output, status, seconds and error: a path or URL ending in .csv or "
-        ".parquet; without it, kithkin-manifest.csv in --out, or here.",
-        show_default=False,
-        rich_help_panel="Many workers",
-    ),
-]
-Strict = Annotated[
-    bool, typer.Option("--strict", help="Exit with 1 also where a picture was skipped, not only where one failed.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a file, instead of `in -> out`.")]
+WORKERS = "Many workers"  # the part of the help
 
 
 def restore(
-    paths: Paths,
-    out: Out = None,
-    model: Model = "denoise-real",
-    tile: Tile = "auto",
-    overlap: Overlap = 32,
-    strength: Strength = 1.0,
-    ensemble: Ensemble = 1,
-    uniform_blur: UniformBlur = None,
-    sigma: Sigma = None,
-    device: Device = None,
-    backend: Backend = None,
-    overwrite: Overwrite = False,
-    ending: Format = None,
-    quality: Quality = None,
-    compare: Compare = False,
-    strict: Strict = False,
-    as_json: AsJson = False,
-    cluster: Cluster = None,
-    workers: Workers = None,
-    batch: Batch = 1,
-    manifest: ManifestFile = None,
+    paths: list[str] = typer.Argument(  # Text, not paths: a URL would lose one of its slashes.
+        ...,
+        metavar="IN",
+        help="Pictures (PNG, JPEG, WebP, TIFF, BMP; with the extra `photo` HEIC, AVIF, camera raw), or "
+        "folders of them, at any depth. With --cluster also URLs.",
+    ),
+    out: str = typer.Option(
+        None,
+        "--out",
+        "-o",
+        metavar="PATH",
+        help="Folder for the results, or a file name if IN is one file. Default: photo-restored.jpg beside "
+        "photo.jpg, and trip-restored beside the folder trip.",
+    ),
+    model: str = typer.Option(
+        "denoise",
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="What to remove: denoise (camera noise and film grain), derain (rain) or deblur (blur). Also any other "
+        "name from `kithkin models`, a checkpoint's path, bm3d, nlm, or an .onnx or TorchScript file. "
+        "NAME\\[k=8,h=2] sets another k or h.",
+    ),
+    tile: str = typer.Option(
+        "auto",
+        "--tile",
+        metavar="auto|N|off",
+        help="Width of tiles for large pictures, from 64; smaller ones need less memory. auto: 768 (1024 on a GPU). "
+        "off: each picture in one pass.",
+    ),
+    overlap: int = typer.Option(
+        32, "--overlap", metavar="PIXELS", help="Pixels that neighbouring tiles share, where they are blended."
+    ),
+    strength: float = typer.Option(
+        1.0, "--strength", metavar="0..1", help="How much to restore: 1 fully, 0 not at all, 0.5 half."
+    ),
+    preset: str = typer.Option(
+        "strong",
+        "--preset",
+        metavar="strong|natural|keep-grain",
+        help="strong: remove all noise. natural: leave some texture. keep-grain: remove colour speckle and half of the "
+        "grain.",
+    ),
+    luma: float = typer.Option(
+        None, "--luma", metavar="0..1", help="How much of the grain (luminance) to remove. Default: by --preset."
+    ),
+    chroma: float = typer.Option(
+        None, "--chroma", metavar="0..1", help="How much of the colour speckle to remove. Default: by --preset."
+    ),
+    detail: float = typer.Option(
+        None,
+        "--detail",
+        metavar="0..1",
+        help="How much fine texture to bring back that went with the noise. Default: by --preset.",
+    ),
+    ensemble: int = typer.Option(
+        1,
+        "--ensemble",
+        metavar="1|2|4|8",
+        help="Average this many passes over turned and mirrored copies: better, and that much slower.",
+    ),
+    uniform_blur: str = typer.Option(
+        None,
+        "--uniform-blur",
+        metavar="light|stored",
+        help="With --model deblur: estimate one blur for the whole picture, as from a shaking hand, and undo it. "
+        "light for photographs, stored for test sets.",
+    ),
+    precision: str = typer.Option(
+        "auto",
+        "--precision",
+        metavar="auto|float32|bfloat16",
+        help="Number format of the network. auto: bfloat16 if the device is fast with it and the model loses nothing "
+        "visible, else float32.",
+    ),
+    # Other programs ask for it, so whoever gives it is told; the help does not offer it.
+    sigma: float = typer.Option(None, "--sigma", metavar="0..255", hidden=True),
+    device: str = DEVICE,
+    backend: str = BACKEND,
+    overwrite: bool = flag("--overwrite", "Replace results that exist. Without it, they are skipped."),
+    ending: Ending = typer.Option(
+        None,
+        "--format",
+        metavar="png|jpg|webp|tiff|bmp|heic|avif",
+        help="Format of the results. Default: that of each input, and TIFF for camera raw.",
+    ),
+    quality: int = typer.Option(
+        None,
+        "--quality",
+        metavar="1..100",
+        help="Quality of JPEG, HEIC and AVIF results, 95 by default. Makes WebP results lossy. Other formats lose "
+        "nothing.",
+    ),
+    compare: bool = flag("--compare", "Also write NAME-compare.png: before and after, side by side."),
+    strict: bool = flag("--strict", "Exit with 1 also if a picture was skipped."),
+    as_json: bool = flag("--json", "Print one JSON object for each file, instead of `in -> out`."),
+    cluster: str = typer.Option(
+        None,
+        "--cluster",
+        metavar="auto|ADDRESS",
+        help="Restore with the workers of a Ray cluster (extra `cluster`). auto joins one, or starts one here.",
+        rich_help_panel=WORKERS,
+    ),
+    workers: int = typer.Option(
+        None,
+        "--workers",
+        metavar="N",
+        help="Number of workers. Default: one for each GPU, or for each CPU if there is none.",
+        rich_help_panel=WORKERS,
+    ),
+    batch: int = typer.Option(
+        1,
+        "--batch",
+        metavar="N",
+        help="Restore up to N small pictures of equal size at once: quicker, but rounded differently.",
+        rich_help_panel=WORKERS,
+    ),
+    manifest: str = typer.Option(
+        None,
+        "--manifest",
+        metavar="FILE",
+        help="List every input with its output, status, seconds, error, model and precision in this file or URL, "
+        ".csv or .parquet. Default: kithkin-manifest.csv in --out, or here.",
+        rich_help_panel=WORKERS,
+    ),
 ) -> None:
-    """Restore pictures: remove their noise, or what else the model was trained for.
+    """Restore photographs: remove noise or, with another --model, rain or blur.
 
-    The inputs are never changed. Bit depth, transparency, colour profile and EXIF (except in TIFF) are kept.
+    Your files are never changed. Results keep bit depth, transparency, colour profile and metadata.
 
-    A file that fails is named with the reason, and the others go on. Exit code: 0, 1 where a file failed, 2 for a
-    wrong command, 130 after Ctrl-C.
+    If a file fails, the reason is printed and the others continue. Exit codes: 0,
+    1 if a file failed, 2 for a wrong command, 130 after Ctrl-C.
     """
     with _exit_codes():
         from kithkin.cli._batch import Reporter
@@ -186,28 +183,43 @@ def restore(
         from kithkin.restore_plan import plan_files
 
         # What is wrong is said before PyTorch is loaded, which takes seconds.
-        _check(paths, out, {"sigma": sigma, "cluster": cluster, "compare": compare}, (workers, manifest, batch))
+        if sigma is not None:
+            raise InputError("--sigma: the models find the noise level themselves; leave it out")
+        cluster_only = {"--workers": workers is not None, "--manifest": manifest is not None, "--batch": batch != 1}
+        cluster_only |= {place: "://" in place for place in (*paths, out or "")}
+        _check_cluster(cluster is not None, compare, cluster_only)
         options = RestoreOptions(
-            tile=_side(tile),
+            tile=tile_side(tile),
             overlap=overlap,
             strength=strength,
+            preset=preset,
+            luma=luma,
+            chroma=chroma,
+            detail=detail,
             ensemble=ensemble,
             uniform_blur=uniform_blur,
+            precision=precision,
             quality=quality,
             overwrite=overwrite,
         )
-        if uniform_blur is not None:
-            _check_deblurs(model)
+        _check_task(model, options)
         if cluster is not None:
             from kithkin.cli._cluster import restore_with
 
             pool = {"address": cluster, "workers": workers, "device": device, "backend": backend, "batch": batch}
-            places = {"sources": paths, "out": out, "ending": ending, "manifest": manifest}
-            reporter = restore_with(pool, model, places, options, as_json)
+            places = {"sources": paths, "out": out, "ending": ending}
+            reporter = restore_with(pool, model, places, manifest, options, as_json)
         else:
             plan = plan_files(paths, out=out, ending=ending, compare=compare, overwrite=overwrite)
-            reporter = Reporter(as_json=as_json)
-            _run(_network(model, device, backend), plan, options, reporter)
+            opened = _open(model, device, backend)
+            from kithkin.restore_files import look_ahead, restore_files
+
+            reporter = Reporter(as_json=as_json, model=opened.name)
+            plan, pixels = look_ahead(plan, options)
+            with _reported(plan, pixels, opened, options, reporter) as progress:
+                for outcome in restore_files(opened.network, plan.jobs, options=options, progress=progress.advance):
+                    reporter.tell(outcome)
+                    progress.finish(outcome.seconds if outcome.status == "written" else 0.0)
     if code := reporter.exit_code(strict=strict):
         raise typer.Exit(code)
 
@@ -218,47 +230,41 @@ def _exit_codes() -> Iterator[None]:
     try:
         yield
     except KithkinError as error:
-        typer.echo(f"kithkin: {error}", err=True)
+        say(error)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
-        typer.echo("kithkin: stopped; what was written so far is complete", err=True)
+        say("stopped; what was written so far is complete")
         raise typer.Exit(130) from error
 
 
-def _check(
-    paths: list[str], out: str | None, given: dict[str, object], of_cluster: tuple[int | None, str | None, int]
-) -> None:
-    """Raise InputError for options that no model takes, or that don't go together."""
-    if given["sigma"] is not None:
-        raise InputError("--sigma: the model is blind: it finds the noise level itself and takes no hint; leave it out")
-    if given["cluster"] is not None:
-        if given["compare"]:
-            raise InputError("--cluster writes results alone, so that one that exists is complete; leave --compare out")
-        return
-    workers, manifest, batch = of_cluster
-    options = {"--workers": workers is not None, "--manifest": manifest is not None, "--batch": batch != 1}
-    refused = [name for name, set_ in options.items() if set_] + [p for p in (*paths, out or "") if "://" in p]
-    if refused:
+def _check_cluster(cluster: bool, compare: bool, cluster_only: dict[str, bool]) -> None:
+    """Raise InputError for options and URLs that go only with --cluster, or not with it."""
+    if cluster and compare:
+        raise InputError("--cluster writes results alone, so that one that exists is complete; leave --compare out")
+    refused = [name for name, given in cluster_only.items() if given]
+    if refused and not cluster:
         raise InputError(f"restore: {', '.join(refused)}: only with --cluster; add --cluster auto, or leave it out")
 
 
-def _check_deblurs(name: str) -> None:
-    """Raise InputError where a shipped model is for something else than blur."""
-    from kithkin.zoo import find_model
+def _check_task(name: str, options: "RestoreOptions") -> None:
+    """Raise InputError where a shipped model is for something else than the options."""
+    if options.task is None and not options.amounts.detail:
+        return
+    from kithkin.zoo import find_model, split_grouping
 
-    card = find_model(name)
-    if card is not None and card.task != "deblur":
-        raise InputError(f"--uniform-blur: {card.name} is for {card.task}; add --model deblur, or leave it out")
+    card = find_model(split_grouping(name)[0])
+    if card is None:
+        return
+    if options.task not in (None, card.task):
+        raise InputError(f"--uniform-blur: {card.name} is for {card.task}; add --model {options.task}, or leave it out")
+    options.check_task(card.name, card.task)
 
 
-def _side(tile: str) -> str | int:
-    return int(tile) if tile.removeprefix("-").isdecimal() else tile
-
-
-def _network(name: str, device: str | None, backend: str | None) -> "KiT":
+def _open(name: str, device: str | None, backend: str | None) -> "OpenedModel[Any]":
     from kithkin.cli._device import choose_device
+    from kithkin.methods import open_restorer
+    from kithkin.model import KiT
     from kithkin.ops import available_backends
-    from kithkin.zoo import load_model
 
     device = choose_device(device)
     if backend is not None:
@@ -267,30 +273,36 @@ def _network(name: str, device: str | None, backend: str | None) -> "KiT":
             raise InputError(f"--backend: there is no {backend!r}; there are {', '.join(reasons)}")
         if reasons[backend] is not None:
             raise InputError(f"--backend {backend}: {reasons[backend]}; leave it out, or take another")
-    return load_model(name, device=device).set_backend(backend)
+    opened = open_restorer(name, device=device, note=say)
+    if isinstance(opened.network, KiT):
+        opened.network.set_backend(backend)
+    elif backend is not None:
+        raise InputError(f"--backend: {opened.name} has no attention of kithkin's; leave it out")
+    if opened.remark:
+        say(opened.remark)
+    return opened
 
 
-def _run(network: "KiT", plan: "Plan", options: "RestoreOptions", reporter: "Reporter") -> None:
-    """Restore, and report each file as soon as it is known."""
+@contextmanager
+def _reported(
+    plan: "Plan", pixels: list[int], opened: "OpenedModel[Any]", options: "RestoreOptions", reporter: "Reporter"
+) -> Iterator["BatchProgress"]:
+    """Say what is known before the pictures of a plan are restored, show how far they are, and sum up at the end."""
     from kithkin.cli._batch import BatchProgress, say_before
-    from kithkin.images._picture import shown
-    from kithkin.restore_files import estimate_for, look_ahead, restore_files
+    from kithkin.messages import shown
+    from kithkin.restore_files import estimate_for
 
-    plan, pixels = look_ahead(plan, options)
     total = len(plan.settled) + len(plan.jobs)
     for outcome in plan.settled:
         reporter.tell(outcome)
-    estimate = estimate_for(network, sum(pixels), options)
+    # Composed here for its notes alone: they hold for all pictures, so they are printed once, before the work.
+    options.compose(opened.network, note=reporter.warn)
+    estimate = estimate_for(opened.network, sum(pixels), options)
     say_before(pixels, estimate)
-    with BatchProgress(pixels, estimate, len(plan.settled)) as progress:
-
-        def advance(part: float) -> None:
-            progress.advance(part, shown(plan.jobs[progress.done].source))
-
-        for outcome in restore_files(network, plan.jobs, options=options, progress=advance):
-            reporter.tell(outcome)
-            progress.finish(outcome.seconds if outcome.status == "written" else 0.0)
+    names = [shown(job.source) for job in plan.jobs]
+    with BatchProgress(pixels, estimate, len(plan.settled), names) as progress:
+        yield progress
     reporter.tell_repeated()
     reporter.tell_foreign(plan.foreign)
     if reporter.counts["failed"] and total > 1:
-        typer.echo(f"kithkin: {reporter.counts['failed']} of {total} failed: the reasons are above", err=True)
+        say(f"{reporter.counts['failed']} of {total} failed: the reasons are above")

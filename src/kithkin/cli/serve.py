@@ -1,10 +1,13 @@
 """``kithkin serve``."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from kithkin.cli._command import say
+from kithkin.cli._options import DEVICE, flag
 from kithkin.errors import InputError, KithkinError
+from kithkin.messages import missing_extra
 
 if TYPE_CHECKING:
     import socket
@@ -12,69 +15,74 @@ if TYPE_CHECKING:
 EPILOG = """\
 Examples:
 
-`kithkin serve --open` shows the page in the browser.
+`kithkin serve --open` opens the page in the browser.
 
-`curl -F picture=@photo.jpg -o photo-restored.png http://127.0.0.1:8000/restore` restores a picture while it runs.
+`curl -F picture=@photo.jpg -o photo-restored.png http://127.0.0.1:8000/restore` uses the running server.
 """
-
-Host = Annotated[str, typer.Option(help="The address to listen on; 127.0.0.1 is this computer alone.")]
-Port = Annotated[int, typer.Option(metavar="0..65535", help="0 takes a free one.")]
-Model = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help="A name from `kithkin models`, or a checkpoint's path. May be repeated; without it, one of each task.",
-        show_default=False,
-    ),
-]
-AllowHost = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME",
-        help="Also answer to this host name, as behind a proxy; IP addresses and localhost are answered to anyway.",
-        show_default=False,
-    ),
-]
-Megabytes = Annotated[float, typer.Option("--max-mb", metavar="MB", help="Of one upload.")]
-Megapixels = Annotated[float, typer.Option("--max-megapixels", metavar="MP", help="Of one picture.")]
-Queue = Annotated[int, typer.Option(metavar="N", help="Pictures that may wait; more are asked to come again.")]
-Seconds = Annotated[float, typer.Option("--max-seconds", metavar="S", help="Of work on one picture.")]
-Device = Annotated[
-    str | None,
-    typer.Option(help="Such as cpu or cuda; without it, the GPU where there is one.", show_default=False),
-]
-Open = Annotated[bool, typer.Option("--open", help="Show the page in the browser.")]
 
 
 def serve(
-    host: Host = "127.0.0.1",
-    port: Port = 8000,
-    model: Model = None,
-    allow_host: AllowHost = None,
-    max_mb: Megabytes = 64,
-    max_megapixels: Megapixels = 32,
-    queue: Queue = 32,
-    max_seconds: Seconds = 900,
-    device: Device = None,
-    open_page: Open = False,
+    host: str = typer.Option(
+        "127.0.0.1",
+        "--host",
+        metavar="HOST",
+        help="Address to listen on. 127.0.0.1 lets only this computer in.",
+    ),
+    port: int = typer.Option(8000, "--port", metavar="0..65535", help="Port to listen on. 0 chooses a free one."),
+    model: list[str] = typer.Option(
+        [],
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="A name from `kithkin models`, or anything else that `kithkin restore` takes; may be repeated. "
+        "Default: one for each task.",
+    ),
+    allow_host: list[str] = typer.Option(
+        [],
+        "--allow-host",
+        metavar="HOST",
+        help="Also answer to this host name, such as that of a proxy. IP addresses and localhost always work.",
+    ),
+    max_mb: float = typer.Option(64, "--max-mb", metavar="MB", help="Largest upload, in MB."),
+    max_megapixels: float = typer.Option(
+        32, "--max-megapixels", metavar="MEGAPIXELS", help="Largest picture, in megapixels."
+    ),
+    queue: int = typer.Option(
+        32, "--queue", metavar="N", help="How many pictures may wait. Others are told when to try again."
+    ),
+    max_seconds: float = typer.Option(
+        900, "--max-seconds", metavar="SECONDS", help="Longest time for one picture, in seconds."
+    ),
+    device: str = DEVICE,
+    precision: str = typer.Option(
+        "auto",
+        "--precision",
+        metavar="auto|float32|bfloat16",
+        help="Number format of the networks, as in `kithkin restore`.",
+    ),
+    open_page: bool = flag("--open", "Open the page in the browser."),
 ) -> None:
-    """Restore pictures in the browser, and for other programs over HTTP.
+    """Restore photographs in the browser, and for other programs over HTTP.
 
-    Everything stays on this computer, and nothing is kept after an answer. Ctrl-C stops it. Needs the extra `web`.
+    Pictures stay on this computer, and nothing is stored. Ctrl-C stops the server. Needs the extra `web`.
     """
     _need_packages()
     from kithkin.cli._device import choose_device
+    from kithkin.precision import slowness
+    from kithkin.restore_options import RestoreOptions
     from kithkin.web import Limits, create_app, served_models
-    from kithkin.web._server import serve_on
+    from kithkin.web.server import serve_on
 
     limits = Limits(megabytes=max_mb, megapixels=max_megapixels, queue=queue, work_seconds=max_seconds)
+    RestoreOptions(precision=precision)  # Refused before anything is loaded.
     listening = _listen(host, port)
-    app = create_app(
-        served_models(model or (), device=choose_device(device)), limits=limits, host_names=[host, *(allow_host or ())]
-    )
+    device = choose_device(device)
+    models = served_models(model, device=device, precision=precision)
+    app = create_app(models, limits=limits, host_names=[host, *allow_host])
     address = _address(listening)
     _announce(address, host)
+    if slow := slowness(precision, device):
+        say(slow)
     if open_page:
         import webbrowser
 
@@ -88,9 +96,7 @@ def _need_packages() -> None:
         import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise KithkinError(
-            f'serve: the page needs {error.name}; install it with: python3 -m pip install "kithkin[web]"'
-        ) from error
+        raise KithkinError(missing_extra("serve: the page", str(error.name), "web")) from error
 
 
 def _listen(host: str, port: int) -> "socket.socket":
@@ -126,8 +132,7 @@ def _announce(address: str, host: str) -> None:
         private = host == "localhost"
     typer.echo(f"kithkin: {address} (Ctrl-C stops it)")
     if not private:
-        typer.echo(
-            f"kithkin: warning: listening on {host}: everyone who reaches this computer can use it, without a "
-            "password or encryption. Put a proxy with both before it, or leave --host out",
-            err=True,
+        say(
+            f"warning: listening on {host}: everyone who reaches this computer can use it, without a "
+            "password or encryption. Put a proxy with both before it, or leave --host out"
         )

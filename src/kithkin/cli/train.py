@@ -5,41 +5,51 @@ from typing import Any
 
 import typer
 
+from kithkin.cli._options import DEVICE, RECIPE, flag
+
 
 def train(
-    recipe: str = typer.Argument(..., help="A name from `kithkin recipes`, or the path of a TOML file."),
+    recipe: str = RECIPE,
     data: list[str] = typer.Option(
         [],
         "--data",
         "-d",
         metavar="FOLDER",
-        help="Folder of photographs, or with `input` and `target`, or tar shards (`'photos-{0000..0007}.tar'`); "
-        "a path or a URL; may be given several times.",
+        help="Photographs to train on: a folder, a folder with `input` and `target`, or tar shards "
+        "(`'photos-{0000..0007}.tar'`), as a path or URL; may be repeated.",
     ),
-    out: Path = typer.Option(..., "--out", "-o", help="Folder of the run: checkpoints, log, curves, weights."),
+    out: Path = typer.Option(
+        ..., "--out", "-o", metavar="FOLDER", help="Folder of the run: checkpoints, log, curves and weights."
+    ),
     validation: str = typer.Option(
-        None, "--validation", metavar="FOLDER", help="Folder (or as --data) to validate on while training."
+        None, "--validation", metavar="FOLDER", help="Pictures to measure on while training, given as for --data."
     ),
     changes: list[str] = typer.Option(
-        [], "--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as `schedule.steps=1000`."
+        [],
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a key of the recipe, such as `schedule.steps=1000`; may be repeated.",
     ),
     init: str = typer.Option(
         None,
         "--init",
-        help="Start from weights of this or a smaller network: a model, or a checkpoint.",
+        metavar="MODEL",
+        help="Start from these weights, of this network or a smaller one.",
     ),
-    resume: bool = typer.Option(False, "--resume", help="Go on from the last checkpoint in --out."),
-    minutes: float = typer.Option(None, "--minutes", min=0, help="Stop with a checkpoint after this long."),
-    device: str = typer.Option(None, "--device", help="Such as cpu or cuda; the GPU is taken where there is one."),
-    as_json: bool = typer.Option(False, "--json", help="Print every row of the log as a line of JSON."),
+    resume: bool = flag("--resume", "Continue from the last checkpoint in --out."),
+    minutes: float = typer.Option(
+        None, "--minutes", min=0, metavar="MINUTES", help="Stop with a checkpoint after this long."
+    ),
+    device: str = DEVICE,
+    as_json: bool = flag("--json", "Print each row of the log as JSON."),
 ) -> None:
     """Train a network from a recipe.
 
-    Ctrl-C stops after the step, with a checkpoint; the same command with --resume goes on as if nothing had happened.
+    Ctrl-C stops after the current step, with a checkpoint. The same command with --resume continues exactly there.
 
-        kithkin train denoise-tiny --data photos --validation held-out --out runs/denoise
+        kithkin train denoise-gaussian-tiny --data photos --validation held-out --out runs/denoise
 
-    With several GPUs or machines, the same under torchrun (docs/train-distributed.md):
+    For several GPUs or machines, use torchrun (docs/how-to/train-distributed.md):
 
         torchrun --standalone --nproc-per-node 8 -m kithkin train gopro --data GoPro/train --out runs/gopro --resume
     """
@@ -47,17 +57,17 @@ def train(
     from kithkin.config import load_config
     from kithkin.training import train as run
 
-    laid_over: dict[str, Any] = dict(parse_change(change) for change in changes)
+    settings: dict[str, Any] = dict(parse_change(change) for change in changes)
     if data:
-        laid_over["data.folders"] = data
+        settings["data.folders"] = data
     if validation:
-        laid_over["validation.folder"] = validation
-    config = load_config(recipe, laid_over)
+        settings["validation.folder"] = validation
+    config = load_config(recipe, settings)
     from kithkin.cli._progress import TrainingProgress
     from kithkin.training.distributed import launched_rank
 
-    speaks = launched_rank() == 0
-    with TrainingProgress(as_json=as_json, quiet=not speaks) as progress:
+    is_first = launched_rank() == 0
+    with TrainingProgress(as_json=as_json, quiet=not is_first) as progress:
         weights = run(
             config,
             out,
@@ -67,16 +77,18 @@ def train(
             device=choose_device(device),
             report=progress.report,
         )
-    if speaks:
-        typer.echo(f"{weights}" if weights else f"stopped before the end; go on with --resume --out {out}", err=as_json)
+    if is_first:
+        typer.echo(
+            f"{weights}" if weights else f"stopped before the end; continue with --resume --out {out}", err=as_json
+        )
 
 
 def parse_change(change: str) -> tuple[str, Any]:
     """``KEY=VALUE`` -> key and value: a TOML value, or else the text itself."""
     import tomllib
 
-    key, found, text = change.partition("=")
-    if not found:
+    key, equals, text = change.partition("=")
+    if not equals:
         raise typer.BadParameter(f"{change!r} is not KEY=VALUE", param_hint="--set")
     try:
         return key.strip(), tomllib.loads(f"value = {text}")["value"]

@@ -10,44 +10,47 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from kithkin.cluster._places import INSTALL, filesystem, is_url, plain, put, suffix_of
 from kithkin.errors import ImageError, InputError
 from kithkin.files import replacing
-from kithkin.images._picture import os_reason, shown
+from kithkin.messages import missing_extra, os_reason, shown
 from kithkin.restore_files import Outcome
+from kithkin.storage import check_reachable, is_url, local_path, suffix_of, write_bytes
 
-COLUMNS = ("input", "output", "status", "seconds", "error")
+COLUMNS = ("input", "output", "status", "seconds", "error", "model", "precision")
 _ROWS = 1000
 
 
 class Manifest:
-    """A table with a row an input: input, output, status (written, skipped, failed), seconds, error.
+    """A table with a row an input: input, output, status (written, skipped, failed), seconds,
+    error, model, precision (of what was written in this run, else empty).
 
-    Rows go to a hidden temporary file; at the end of the ``with`` block it takes the manifest's name, in place of the
-    one of an earlier run. Where the block is left by an exception, it is removed.
+    Rows go to a hidden temporary file; at the end of the ``with`` block it takes the manifest's
+    name, in place of the one of an earlier run. Where the block is left by an exception, it is
+    removed.
 
     Args:
         place: a path or URL that ends in .csv or .parquet.
+        model: the name of what restores the pictures, with a k or h that is not its own.
 
     Raises:
         InputError: another ending, a package is missing, or the place can't be written to.
     """
 
-    def __init__(self, place: str) -> None:
-        self.place = plain(place)
+    def __init__(self, place: str, *, model: str) -> None:
+        self.place, self._model = local_path(place), model
         kind = suffix_of(self.place)
         if kind not in (".csv", ".parquet"):
-            raise InputError(f"--manifest: the name must end in .csv or .parquet, got {shown(place)}")
+            raise InputError(f"cluster: manifest must end in .csv or .parquet, got {shown(place)}")
         if is_url(self.place):
-            filesystem(self.place)
-        self._rows: list[tuple[str, str, str, float, str]] = []
+            check_reachable(self.place)
+        self._rows: list[tuple[str, str, str, float, str, str, str]] = []
         try:
             with contextlib.ExitStack() as stack:
                 self._temporary = stack.enter_context(_scratch() if is_url(self.place) else _in_folder(self.place))
                 self._table: _Csv | _Parquet = (_Csv if kind == ".csv" else _Parquet)(self._temporary)
                 self._files = stack.pop_all()
         except OSError as error:
-            raise InputError(f"--manifest: {shown(place)} can't be written: {os_reason(error)}") from error
+            raise InputError(f"cluster: the manifest {shown(place)} can't be written: {os_reason(error)}") from error
 
     def __enter__(self) -> "Manifest":
         return self
@@ -56,7 +59,9 @@ class Manifest:
         """Append a row."""
         target = "" if outcome.target is None else str(outcome.target)
         error = outcome.reason or "" if outcome.status == "failed" else ""
-        self._rows.append((str(outcome.source), target, outcome.status, round(outcome.seconds, 4), error))
+        seconds = round(outcome.seconds, 4)
+        made = (self._model, outcome.precision or "")
+        self._rows.append((str(outcome.source), target, outcome.status, seconds, error, *made))
         if len(self._rows) >= _ROWS:
             self._flush()
 
@@ -77,9 +82,9 @@ class Manifest:
                 self._flush()
                 self._table.close()
                 if is_url(self.place):
-                    put(self._temporary.read_bytes(), self.place)
+                    write_bytes(self.place, self._temporary.read_bytes())
         except (OSError, ImageError) as failure:
-            raise InputError(f"--manifest: {shown(self.place)} can't be written: {failure}") from failure
+            raise InputError(f"cluster: the manifest {shown(self.place)} can't be written: {failure}") from failure
 
 
 @contextlib.contextmanager
@@ -111,7 +116,7 @@ class _Csv:
 
 
 def _without_halves(text: str) -> str:
-    """Text without the halves of surrogate pairs that stand for no byte of a file's name: no file can hold them."""
+    """Text without lone surrogates that stand for no byte of a name: no file can hold them."""
     return re.sub("[\ud800-\udc7f\udd00-\udfff]", "?", text)
 
 
@@ -121,7 +126,7 @@ class _Parquet:
             import pyarrow
             import pyarrow.parquet
         except ImportError as error:
-            raise InputError(f"--manifest: Parquet needs pyarrow; install it with: {INSTALL}") from error
+            raise InputError(missing_extra("cluster: a manifest in Parquet", "pyarrow", "cluster")) from error
         kinds = [pyarrow.float64() if name == "seconds" else pyarrow.string() for name in COLUMNS]
         self._schema = pyarrow.schema(list(zip(COLUMNS, kinds, strict=True)))
         self._pyarrow = pyarrow

@@ -6,24 +6,27 @@ import logging
 import os
 import sys
 import threading
-import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kithkin.cluster._places import INSTALL, is_url
-from kithkin.cluster._plan import Errand, in_groups
-from kithkin.cluster._worker import Orders, Result, Worker
+from kithkin.cluster._plan import Task, in_groups
+from kithkin.cluster._worker import Worker, WorkerConfig
 from kithkin.errors import InputError, KithkinError
-from kithkin.images._picture import one_line, shown
+from kithkin.messages import missing_extra, one_line, shown
 from kithkin.model import KiT
 from kithkin.ops import available_backends
+from kithkin.precision import settled_precision
 from kithkin.restore_files import Outcome, RestoreOptions
+from kithkin.restore_options import PRECISIONS
+from kithkin.restorers import Restorer
+from kithkin.storage import is_url
 
 OBJECT_STORE = 2**28
-"""Bytes of shared memory for a cluster that is started here: names and the model pass through it, no pixels."""
+"""Bytes of shared memory for a cluster that is started here: it holds the model, no pixels."""
 RETRIES = 2
-"""How often a group of files is taken up again after its worker died; then each file of it is, alone."""
+"""How often a group of files is tried again after its worker died; then each of its files is."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,10 @@ class Pool:
         workers: how many; None for one a GPU, or one a CPU where there are no GPUs.
         cpus: of each worker, which takes as many threads; None shares out all that the cluster has.
         device: ``"cuda"``, ``"cpu"``, or None for GPUs where the cluster has some.
-        backend: of attention, a name from ``kithkin.available_backends``; None for the fastest that works.
-        batch: pictures of equal size that go through the network at once. More than 1 changes roundings.
+        backend: of attention, a name from ``kithkin.available_backends``; None for the fastest that
+            works.
+        batch: pictures of equal size that go through the network at once. More than 1 changes
+            roundings.
         prepare: called in every worker before anything else; a function of a module.
 
     Raises:
@@ -53,30 +58,28 @@ class Pool:
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
-            raise InputError(f"--workers: there must be at least 1, got {self.workers}")
+            raise InputError(f"cluster: workers must be at least 1, got {self.workers}")
         if self.cpus is not None and self.cpus < 1:
-            raise InputError(f"Pool: a worker needs at least 1 CPU, got {self.cpus}")
+            raise InputError(f"cluster: cpus must be at least 1, got {self.cpus}")
         if self.batch < 1:
-            raise InputError(f"--batch: at least 1 picture goes through the network at once, got {self.batch}")
+            raise InputError(f"cluster: batch must be at least 1 picture, got {self.batch}")
         if self.device not in (None, "cpu", "cuda"):
-            raise InputError(f"--device: in a cluster it is cpu or cuda (Ray says which), got {self.device!r}")
+            raise InputError(f"cluster: device must be cpu or cuda (Ray says which), got {self.device!r}")
         if self.backend is not None and self.backend not in available_backends("cpu"):
             raise InputError(
-                f"--backend: there is no {self.backend!r}; there are {', '.join(available_backends('cpu'))}"
+                f"cluster: backend must be one of {', '.join(available_backends('cpu'))}, got {self.backend!r}"
             )
 
 
 def import_ray() -> Any:
-    """Return Ray with what of it is used; raise InputError with the install line where something is missing."""
+    """Return Ray; raise InputError with the install line where a package is missing."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import fsspec  # noqa: F401
-        import pyarrow  # noqa: F401
         import ray
-        import ray.data
     except ImportError as error:
-        raise InputError(f"--cluster needs Ray ({error.name} is missing); install it with: {INSTALL}") from error
+        raise InputError(missing_extra("cluster:", f"Ray ({error.name} is missing)", "cluster")) from error
     return ray
 
 
@@ -84,8 +87,9 @@ def import_ray() -> Any:
 def connected(address: str) -> Iterator[None]:
     """Be connected to a Ray cluster, quietly, and leave it as it was.
 
-    A connection that this process has already is used and left. With ``"auto"``, the cluster that RAY_ADDRESS names or
-    that ``ray start`` made on this machine is joined; where there is none, one is started and stopped at the end.
+    A connection that this process has already is used and left. With ``"auto"``, the cluster that
+    RAY_ADDRESS names or that ``ray start`` made on this machine is joined; where there is none, one
+    is started and stopped at the end.
 
     Raises:
         InputError: Ray is missing.
@@ -113,29 +117,29 @@ def _connect(ray: Any, address: str) -> None:
                 ray.init(address=address, **quiet)
     except Exception as error:  # Where a node is too slow to start, it is a plain Exception.
         raise KithkinError(
-            f"--cluster {address}: no Ray cluster can be reached or started there ({one_line(error)}); "
+            f"cluster {address}: no Ray cluster can be reached or started there ({one_line(error)}); "
             "check the address, or that `ray status` works on this machine"
         ) from error
 
 
 def _join_or_start(ray: Any, quiet: dict[str, Any]) -> None:
-    """Join the cluster of RAY_ADDRESS, or that `ray start` made here; start one where there is none.
+    """Join the cluster of RAY_ADDRESS or of `ray start` here; start one where there is none.
 
     Ray's own "auto" would also join what some other program started for itself, and end with it.
     """
-    own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE, **quiet}
+    fresh = {"include_dashboard": False, "object_store_memory": OBJECT_STORE, **quiet}
     try:
-        ray.init(**own)
+        ray.init(**fresh)
     except ValueError:  # It won't set the memory of a cluster that runs.
         try:
             ray.init(**quiet)
         except ConnectionError:  # It ran once.
-            ray.init(address="local", **own)
+            ray.init(address="local", **fresh)
 
 
 @contextlib.contextmanager
 def _without_stderr() -> Iterator[None]:
-    """Send the process's own error stream nowhere: Ray's C++ part greets there, whatever its log level."""
+    """Discard the process's error stream: Ray's C++ part prints there, whatever its log level."""
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -147,7 +151,7 @@ def _without_stderr() -> Iterator[None]:
 
 
 class _WithoutRay(io.TextIOBase):
-    """A stream without what Ray's own thread prints to it: it tells of every worker that dies, and so do we."""
+    """A stream without the lines of Ray's own thread about dead workers, which we report."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -184,7 +188,7 @@ def size_pool(nodes: Sequence[tuple[int, int]], workers: int | None, device: str
     """
     all_cpus, all_gpus = (sum(node[i] for node in nodes) for i in (0, 1))
     if device == "cuda" and not all_gpus:
-        raise InputError("--device cuda: this cluster has no GPU that Ray knows of; leave it out, or take cpu")
+        raise InputError("cluster: device must be cpu: this cluster has no GPU that Ray knows of")
     if device != "cpu" and all_gpus:
         workers = workers or all_gpus
         sharing = -(-workers // all_gpus)
@@ -193,37 +197,42 @@ def size_pool(nodes: Sequence[tuple[int, int]], workers: int | None, device: str
     workers = workers or all_cpus
     if workers > all_cpus:
         raise InputError(
-            f"--workers {workers}: this cluster has {all_cpus} CPUs, and each worker needs one; take fewer"
+            f"cluster: workers must be at most {all_cpus}, since each needs a CPU of the cluster, got {workers}"
         )
     return Size(workers, _cpus_each([(cpus, cpus) for cpus, _ in nodes], workers), 0)
 
 
 def _cpus_each(nodes: Sequence[tuple[int, int]], workers: int) -> int:
-    """The most whole CPUs that each worker can have where a node takes at most its second number; 0 if not one."""
+    """The most whole CPUs for each worker, 0 if not one; a node takes no more than its slots."""
     most = max((cpus for cpus, _ in nodes), default=0)
     fits = (n for n in range(most, 0, -1) if sum(min(cpus // n, slots) for cpus, slots in nodes) >= workers)
     return next(fits, 0)
 
 
-def restore_errands(
-    model: KiT, errands: Sequence[Errand], *, options: RestoreOptions | None = None, pool: Pool | None = None
+def restore_tasks(
+    model: KiT | Restorer, tasks: Sequence[Task], *, options: RestoreOptions | None = None, pool: Pool | None = None
 ) -> Iterator[Outcome]:
-    """Restore pictures with the workers of a cluster, and go on after files that fail and workers that die.
+    """Restore pictures with the workers of a cluster, whatever files fail and workers die.
 
     Args:
-        model: the network, on the CPU; every node gets it from here.
-        errands: from ``kithkin.cluster.plan_errands``. Paths must be the same on every node.
-        options: how; None takes the defaults.
+        model: the network, on the CPU, or another restorer that can be pickled; every node gets it
+            from here.
+        tasks: from ``kithkin.cluster.plan_tasks``. Paths must be the same on every node.
+        options: how; None takes the defaults. ``precision="auto"`` is settled here for all workers:
+            bfloat16 where this machine multiplies it on a device of the workers' kind, whatever
+            their own machines can do.
         pool: the workers; None takes the defaults.
 
     Yields:
-        The outcome of each errand, in the order in which they end. One whose worker died each time is failed.
+        The outcome of each task, in the order in which they end. One whose worker died each time is
+        failed.
 
     Raises:
-        InputError, KithkinError: Ray is missing, the cluster can't be reached, or its workers can't start.
+        InputError, KithkinError: Ray is missing, the cluster can't be reached, or its workers can't
+            start.
     """
     options, pool = options or RestoreOptions(), pool or Pool()
-    if not errands:
+    if not tasks:
         return
     with connected(pool.address):
         import ray
@@ -232,92 +241,71 @@ def restore_errands(
         size = size_pool([(int(n.get("CPU", 0)), int(n.get("GPU", 0))) for n in nodes], pool.workers, pool.device)
         size = size if pool.cpus is None else replace(size, cpus=pool.cpus)
         device = "cuda" if size.gpus else "cpu"
-        orders = Orders(options, device, max(size.cpus, 1), pool.backend, pool.batch, pool.prepare)
-        crew = _Crew(ray.put(model), orders, size)
-        missing = dict(enumerate(errands))
-        groups = [list(group) for group in in_groups(errands, size.workers)]
-        for queued in (None, 1):  # The second time each file alone, so that only what kills the worker is lost.
-            for result in crew.results(groups, missing, queued):
-                yield _outcome(missing.pop(result.number), result)
-            groups = [[number] for number in missing]
-        for errand in missing.values():
+        precision = settled_precision(options.precision, model, device)
+        options = replace(options, precision=precision) if precision in PRECISIONS else options
+        config = WorkerConfig(options, device, max(size.cpus, 1), pool.backend, pool.batch, pool.prepare)
+        actor = ray.remote(Worker).options(
+            num_cpus=size.cpus, num_gpus=size.gpus, max_restarts=-1, max_task_retries=RETRIES
+        )
+        shared = ray.put(model)
+        workers = [actor.remote(shared, config) for _ in range(size.workers)]
+        missing = dict(enumerate(tasks))
+        for number, outcome in _outcomes(workers, tasks, list(in_groups(tasks, size.workers))):
+            task = missing.pop(number)
+            used = precision if outcome.status == "written" else None
+            yield replace(outcome, source=task.source, target=task.target, precision=used)
+        for task in missing.values():
             reason = (
-                f"{shown(errand.source)}: its worker died every time, with others in the group and then "
-                f"{RETRIES + 1} times alone; it may need more memory than there is: take fewer --workers, or --tile 256"
+                f"{shown(task.source)}: its worker died every time, at last {RETRIES + 1} times with this file alone; "
+                "it may need more memory than there is: take fewer workers or smaller tiles"
             )
-            yield Outcome(errand.source, "failed", errand.target, reason=reason)
+            yield Outcome(task.source, "failed", task.target, reason=reason)
 
 
-def _outcome(errand: Errand, result: Result) -> Outcome:
-    return Outcome(
-        errand.source,
-        result.status,
-        errand.target,
-        reason=result.reason,
-        notes=tuple(result.notes),
-        seconds=result.seconds,
-    )
+def _outcomes(
+    workers: list[Any], tasks: Sequence[Task], groups: Sequence[Sequence[int]]
+) -> Iterator[tuple[int, Outcome]]:
+    """Give each idle worker the next group. A file whose worker died each time has no outcome.
+
+    Ray starts a dead worker again and repeats its group, RETRIES times. A group that is lost even
+    then is taken up again after all others, each file alone, so that only the file that kills its
+    worker is lost.
+
+    Args:
+        workers: handles of the actors; taken out of the list.
+        tasks: all of them.
+        groups: numbers of tasks, which one worker takes at a time.
+    """
+    import ray
+
+    def when_alive(worker: Any) -> Any:
+        """Answers once the worker is started again; until then Ray would refuse a group."""
+        return worker.restore.options(max_task_retries=-1).remote([])
+
+    waiting = deque(groups)
+    # Only who answers gets work: a worker that the cluster has no room for would keep its group for ever.
+    at_work: dict[Any, tuple[Any, Sequence[int]]] = {when_alive(worker): (worker, ()) for worker in workers}
+    workers.clear()  # An actor that nobody holds ends: an idle one makes room for one that starts again.
+    while waiting or any(group for _, group in at_work.values()):
+        (answer,), _ = ray.wait(list(at_work))
+        worker, group = at_work.pop(answer)
+        try:
+            yield from zip(group, ray.get(answer), strict=True)
+        except (ray.exceptions.ActorDiedError, ray.exceptions.RayTaskError) as error:
+            raise KithkinError(f"cluster: the workers can't start or go on: {_cause(error)}") from error
+        except ray.exceptions.RayError:
+            waiting += [[number] for number in group] if len(group) > 1 else []
+            at_work[when_alive(worker)] = worker, ()
+            continue
+        if waiting:
+            group = waiting.popleft()
+            at_work[worker.restore.remote([_everywhere(tasks[number]) for number in group])] = worker, group
 
 
-@dataclass(frozen=True)
-class _Crew:
-    """The pool of actors: what each holds, and how many there are."""
-
-    model: Any
-    orders: Orders
-    size: Size
-
-    def results(self, groups: list[list[int]], errands: dict[int, Errand], queued: int | None) -> Iterator[Result]:
-        """Run groups of errands through Ray Data; those whose worker died too often give nothing.
-
-        Args:
-            groups: numbers of errands, that one worker takes at a time.
-            errands: by number.
-            queued: groups that wait at a worker at most; they are lost with it. None leaves it to Ray.
-        """
-        import pyarrow
-        import ray.data
-
-        if not groups:
-            return
-        tables = [pyarrow.Table.from_pylist([_row(n, errands[n]) for n in group]) for group in groups]
-        with _quiet_data(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # There is no other way yet to bound the retries: see pyproject.toml.
-            data = ray.data.from_arrow(tables).map_batches(
-                _Actor,
-                fn_constructor_args=(self.model, self.orders),
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=self.size.workers, max_tasks_in_flight_per_actor=queued),
-                num_cpus=self.size.cpus,
-                num_gpus=self.size.gpus or None,
-                max_restarts=-1,
-                max_task_retries=RETRIES,
-            )
-            try:
-                tables_done: Any = data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-                for table in tables_done:
-                    yield from (Result(**row) for row in table.to_pylist())
-            except ray.exceptions.RayError as error:
-                raise KithkinError(f"--cluster: the workers can't start or go on: {_cause(error)}") from error
-
-
-class _Actor(Worker):
-    """A worker that takes the model from Ray's object store."""
-
-    def __init__(self, model: Any, orders: Orders) -> None:
-        import ray
-
-        super().__init__(ray.get(model), orders)
-
-
-def _row(number: int, errand: Errand) -> dict[str, Any]:
-    return {"number": number, "source": _everywhere(errand.source), "target": _everywhere(errand.target)}
-
-
-def _everywhere(place: str) -> bytes:
-    """A URL, or a path that means the same in another folder; as bytes, since a file's name need not be text."""
-    return os.fsencode(place if is_url(place) else os.path.abspath(place))
+def _everywhere(task: Task) -> Task:
+    """The task with paths that mean the same in another folder."""
+    source, target = (place if is_url(place) else os.path.abspath(place) for place in (task.source, task.target))
+    return replace(task, source=source, target=target)
 
 
 def _cause(error: Exception) -> str:
@@ -325,29 +313,3 @@ def _cause(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     ours = [line for line in lines if line.startswith("kithkin.errors.")]
     return one_line(ours[-1].partition(": ")[2] if ours else lines[-1] if lines else type(error).__name__)
-
-
-@contextlib.contextmanager
-def _quiet_data() -> Iterator[None]:
-    """Let Ray Data tolerate groups that are lost, and print nothing; afterwards as before."""
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    ours = {
-        "enable_progress_bars": False,
-        "print_on_execution_start": False,
-        "max_errored_blocks": -1,
-        "execution_no_progress_timeout_s": -1,
-    }
-    before = {name: getattr(context, name) for name in ours if hasattr(context, name)}
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    try:
-        for name in before:
-            setattr(context, name, ours[name])
-        logger.setLevel(logging.CRITICAL + 1)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(context, name, value)
-        logger.setLevel(level)

@@ -1,6 +1,6 @@
-"""What is trained on and measured with: folders of pictures, the field's data sets, degradations, sampling.
+"""Data to train on and to measure with: folders of pictures, published data sets, degradations, sampling.
 
-What works on tensors is imported when it is first used: the processes that cut crops need no PyTorch.
+Modules that work on tensors are imported when first used, because processes that cut crops need no PyTorch.
 """
 
 from importlib import import_module
@@ -19,19 +19,29 @@ from kithkin.data.sidd import write_sidd_results
 
 if TYPE_CHECKING:
     from kithkin.data.degrade import (
-        DEGRADATIONS,
-        Degradation,
-        benchmark_noise,
-        camera_noise,
-        degrade_photos,
-        gaussian_noise,
-        margin,
+        DEGRADATIONS as DEGRADATIONS,
+        NOISES as NOISES,
+        Degradation as Degradation,
+        benchmark_noise as benchmark_noise,
+        camera_noise as camera_noise,
+        degrade_photos as degrade_photos,
+        gaussian_noise as gaussian_noise,
+        margin as margin,
+        noise_example as noise_example,
     )
-    from kithkin.data.sampling import Batch, Crops, degrade_crops, draw_crops, sample_batch, share_of_rank
-    from kithkin.data.store import PhotoStore
+    from kithkin.data.sampling import (
+        Batch as Batch,
+        Crops as Crops,
+        degrade_crops as degrade_crops,
+        draw_crops as draw_crops,
+        sample_batch as sample_batch,
+        share_of_rank as share_of_rank,
+    )
+    from kithkin.data.store import PhotoStore as PhotoStore
 
-_HOME = {
+_MODULE_OF = {
     "DEGRADATIONS": "degrade",
+    "NOISES": "degrade",
     "Batch": "sampling",
     "Crops": "sampling",
     "Degradation": "degrade",
@@ -43,55 +53,43 @@ _HOME = {
     "draw_crops": "sampling",
     "gaussian_noise": "degrade",
     "margin": "degrade",
+    "noise_example": "degrade",
     "sample_batch": "sampling",
     "share_of_rank": "sampling",
 }
 
 __all__ = [
-    "DEGRADATIONS",
-    "Batch",
     "Card",
     "CheckReport",
-    "Crops",
     "CutOptions",
     "CutReport",
-    "Degradation",
     "Finding",
     "Mixed",
     "PackOptions",
     "PackReport",
     "Pairs",
-    "PhotoStore",
     "Photos",
     "Sample",
     "Samples",
-    "benchmark_noise",
-    "camera_noise",
     "check_dataset",
     "cut_crops",
-    "degrade_crops",
-    "degrade_photos",
-    "draw_crops",
     "find_card",
     "find_within",
-    "gaussian_noise",
     "list_cards",
-    "margin",
     "open_folders",
     "open_samples",
     "open_training_data",
     "pack_photos",
-    "sample_batch",
-    "share_of_rank",
     "write_dnd_bundle",
     "write_indexes",
     "write_sidd_results",
+    *_MODULE_OF,
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value

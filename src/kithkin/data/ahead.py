@@ -1,13 +1,14 @@
-"""Reading and decoding beside the training step: threads of its process, or processes of their own."""
+"""Work begun before its result is asked for: by threads of this process, or by other processes."""
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeAlias, TypeVar
 
@@ -15,10 +16,17 @@ from kithkin.errors import InputError
 
 THREADS = 2
 T = TypeVar("T")
+Item = TypeVar("Item")
+_KILLED = (
+    "train: a process that reads the data ended, most likely because the memory was full; take fewer "
+    'data.workers (a script of your own that asks for them needs `if __name__ == "__main__":`)'
+)
 
 
 @contextmanager
-def drawn_ahead(draw: Callable[[int], T], steps: range, workers: int) -> Iterator[Iterator[T]]:
+def drawn_ahead(
+    draw: Callable[[int], T], steps: Iterable[int], workers: int, killed: str = _KILLED
+) -> Iterator[Iterator[T]]:
     """What ``draw`` gives for each of the steps, in their order, begun a few steps ahead.
 
     Args:
@@ -26,33 +34,36 @@ def drawn_ahead(draw: Callable[[int], T], steps: range, workers: int) -> Iterato
         steps: to draw for.
         workers: processes, each with its own copy of ``draw``; 0 draws in two threads. A script that asks for
             processes needs ``if __name__ == "__main__":``.
+        killed: what to say when a process was killed.
 
     Raises:
         InputError: a process was killed.
         KithkinError: as ``draw`` raises it, when its step is asked for.
     """
-    depth = max(THREADS, 2 * workers) + 1
     pool, submit, end = _threads(draw) if workers == 0 else _processes(draw, workers)
-    ahead: list[Future[T]] = []
-    waiting = iter(steps)
 
-    def following() -> T:
+    def results() -> Iterator[T]:
         try:
-            while len(ahead) < depth and (step := next(waiting, None)) is not None:
-                ahead.append(submit(step))
-            return ahead.pop(0).result()
+            yield from in_order(submit, steps, max(THREADS, 2 * workers) + 1)
         except BrokenProcessPool as error:
             end()  # the pool waits for the others, which heed no signal
-            raise InputError(
-                "train: a process that reads the data ended, most likely because the memory was full; take fewer "
-                'data.workers (a script of your own that asks for them needs `if __name__ == "__main__":`)'
-            ) from error
+            raise InputError(killed) from error
 
     try:
-        yield (following() for _ in steps)
+        yield results()
     finally:
         end()
         pool.shutdown(cancel_futures=True)
+
+
+def in_order(submit: Callable[[Item], Future[T]], items: Iterable[Item], depth: int) -> Iterator[T]:
+    """The results of items, in their order, while up to ``depth`` of them are being worked on."""
+    waiting = iter(items)
+    ahead = [submit(item) for item in islice(waiting, depth)]
+    while ahead:
+        result = ahead.pop(0).result()
+        ahead += [submit(item) for item in islice(waiting, 1)]
+        yield result
 
 
 # A pool, what gives it a step, and what ends its work at once.

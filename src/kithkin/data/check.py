@@ -1,10 +1,10 @@
-"""Is a data set on disk what it should be? Everything that is wrong at once, with what to do."""
+"""Check a data set on disk: report everything that is wrong at once, and what to do."""
 
 import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -57,15 +57,9 @@ class CheckReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        findings = [{"level": f.level, "text": f.text} for f in self.findings]
-        values = {"dataset": self.dataset, "folder": str(self.folder), "layout": self.layout, "part": self.part}
-        return {
-            **values,
-            "count": self.count,
-            "expected": list(self.expected),
-            "usable": self.usable,
-            "findings": findings,
-        }
+        values = asdict(self) | {"folder": str(self.folder), "expected": list(self.expected)}
+        findings = values.pop("findings")
+        return {**values, "usable": self.usable, "findings": findings}
 
     def ok(self, text: str) -> None:
         """Add what is right."""
@@ -145,19 +139,19 @@ def _look_at_entry(place: tuple[Path, str]) -> _Looked:
 
 
 def _all(look: Callable[[Any], _Looked], things: Sequence[Any], report: Progress) -> list[_Looked]:
-    found = []
+    results = []
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         for done, looked in enumerate(pool.map(look, things), 1):
-            found.append(looked)
+            results.append(looked)
             report(done, len(things))
-    return found
+    return results
 
 
 def _files(result: CheckReport, card: Card, place: Place, report: Progress | None) -> None:
     """Pairs as files, in two folders or as their authors name them."""
-    found = sides(place.folder)
-    if found:
-        pairing = pair_sides(*found)
+    folders = sides(place.folder)
+    if folders:
+        pairing = pair_sides(*folders)
     else:
         original = card.original or guess_original(place.folder)
         assert original is not None  # or the layout would be another
@@ -165,7 +159,7 @@ def _files(result: CheckReport, card: Card, place: Place, report: Progress | Non
         if "blur_gamma" in {path.name for path in place.folder.glob("*/blur_gamma")}:
             result.note("blur_gamma is not read: published values are of blur")
     _pairing_findings(result, place.folder, pairing)
-    crops = found is not None and found[0].name == "input_crops" and place.part == "train"
+    crops = folders is not None and folders[0].name == "input_crops" and place.part == "train"
     _count(result, card, place, len(pairing.pairs), "pairs", any_number=crops)
     if report:
         looked = _all(_look, [path for pair in pairing.pairs for path in pair], report)
@@ -242,24 +236,24 @@ def _blocks(result: CheckReport, card: Card, place: Place, report: Progress | No
 def _dnd(result: CheckReport, card: Card, place: Place, report: Progress | None) -> None:
     try:
         boxes = read_boxes(place.folder / "info.mat")
-        if [len(found) for found in boxes] == [BOXES] * IMAGES:
+        if [len(corners) for corners in boxes] == [BOXES] * IMAGES:
             result.ok(f"info.mat: {IMAGES} pictures with {BOXES} boxes each")
     except InputError as error:
         result.problem(str(error))
         return
     count = 0
-    for i, found in enumerate(boxes):
+    for i, corners in enumerate(boxes):
         path = image_file(place.folder, i)
         try:
             with open_image(path) as noisy:
                 width, height = noisy.shape[1:]
                 low, high = (float(noisy[:].min()), float(noisy[:].max())) if report else (0.0, 1.0)
-            if found.min() < 1 or found[:, 2].max() > height or found[:, 3].max() > width:
+            if corners.min() < 1 or corners[:, 2].max() > height or corners[:, 3].max() > width:
                 result.problem(f"{path} is {width}×{height}, but a box of info.mat lies outside; download both again")
             elif not (low >= 0 and high <= 1):
                 result.problem(f"{path} reaches from {low:g} to {high:g}, expected [0, 1]; download it again")
             else:
-                count += len(found)
+                count += len(corners)
         except InputError as error:
             result.problem(str(error))
         if report:
@@ -312,7 +306,7 @@ def _pair_findings(result: CheckReport, names: list[str], looked: list[_Looked],
 
 
 def _errors(result: CheckReport, looked: list[_Looked]) -> None:
-    errors = [found.error for found in looked if found.error]
+    errors = [file.error for file in looked if file.error]
     for error in errors[:_SHOWN]:
         result.problem(error)
     if len(errors) > _SHOWN:
@@ -325,8 +319,8 @@ def _doubles(result: CheckReport, names: list[str], looked: list[_Looked], *, sp
     """Files with the same bytes; a training set may hold some, in a test set they count twice."""
     first: dict[str, str] = {}
     doubles = []
-    for name, found in zip(names, looked, strict=True):
-        if found.digest and (other := first.setdefault(found.digest, name)) != name:
+    for name, file in zip(names, looked, strict=True):
+        if file.digest and (other := first.setdefault(file.digest, name)) != name:
             doubles.append(f"{name} = {other}")
     if doubles:
         add = result.problem if spoil else result.note

@@ -75,12 +75,12 @@ def read_boxes(path: Path) -> list[np.ndarray]:
                 f"{path} holds {', '.join(file) or 'nothing'}, expected info/boundingboxes; use DND's info.mat"
             )
         boxes = [np.array(file[reference]).T for reference in np.ravel(file["info"]["boundingboxes"])]
-    for i, found in enumerate(boxes):
-        if found.ndim != 2 or found.shape[1] != 4:
+    for i, corners in enumerate(boxes):
+        if corners.ndim != 2 or corners.shape[1] != 4:
             raise InputError(
-                f"{path}: the boxes of picture {i + 1} are {found.shape}, expected (20, 4); use DND's info.mat"
+                f"{path}: the boxes of picture {i + 1} are {corners.shape}, expected (20, 4); use DND's info.mat"
             )
-    return [found.astype(np.int64) for found in boxes]
+    return [corners.astype(np.int64) for corners in boxes]
 
 
 @contextmanager

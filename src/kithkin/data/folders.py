@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kithkin.data.catalog import Card
+from kithkin.data.left_out import full_name, read_names
+from kithkin.data.members import Member, Place, find_members, read_members
 from kithkin.data.pairing import Pairing, guess_original, pair_originals, pair_sides, pictures, sides
 from kithkin.data.shards import index_shards, is_shards, pair_members
-from kithkin.data.storage import Member, Place, find_members, is_url, read_members
 from kithkin.errors import InputError
 from kithkin.images import decode_picture, read_picture
+from kithkin.storage import is_url, name_of
 
 if TYPE_CHECKING:
     from kithkin.config import DataConfig
@@ -24,15 +26,25 @@ class Photos:
     Args:
         folders: searched recursively; or URLs of folders, or paths or URLs of tar shards with braces.
         cache_gb: decoded pictures kept, in GB of uint8.
+        exclude: a text file of photographs to leave out: ``FOLDER/FILE``, one a line, or what comes after a folder
+            that is given. None leaves out none.
+
+    Attributes:
+        counts: how many pictures each folder has.
+        excluded: how many were left out.
 
     Raises:
-        InputError: a folder is missing or holds no picture.
+        InputError: a folder is missing or holds no picture, or none that is not left out; the list can't be read, or
+            names no picture of these folders.
     """
 
-    def __init__(self, folders: Sequence[Path | str], *, cache_gb: float = 0) -> None:
-        found = [photo for folder in folders for photo in _photos(folder)]
-        self.paths = [path for path, _ in found]
-        self.names = [name for _, name in found]
+    def __init__(self, folders: Sequence[Path | str], *, cache_gb: float = 0, exclude: Path | None = None) -> None:
+        listed = [_photos(folder) for folder in folders]
+        kept = listed if exclude is None else _without(exclude, folders, listed)
+        self.counts = tuple(map(len, kept))
+        self.excluded = sum(map(len, listed)) - sum(self.counts)
+        self.paths = [path for photos in kept for path, _ in photos]
+        self.names = [name for photos in kept for _, name in photos]
         self._pixels = _Cache(cache_gb)
 
     def __len__(self) -> int:
@@ -60,6 +72,9 @@ class Pairs:
         card: the data set that all folders are of; None recognises it by its names.
         part: of a data set whose authors give lists of its parts.
 
+    Attributes:
+        counts: how many pairs each folder has.
+
     Raises:
         InputError: a folder has not these two, or a picture has no partner.
     """
@@ -67,9 +82,10 @@ class Pairs:
     def __init__(
         self, folders: Sequence[Path | str], *, cache_gb: float = 0, card: Card | None = None, part: str | None = None
     ) -> None:
-        found = [_named_pairs(folder, card, part) for folder in folders]
-        self.paths = [pair for _, pairs in found for pair in pairs]
-        self.names = [name for names, _ in found for name in names]
+        listed = [_named_pairs(folder, card, part) for folder in folders]
+        self.counts = tuple(len(pairs) for _, pairs in listed)
+        self.paths = [pair for _, pairs in listed for pair in pairs]
+        self.names = [name for names, _ in listed for name in names]
         self._pixels = _Cache(cache_gb)
 
     def __len__(self) -> int:
@@ -97,7 +113,7 @@ class Mixed:
     """
 
     def __init__(self, photos: Photos | Pairs, pairs: Photos | Pairs) -> None:
-        self.photos, self.pairs = photos, pairs
+        self.photos, self.pairs, self.counts = photos, pairs, photos.counts
         self.paths: list[Place | tuple[Place, Place]] = [*photos.paths, *pairs.paths]
 
     def __len__(self) -> int:
@@ -116,9 +132,11 @@ class Mixed:
 def open_folders(config: "DataConfig") -> Photos | Pairs:
     """The pictures in the folders of a run, without the pairs that it mixes in."""
     if not config.folders:
-        raise InputError("the run names no training data; give a folder with --data")
-    kind = Photos if config.kind == "photos" else Pairs
-    return kind(config.folders, cache_gb=config.cache_gb / max(1, config.workers))
+        raise InputError("the run names no training data; give it a folder")
+    cache_gb = config.cache_gb / max(1, config.workers)
+    if config.kind == "photos":
+        return Photos(config.folders, cache_gb=cache_gb, exclude=config.exclude)
+    return Pairs(config.folders, cache_gb=cache_gb)
 
 
 def open_training_data(config: "DataConfig") -> Photos | Pairs | Mixed:
@@ -126,7 +144,7 @@ def open_training_data(config: "DataConfig") -> Photos | Pairs | Mixed:
     if not config.pairs:
         return open_folders(config)
     half = config.model_copy(update={"cache_gb": config.cache_gb / 2})
-    others = half.model_copy(update={"kind": "pairs", "folders": config.pairs})
+    others = half.model_copy(update={"kind": "pairs", "folders": config.pairs, "exclude": None})
     return Mixed(open_folders(half), open_folders(others))
 
 
@@ -178,6 +196,27 @@ def _photos(source: Path | str) -> list[tuple[Place, str]]:
     return [(path, path.relative_to(folder).as_posix()) for path in pictures(folder)]
 
 
+def _without(
+    exclude: Path, folders: Sequence[Path | str], listed: list[list[tuple[Place, str]]]
+) -> list[list[tuple[Place, str]]]:
+    """The pictures of each folder that a list doesn't name."""
+    names = read_names(exclude)
+    kept = []
+    for folder, photos in zip(folders, listed, strict=True):
+        folder_name = name_of(folder) if is_url(folder) or is_shards(folder) else Path(folder).resolve().name
+        kept.append(
+            [x for x in photos if full_name("", x[1]) not in names and full_name(folder_name, x[1]) not in names]
+        )
+        if not kept[-1]:
+            raise InputError(f"{exclude} leaves no picture of {folder}; take it from the folders, or shorten the list")
+    if listed and kept == listed:
+        raise InputError(
+            f"{exclude} names no picture of {', '.join(map(str, folders))}, so it would leave out none; its lines are "
+            f"FOLDER/FILE, such as {full_name(folder_name, photos[0][1])}"
+        )
+    return kept
+
+
 def _named_pairs(
     source: Path | str, card: Card | None, part: str | None
 ) -> tuple[Sequence[str], Sequence[tuple[Place, Place]]]:
@@ -191,8 +230,8 @@ def _named_pairs(
 def _pairs(folder: Path, card: Card | None, part: str | None) -> Pairing:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder")
-    if found := sides(folder):
-        return pair_sides(*found)
+    if folders := sides(folder):
+        return pair_sides(*folders)
     original = card.original if card and card.original else guess_original(folder)
     if original is None and any(folder.glob("*.lmdb")):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Recognising how a data set lies on disk, and opening it."""
+"""Recognise the layout of a data set on disk, and open it."""
 
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -130,9 +130,9 @@ def _anything(folder: Path) -> Place:
 
 
 def _misfit(folder: Path, layout: Layout | None, card: Card) -> str:
-    found = IN_WORDS[layout] if layout else "nothing that kithkin reads"
+    content = IN_WORDS[layout] if layout else "nothing that kithkin reads"
     remedy = f"get it from {card.url}" if layout is None else "give the folder of the set itself, or another name"
     if card.kind == "photos" and layout == "pairs":
         remedy = "give the folder with the clean pictures alone, such as its target"
     expected = "; ".join(card.layouts)
-    return f"{folder} holds {found}, but {card.name} ({card.title}) is expected as {expected}; {remedy}"
+    return f"{folder} holds {content}, but {card.name} ({card.title}) is expected as {expected}; {remedy}"

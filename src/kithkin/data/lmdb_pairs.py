@@ -55,13 +55,13 @@ def has_databases(folder: Path) -> bool:
 
 def find_databases(folder: Path) -> tuple[Path, Path]:
     """(inputs, targets); raises InputError where one is missing."""
-    found = []
+    databases = []
     for names in NAMES:
         side = next((folder / name for name in names if (folder / name / "data.mdb").is_file()), None)
         if side is None:
             raise InputError(f"{folder} has no {' or '.join(names)} with a data.mdb in it; a pair needs both databases")
-        found.append(side)
-    return found[0], found[1]
+        databases.append(side)
+    return databases[0], databases[1]
 
 
 def list_keys(database: Path) -> list[str]:

@@ -1,4 +1,13 @@
-"""MATLAB's version 5 files a piece at a time: scipy reads and writes a variable whole, and these hold up to 1 GB.
+"""MATLAB's version 5 files, a piece at a time.
+
+``scipy.io`` reads and writes a variable whole. Measured with scipy 1.17 on one core, on compressed files of SIDD's size
+(two arrays of 252 MB; results of 1 GB):
+
+| | scipy | this module |
+| --- | --- | --- |
+| read both arrays | 21 s, 493 MB (one at a time, into files: 43 s, 247 MB) | 17 s, 11 MB |
+| write the results | 70 s, 1,967 MB | 50 s, 6 MB |
+| 108 files with one wrong byte each | six kinds of errors; two ended the process | an InputError, or the same blocks |
 
 The format: MathWorks, "MAT-File Format", the level 5 part.
 """

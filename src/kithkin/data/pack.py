@@ -8,18 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
 from os import cpu_count
 from pathlib import Path
-from typing import IO, NamedTuple, TypeVar
+from typing import IO, NamedTuple
 
+from kithkin.data.ahead import in_order
+from kithkin.data.left_out import full_name
 from kithkin.data.shards import write_indexes
 from kithkin.errors import ImageError, InputError
 from kithkin.images import Picture, encode_picture, find_pictures, read_picture
 
 INDEX = "pack.json"
-T = TypeVar("T")
-R = TypeVar("R")
 _BLOCK = tarfile.BLOCKSIZE
 _END = 2 * _BLOCK
 
@@ -106,7 +105,8 @@ def pack_photos(
     left_out = small = 0
     parts = _Parts(out, int(options.part_mb * 1e6), options.parts)
     with _writing(out), parts, ThreadPoolExecutor(cpu_count()) as pool:
-        packed = _in_order(pool, lambda file: _pack_one(*file, options), files)
+        # A few ahead: a pack of crops does not fit in memory at once.
+        packed = in_order(lambda file: pool.submit(_pack_one, *file, options), files, 2 * (cpu_count() or 1))
         for done, outcome in enumerate(packed, start=1):
             if isinstance(outcome, str):
                 failed.append(outcome)
@@ -139,8 +139,7 @@ def _photographs(folders: Sequence[str | Path], options: PackOptions) -> tuple[l
     named: dict[str, Path] = {}
     for folder in map(Path, folders):
         for file in find_pictures(folder):
-            # The index of a shard separates its fields by blanks.
-            name = "_".join(f"{folder.resolve().name}/{file.relative_to(folder).as_posix()}".split())
+            name = full_name(folder.resolve().name, file.relative_to(folder).as_posix())
             if name in named:
                 raise InputError(f"pack: {file} and {named[name]} have the same name in the pack; rename one of them")
             named[name] = file
@@ -164,15 +163,6 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"pack: {out} can't be written ({error.strerror or error}); give another folder") from error
-
-
-def _in_order(pool: ThreadPoolExecutor, act: Callable[[T], R], items: list[T]) -> Iterator[R]:
-    """What ``act`` gives for each item, in order, a few ahead: a pack of crops does not fit in memory at once."""
-    waiting = iter(items)
-    ahead = [pool.submit(act, item) for item in islice(waiting, 2 * (cpu_count() or 1))]
-    while ahead:
-        yield ahead.pop(0).result()
-        ahead += [pool.submit(act, item) for item in islice(waiting, 1)]
 
 
 def _pack_one(file: Path, name: str, options: PackOptions) -> list[_Entry] | str:

@@ -48,16 +48,18 @@ def sides(folder: Path) -> tuple[Path, Path] | None:
     Raises:
         InputError: one of the two is missing.
     """
-    found = [next((folder / n for n in names if (folder / n).is_dir()), None) for names in (INPUT_NAMES, TARGET_NAMES)]
-    if found[0] is None and not any((folder / name).is_dir() for name in TARGET_NAMES[:2]):
+    folders = [
+        next((folder / n for n in names if (folder / n).is_dir()), None) for names in (INPUT_NAMES, TARGET_NAMES)
+    ]
+    if folders[0] is None and not any((folder / name).is_dir() for name in TARGET_NAMES[:2]):
         return None
-    for side, names in zip(found, (INPUT_NAMES, TARGET_NAMES), strict=True):
+    for side, names in zip(folders, (INPUT_NAMES, TARGET_NAMES), strict=True):
         if side is None:
             listed = " or ".join(names[:2])
             raise InputError(f"{folder} has no folder {listed}; a folder of pairs holds input and target")
-    assert found[0] is not None
-    assert found[1] is not None
-    return found[0], found[1]
+    assert folders[0] is not None
+    assert folders[1] is not None
+    return folders[0], folders[1]
 
 
 def pair_sides(source: Path, target: Path) -> Pairing:

@@ -1,20 +1,16 @@
-"""Cutting training crops once, so that a run need not decode a whole photograph for each of them."""
+"""Cut training crops once, so that a run need not decode a whole photograph for each of them."""
 
 import json
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import wait
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kithkin.data.ahead import drawn_ahead
 from kithkin.data.catalog import Card, find_card
 from kithkin.data.layouts import locate, open_samples
 from kithkin.data.samples import Samples
@@ -121,7 +117,7 @@ def _plan(card: Card, folder: str | Path, out: Path, options: CutOptions) -> "_C
     part = _part(card, options.part)
     source = locate(Path(folder), card, part).folder.resolve()
     if out.resolve().is_relative_to(source):
-        raise InputError(f"prepare: {out} lies within the pictures, {source}; give a folder outside of it with --out")
+        raise InputError(f"prepare: {out} lies within the pictures, {source}; give a folder outside of it as `out`")
     return _Cutter(str(folder), card.name, part, out, crop, overlap)
 
 
@@ -133,7 +129,7 @@ def _part(card: Card, part: str | None) -> str | None:
             f"for pictures of your own the name is {kind}"
         )
     if part == "test":
-        raise InputError(f"prepare: the test part of {card.name} is there to measure with; leave --part out")
+        raise InputError(f"prepare: the test part of {card.name} is there to measure with; leave `part` out")
     return part or ("train" if card.parts else None)
 
 
@@ -190,8 +186,8 @@ class _Cutter:
         """The data set, opened in the process that reads it."""
         return open_samples(self.folder, self.dataset, part=self.part)
 
-    def cut(self, samples: Samples, index: int, stopped: Callable[[], bool]) -> dict[str, Any]:
-        """Cut one sample; the row of the journal that says so. ``stopped`` is asked before every crop."""
+    def cut(self, samples: Samples, index: int) -> dict[str, Any]:
+        """Cut one sample; the row of the journal that says so."""
         name, degraded, target = samples[index]
         assert target is not None
         sides = {"crops": target} if degraded is None else {"input_crops": degraded, "target_crops": target}
@@ -199,20 +195,16 @@ class _Cutter:
         names = self.crops(name, height, width)
         for folder, pixels in sides.items():
             for file, top, left in names:
-                if stopped():
-                    raise InputError("prepare: was stopped; run it again and it goes on")
                 path = path_below(self.out / folder, file)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 piece = pixels[top : top + self.crop, left : left + self.crop]
                 write_picture(Picture(piece.astype(np.float32) / np.float32(255)), path, overwrite=True)
         return {"crops": len(names), "size": [height, width], "sides": list(sides)}
 
-    def attempt(
-        self, samples: Samples, index: int, stopped: Callable[[], bool] = lambda: False
-    ) -> tuple[dict[str, Any], str | None]:
+    def attempt(self, samples: Samples, index: int) -> tuple[dict[str, Any], str | None]:
         """(row, None), or (nothing, what went wrong)."""
         try:
-            return self.cut(samples, index, stopped), None
+            return self.cut(samples, index), None
         except KithkinError as error:
             return {}, str(error)
 
@@ -220,52 +212,29 @@ class _Cutter:
 def _cut_all(
     cutter: _Cutter, samples: Samples, missing: list[int], jobs: int | None
 ) -> Iterator[tuple[str, dict[str, Any], str | None]]:
-    """(sample, row, error) of every missing sample, as they are done."""
+    """(sample, row, error) of every missing sample, in order."""
     jobs = min(os.cpu_count() or 1 if jobs is None else jobs, len(missing))
     if jobs <= 1:
         for index in missing:
             yield samples.names[index], *cutter.attempt(samples, index)
         return
-    # Not forked: PyTorch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(cutter, stop.is_set))
-    try:
-        futures = {pool.submit(_work, index): index for index in missing}
-        for future in as_completed(futures):
-            yield samples.names[futures[future]], *future.result()
-    except BrokenProcessPool as error:
-        raise InputError(
-            "prepare: a process was killed, most likely because the memory was full; "
-            "run it again with fewer --jobs: what is cut stays"
-        ) from error
-    finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
+    killed = (
+        "prepare: a process was killed, most likely because the memory was full; "
+        "run it again with fewer `jobs`: what is cut stays"
+    )
+    with drawn_ahead(partial(_attempt, cutter), missing, jobs, killed) as outcomes:
+        for index, outcome in zip(missing, outcomes, strict=True):
+            yield samples.names[index], *outcome
 
 
-_worker: tuple[_Cutter, Samples, Callable[[], bool]] | None = None
+def _attempt(cutter: _Cutter, index: int) -> tuple[dict[str, Any], str | None]:
+    return cutter.attempt(_opened(cutter), index)
 
 
-def _start_worker(cutter: _Cutter, stopped: Callable[[], bool]) -> None:
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = (cutter, cutter.open(), stopped)
-
-
-def _end_with_parent() -> None:
-    """A pool's process waits for work for ever where its parent was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-def _work(index: int) -> tuple[dict[str, Any], str | None]:
-    assert _worker is not None
-    cutter, samples, stopped = _worker
-    return cutter.attempt(samples, index, stopped)
+@cache
+def _opened(cutter: _Cutter) -> Samples:
+    """The data set, opened once in each process."""
+    return cutter.open()
 
 
 def _start_journal(cutter: _Cutter) -> dict[str, dict[str, Any]]:
@@ -275,18 +244,18 @@ def _start_journal(cutter: _Cutter) -> dict[str, dict[str, Any]]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"prepare: {out} can't be the folder of crops ({reason}); give another --out") from error
+        raise InputError(f"prepare: {out} can't be the folder of crops ({reason}); give another `out`") from error
     settings = {key: getattr(cutter, key) for key in ("dataset", "part", "crop", "overlap")}
     path = out / JOURNAL
     if not path.exists():
         if any((out / name).exists() for name in ("input_crops", "target_crops", "crops")):
-            raise InputError(f"prepare: {out} holds crops that it did not cut; give another folder with --out")
+            raise InputError(f"prepare: {out} holds crops that it did not cut; give another folder as `out`")
         _write_journal(path, [settings])
         return {}
     rows = [row for line in path.read_text(encoding="utf-8").splitlines() if (row := _parsed(line))]
     if not rows or rows[0] != settings:
         raise InputError(
-            f"prepare: {out} was cut with {rows[0] if rows else 'nothing'}, not {settings}; give another --out"
+            f"prepare: {out} was cut with {rows[0] if rows else 'nothing'}, not {settings}; give another `out`"
         )
     for part in out.rglob(".kithkin-*.part"):
         part.unlink(missing_ok=True)

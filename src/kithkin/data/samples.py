@@ -1,4 +1,4 @@
-"""What evaluation reads: one sample at a time, whatever the layout on disk."""
+"""Samples for evaluation, read one at a time, whatever the layout on disk."""
 
 import hashlib
 from pathlib import Path
@@ -9,6 +9,7 @@ import numpy as np
 
 from kithkin.data.folders import Pairs, Photos
 from kithkin.errors import InputError
+from kithkin.messages import missing_extra
 
 Kind: TypeAlias = Literal["photos", "pairs", "inputs"]
 PHOTOS: Kind = "photos"
@@ -89,4 +90,4 @@ def need(module: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise InputError(f'{what} needs {module}; install it with: pip install "kithkin[data]"') from error
+        raise InputError(missing_extra(what, module, "data")) from error

@@ -12,19 +12,10 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from kithkin.data.members import Member, in_parallel, is_picture
 from kithkin.data.pairing import INPUT_NAMES, TARGET_NAMES
-from kithkin.data.storage import (
-    Member,
-    explained,
-    file_size,
-    in_parallel,
-    is_picture,
-    name_of,
-    open_file,
-    read_text,
-    write_text,
-)
 from kithkin.errors import InputError
+from kithkin.storage import explained, file_size, name_of, open_file, read_text, write_text
 
 INPUT_KEYS, TARGET_KEYS = ("input", "lq"), ("target", "gt")
 _SIDES = re.compile(rf"(.+)\.({'|'.join(INPUT_KEYS + TARGET_KEYS)})")
@@ -70,12 +61,12 @@ def index_shards(pattern: Path | str) -> list[Member]:
         InputError: a shard is missing, cut off, damaged or no tar file, or none holds a picture.
     """
     shards = expand_braces(str(pattern))
-    found = [member for members in in_parallel(_find, shards) for member in members]
-    if not found:
+    pictures = [member for members in in_parallel(_find, shards) for member in members]
+    if not pictures:
         raise InputError(
             f"{pattern} holds no picture; shards hold members such as KEY.jpg or KEY.png (no arrays, no pickles)"
         )
-    return sorted(found, key=lambda member: member.name.split("/"))
+    return sorted(pictures, key=lambda member: member.name.split("/"))
 
 
 def write_indexes(pattern: Path | str, report: Callable[[str, int], None]) -> None:
@@ -184,17 +175,17 @@ def _from_index(text: str, shard: str) -> list[Member]:
     try:
         if head.split() != [INDEX_VERSION, str(len(lines))]:
             raise ValueError(f"it does not begin with {INDEX_VERSION} {len(lines)}")
-        found = [
+        members = [
             Member(shard, str(PurePosixPath(name)), int(offset), int(size))
             for _, offset, size, name in zip(words[::4], words[1::4], words[2::4], words[3::4], strict=True)
         ]
-        if (size := file_size(shard)) < max((member.offset + member.size for member in found), default=0):
+        if (size := file_size(shard)) < max((member.offset + member.size for member in members), default=0):
             raise ValueError(f"the shard ends at byte {size:,}, before the last member")
     except ValueError as error:
         raise InputError(
             f"{_index_of(shard)} does not fit its shard ({error}); remove it, or write it with `kithkin data index`"
         ) from error
-    return [member for member in found if is_picture(member.name)]
+    return [member for member in members if is_picture(member.name)]
 
 
 def _members(shard: str) -> Iterator[Member]:
@@ -214,8 +205,8 @@ def _members(shard: str) -> Iterator[Member]:
         # tarfile takes whatever it can't read for the end, so what stands there is looked at.
         file.seek(tar.offset)
         if (end := file.read(tarfile.BLOCKSIZE)) != bytes(tarfile.BLOCKSIZE):
-            what = "is damaged" if len(end) == tarfile.BLOCKSIZE else "is cut off"
+            damage = "is damaged" if len(end) == tarfile.BLOCKSIZE else "is cut off"
             raise InputError(
-                f"{shard} {what} at byte {tar.offset:,}, where a member or the end of the tar file is expected; copy "
+                f"{shard} {damage} at byte {tar.offset:,}, where a member or the end of the tar file is expected; copy "
                 "it again from where it came from, or write it anew"
             )

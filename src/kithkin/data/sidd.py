@@ -68,13 +68,14 @@ def block_header(path: Path, key: str) -> Variable:
     Raises:
         InputError: no such variable, or it is not uint8 of shape (images, blocks, H, W, 3).
     """
-    with open_variable(path, key) as (found, _):
+    with open_variable(path, key) as (variable, _):
         pass
-    if found.dtype != "uint8" or found.stored != "uint8" or len(found.shape) != 5 or found.shape[4] != 3:
+    shape, types = variable.shape, {variable.dtype, variable.stored}
+    if types != {"uint8"} or len(shape) != 5 or shape[4] != 3:
         raise InputError(
-            f"{path}: {key} is {found.dtype} {found.shape}, expected uint8 {SHAPE}; get SIDD's sRGB blocks, not the raw"
+            f"{path}: {key} is {variable.dtype} {shape}, expected uint8 {SHAPE}; get SIDD's sRGB blocks, not the raw"
         )
-    return found
+    return variable
 
 
 def read_through(path: Path, key: str) -> None:
@@ -132,13 +133,13 @@ def write_sidd_results(
     expected = images * per_image
     with tempfile.TemporaryFile(dir=path.parent) as copy:
         shape: tuple[int, ...] | None = None
-        found = 0
-        for found, block in enumerate(blocks, 1):
+        count = 0
+        for count, block in enumerate(blocks, 1):
             shape = shape or block.shape
-            check_result(block, f"block {found}", shape)
+            check_result(block, f"block {count}", shape)
             copy.write(np.ascontiguousarray(block.T, np.float32).data)
-        if found != expected or shape is None:
-            raise InputError(f"write_sidd_results: expected {expected} blocks ({images} × {per_image}), got {found}")
+        if count != expected or shape is None:
+            raise InputError(f"write_sidd_results: expected {expected} blocks ({images} × {per_image}), got {count}")
         copy.flush()
         strips = _strips(copy, images, per_image, int(np.prod(shape)))
         write_variable(path, "Idenoised", (images, per_image, *shape), "float32", strips)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from kithkin.data.folders import Mixed, Pairs, Photos
-from kithkin.data.storage import Member, Place, is_url, read_members
+from kithkin.data.members import Member, Place, read_members
 from kithkin.data.transfer import Numbers
 from kithkin.errors import ImageError, InputError
 from kithkin.images import measure_picture
+from kithkin.storage import is_url
 
 Picture = np.ndarray | tuple[np.ndarray, ...]
 
@@ -36,12 +37,14 @@ class Cuts(NamedTuple):
         first: a (B,) int64 for each side of a picture: (clean,) or (input, target).
         down, right: (B,) int64.
         size: side of the crops.
+        cut_short: whether some crops end before that; what follows them is anything.
     """
 
     first: tuple[Numbers, ...]
     down: Numbers
     right: Numbers
     size: int
+    cut_short: bool = False
 
 
 class PhotoStore:
@@ -52,6 +55,7 @@ class PhotoStore:
             them, of one size.
         mixed: pairs that are mixed in with photographs.
         names: what errors call the pictures and then the mixed ones; their numbers otherwise.
+        counts: how many of ``pictures`` each folder of a run has, in order, to draw them by ``data.weights``.
         device: in whose memory the pixels are kept, three bytes each; the crops are gathered there.
 
     Raises:
@@ -64,20 +68,22 @@ class PhotoStore:
         *,
         mixed: Sequence[Picture] = (),
         names: Sequence[object] | None = None,
+        counts: tuple[int, ...] | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        found = [_sides_of(picture, i) for i, picture in enumerate([*pictures, *mixed])]
+        items = [_sides_of(picture, i) for i, picture in enumerate([*pictures, *mixed])]
         if not pictures:
             raise InputError("PhotoStore: there is no picture; give at least one")
         self._count, self.n_mixed = len(pictures), len(mixed)
-        self.paths: Sequence[object] = range(len(found)) if names is None else names
-        self.n_sides = max(map(len, found))
-        self.sizes = np.array([sides[0].shape[:2] for sides in found], np.int64)
-        arrays = [side for sides in found for side in sides]
+        self.counts = (len(pictures),) if counts is None else counts
+        self.paths: Sequence[object] = range(len(items)) if names is None else names
+        self.n_sides = max(map(len, items))
+        self.sizes = np.array([sides[0].shape[:2] for sides in items], np.int64)
+        arrays = [side for sides in items for side in sides]
         starts = iter(np.cumsum([0] + [x.shape[0] * x.shape[1] for x in arrays]).tolist())
         # Both sides of a photograph among pairs are the photograph.
-        own = [[next(starts) for _ in sides] for sides in found]
-        self._starts = np.array([(x * self.n_sides)[: self.n_sides] for x in own], np.int64)
+        starts_of_sides = [[next(starts) for _ in sides] for sides in items]
+        self._starts = np.array([(x * self.n_sides)[: self.n_sides] for x in starts_of_sides], np.int64)
         self._pixels = torch.empty(next(starts), 3, dtype=torch.uint8, device=device)
         place = 0
         for array in arrays:
@@ -94,7 +100,15 @@ class PhotoStore:
         """Where the pixels are."""
         return self._pixels.device
 
-    def cuts(self, items: np.ndarray, corners: np.ndarray, turns: np.ndarray, flips: np.ndarray, size: int) -> Cuts:
+    def cuts(
+        self,
+        items: np.ndarray,
+        corners: np.ndarray,
+        turns: np.ndarray,
+        flips: np.ndarray,
+        size: int,
+        extents: np.ndarray | None = None,
+    ) -> Cuts:
         """Where the pixels of crops lie that are cut, turned and flipped as ``numpy.rot90`` and then ``[:, ::-1]`` do.
 
         Args:
@@ -103,10 +117,12 @@ class PhotoStore:
             turns: (B,) quarter turns.
             flips: (B,) bool.
             size: side of the crops.
+            extents: (B,) side of the squares, where these are smaller; the crop begins with its own.
         """
         width = self.sizes[items, 1]
         places = _TURNS[turns]  # (B, 2, 3)
-        start = corners + places[..., 0] * (size - 1) + np.where(flips[:, None], places[..., 2] * (size - 1), 0)
+        last = np.full((len(items), 1), size - 1) if extents is None else extents[:, None] - 1
+        start = corners + places[..., 0] * last + np.where(flips[:, None], places[..., 2] * last, 0)
         right = np.where(flips[:, None], -places[..., 2], places[..., 2])
         down = places[..., 1]
         first = self._starts[items] + (start[:, 0] * width + start[:, 1])[:, None]
@@ -115,16 +131,17 @@ class PhotoStore:
             down[:, 0] * width + down[:, 1],
             right[:, 0] * width + right[:, 1],
             size,
+            extents is not None,
         )
 
     def gather(self, cuts: Cuts) -> tuple[Tensor, ...]:
         """The crops, each side uint8 (B, S, S, 3), from cuts whose arrays have been moved to the store's device."""
         steps = torch.arange(cuts.size, device=self.device)
         inside = cuts.down.view(-1, 1, 1) * steps.view(-1, 1) + cuts.right.view(-1, 1, 1) * steps
-        return tuple(
-            self._pixels.index_select(0, (inside + first.view(-1, 1, 1)).flatten()).view(*inside.shape, 3)
-            for first in cuts.first
-        )
+        places = [inside + first.view(-1, 1, 1) for first in cuts.first]
+        if cuts.cut_short:
+            places = [x.clamp_(0, len(self._pixels) - 1) for x in places]
+        return tuple(self._pixels.index_select(0, x.flatten()).view(*x.shape, 3) for x in places)
 
 
 def store_on(device: str | torch.device, dataset: Photos | Pairs | Mixed, cache_gb: float) -> PhotoStore | str:
@@ -144,7 +161,8 @@ def store_on(device: str | torch.device, dataset: Photos | Pairs | Mixed, cache_
         if torch.device(device).type == "cuda" and gigabytes > 0.4e-9 * torch.cuda.mem_get_info(device)[0]:
             return f"decoded they take {gigabytes:.1f} GB, more than two fifths of what the GPU has free"
         decoded = [list(pool.map(part.__getitem__, range(len(part)))) for part in parts]
-    return PhotoStore(decoded[0], mixed=decoded[1] if len(decoded) > 1 else (), names=dataset.paths, device=device)
+    mixed = decoded[1] if len(decoded) > 1 else ()
+    return PhotoStore(decoded[0], mixed=mixed, names=dataset.paths, counts=dataset.counts, device=device)
 
 
 def _measured(place: Place) -> tuple[int, int]:

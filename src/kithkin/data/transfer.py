@@ -1,4 +1,4 @@
-"""From the host to the device, in one copy that nothing waits for."""
+"""Transfer from the host to the device, in one copy that nothing waits for."""
 
 from collections.abc import Iterator
 from typing import Any, TypeAlias
@@ -33,9 +33,9 @@ def _sent(arrays: list[np.ndarray], device: torch.device) -> list[Tensor]:
     memory = buffer.numpy()
     for start, array in zip(starts, arrays, strict=True):
         memory[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    there = buffer.to(device, non_blocking=True)
+    on_device = buffer.to(device, non_blocking=True)
     return [
-        there[start : start + array.nbytes].view(torch.from_numpy(array[:0]).dtype).view(array.shape)
+        on_device[start : start + array.nbytes].view(torch.from_numpy(array[:0]).dtype).view(array.shape)
         for start, array in zip(starts, arrays, strict=True)
     ]
 

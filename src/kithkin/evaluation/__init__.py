@@ -3,7 +3,7 @@
 from kithkin.evaluation.protocols import GAUSSIAN_SIGMAS, PROTOCOLS, Protocol
 from kithkin.evaluation.rows import Report, Row, means_table
 from kithkin.evaluation.run import Pictures, Watch, evaluate, submit
-from kithkin.evaluation.tables import FilledTable, PublishedTable, fill_table, list_tables, load_table
+from kithkin.evaluation.tables import FilledTable, PublishedTable, fill_table, list_tables, load_table, over_k_and_h
 
 __all__ = [
     "GAUSSIAN_SIGMAS",
@@ -20,5 +20,6 @@ __all__ = [
     "list_tables",
     "load_table",
     "means_table",
+    "over_k_and_h",
     "submit",
 ]

@@ -1,4 +1,4 @@
-"""How values are made, by name, so that they can stand beside published ones."""
+"""Named protocols: how values are computed, so that they can be compared with published ones."""
 
 from dataclasses import dataclass
 
@@ -15,8 +15,8 @@ class Protocol:
     """One way to make values.
 
     Attributes:
-        name: what ``--protocol`` takes.
-        kind: ``"photos"`` are clean pictures that get the published Gaussian noise; ``"pairs"`` are input and target;
+        name: what ``evaluate`` takes as its protocol.
+        kind: ``"photos"`` are clean pictures that get noise; ``"pairs"`` are input and target;
             ``"inputs"`` have no public target: the restored pictures are handed in elsewhere, nothing is measured.
         psnr: a protocol of ``kithkin.metrics.psnr``; the SSIM is computed on the same signal. ``"realblur"`` rounds
             the output to uint8 and measures it as ``kithkin.metrics.align_realblur`` brings it to the target.
@@ -40,6 +40,13 @@ PROTOCOLS = {
             "rgb-uint8",
             "wang2d",
             "clean pictures; noise of seed 0 before every picture, not clipped; output rounded to uint8; PSNR on RGB",
+        ),
+        Protocol(
+            "noises",
+            "photos",
+            "rgb-uint8",
+            "wang2d",
+            "clean pictures; noise of every kind, by the place of a picture in its set; output uint8; PSNR on RGB",
         ),
         Protocol("rgb", "pairs", "rgb-uint8", "matlab3d", "pairs; output rounded to uint8; PSNR on RGB (GoPro, HIDE)"),
         Protocol("float", "pairs", "rgb", "matlab3d", "pairs; output clamped, not rounded; PSNR on RGB (SIDD)"),

@@ -1,4 +1,4 @@
-"""What an evaluation finds: rows, means, and the CSV file from which a cut-off evaluation goes on."""
+"""Results of an evaluation: rows, means, and the CSV file from which an interrupted evaluation continues."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ class Row:
 
     Attributes:
         image: its file name.
-        condition: ``"sigma 25"``, or ``"pairs"``.
+        condition: ``"sigma 25"``, a key of ``kithkin.data.NOISES``, or ``"pairs"``.
         psnr_input, psnr: dB, before and after; None where there is no target.
         ssim_input, ssim: before and after; None where there is no target.
         seconds: for the method.
@@ -135,19 +135,19 @@ class ScoreFile:
         except OSError as error:
             raise _unusable(path, error) from error
 
-    def find(self, who: Measurer, image: str, condition: str) -> Row | None:
+    def find(self, measurer: Measurer, image: str, condition: str) -> Row | None:
         """The row that is there already."""
-        return self._rows.get((*who, image, condition))
+        return self._rows.get((*measurer, image, condition))
 
-    def append(self, who: Measurer, row: Row) -> None:
+    def append(self, measurer: Measurer, row: Row) -> None:
         """Add a row; it is in the file when this returns."""
         values = ["" if value is None else value for value in asdict(row).values()]
         try:
             with self.path.open("a", encoding="utf-8", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerow([*who, *values])
+                csv.writer(file, lineterminator="\n").writerow([*measurer, *values])
         except OSError as error:
             raise _unusable(self.path, error) from error
-        self._rows[(*who, row.image, row.condition)] = row
+        self._rows[(*measurer, row.image, row.condition)] = row
 
     def _keep(self, line: list[str]) -> None:
         width = len(Measurer._fields)
@@ -162,7 +162,7 @@ class ScoreFile:
 
 
 def _unusable(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path} can't be the file of scores ({error.strerror or error}); name another file for --csv")
+    return InputError(f"{path} can't be the file of scores ({error.strerror or error}); name another file for `csv`")
 
 
 def means_table(reports: Iterable[Report], form: str) -> str:

@@ -9,14 +9,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kithkin.data import Sample, Samples, benchmark_noise, open_samples, write_dnd_bundle, write_sidd_results
+from kithkin.data import (
+    NOISES,
+    Sample,
+    Samples,
+    benchmark_noise,
+    noise_example,
+    open_samples,
+    write_dnd_bundle,
+    write_sidd_results,
+)
 from kithkin.data.dnd import DndCrops
 from kithkin.data.sidd import SiddBlocks
 from kithkin.errors import InputError
 from kithkin.evaluation.protocols import GAUSSIAN_SIGMAS, Protocol, find_protocol, scores
-from kithkin.evaluation.rows import Measurer, Report, Row, ScoreFile
-from kithkin.methods import Method, ModelMethod, run_method
+from kithkin.evaluation.rows import MEASURED, Measurer, Report, Row, ScoreFile
+from kithkin.methods import Method, as_method, run_method
 from kithkin.model import KiT
+from kithkin.restorers import Restorer
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ Watch = Callable[[Row, int, Pictures | None], None]
 """Called after every row with the number of rows there will be; without pictures where the row was there already."""
 
 
-class _Problem(NamedTuple):
+class _Case(NamedTuple):
     image: str
     condition: str
     degraded: np.ndarray
@@ -47,7 +57,7 @@ class _Problem(NamedTuple):
 
 
 def evaluate(
-    method: Method | KiT,
+    method: Method | KiT | Restorer,
     data: str | Path | Samples,
     protocol: str | None = None,
     *,
@@ -59,14 +69,15 @@ def evaluate(
     """Restore every picture of a data set and compare.
 
     Args:
-        method: a network, which restores every picture whole, or what ``kithkin.methods.open_method`` returns.
+        method: a network, which restores every picture whole, or another restorer, or what
+            ``kithkin.methods.open_method`` returns.
         data: a folder as ``kithkin.data.open_samples`` takes it (clean pictures, pairs, a published layout), or
             what that function returns.
         protocol: a name in ``PROTOCOLS``; None takes ``"gaussian"`` for clean pictures, ``"float"`` for
             SIDD's blocks, ``"rgb"`` for other pairs and ``"dnd"`` where there is no target.
-        sigmas: noise levels on the 0-255 scale, for clean pictures.
+        sigmas: noise levels on the 0-255 scale, of protocol ``"gaussian"``.
         limit: take this many pictures, the first by name.
-        csv: a file that gets a line for every picture as soon as it is measured; pictures that stand there already
+        csv: a file that gets a line for every picture as soon as it is measured; pictures that it already has
             (same method and weights, protocol and data set) are not measured again.
         watch: see ``Watch``.
 
@@ -80,7 +91,7 @@ def evaluate(
     """
     samples = open_samples(data) if isinstance(data, str | Path) else data
     chosen = _choose(samples, protocol)
-    method = ModelMethod(method) if isinstance(method, KiT) else method
+    method = as_method(method)
     rows = []
     for row, total, pictures in _rows(method, samples, chosen, sigmas, limit, ScoreFile(Path(csv)) if csv else None):
         rows.append(row)
@@ -89,7 +100,9 @@ def evaluate(
     return Report(method.name, samples.title, chosen, tuple(rows))
 
 
-def submit(method: Method | KiT, data: str | Path | Samples, path: str | Path, *, watch: Watch | None = None) -> Report:
+def submit(
+    method: Method | KiT | Restorer, data: str | Path | Samples, path: str | Path, *, watch: Watch | None = None
+) -> Report:
     """Restore a whole data set and write what its server takes.
 
     Args:
@@ -105,7 +118,7 @@ def submit(method: Method | KiT, data: str | Path | Samples, path: str | Path, *
         KithkinError: as for ``evaluate``.
     """
     samples = open_samples(data) if isinstance(data, str | Path) else data
-    method = ModelMethod(method) if isinstance(method, KiT) else method
+    method = as_method(method)
     write, protocol = _server_of(samples)
     _check_destination(Path(path), folder=protocol.kind == "inputs")
     rows = []
@@ -157,20 +170,21 @@ def _rows(
     """Each row with the number of rows there will be, and with its pictures where they were measured now."""
     if limit is not None and limit < 1:
         raise InputError(f"evaluate: limit is at least 1, got {limit}")
-    if protocol.kind == "photos" and not (sigmas and all(0 < s <= 255 for s in sigmas)):
+    if protocol.name == "gaussian" and not (sigmas and all(0 < s <= 255 for s in sigmas)):
         raise InputError(f"evaluate: sigmas lie above 0 and at most at 255, got {list(sigmas)}")
-    who = Measurer(samples.title, samples.source, protocol.name, method.name, method.identity)
-    conditions: tuple[float | None, ...] = tuple(dict.fromkeys(sigmas)) if protocol.kind == "photos" else (None,)
+    measurer = Measurer(samples.title, samples.source, protocol.name, method.name, method.identity)
+    conditions: tuple[float | str, ...] = tuple(dict.fromkeys(sigmas)) if protocol.name == "gaussian" else ("pairs",)
+    conditions = tuple(NOISES) if protocol.name == "noises" else conditions
     names = samples.names[: limit or len(samples)]
     total = len(names) * len(conditions)
     for index, name in enumerate(names):
-        for problem in _problems(samples, index, name, conditions, who, store):
-            if isinstance(problem, Row):
-                yield problem, total, None
+        for case in _cases(samples, index, name, conditions, measurer, store):
+            if isinstance(case, Row):
+                yield case, total, None
                 continue
-            row, pictures = _measure(method, problem, protocol)
+            row, pictures = _measure(method, case, protocol)
             if store:
-                store.append(who, row)
+                store.append(measurer, row)
             yield row, total, pictures
 
 
@@ -192,53 +206,47 @@ _KINDS = {
 }
 
 
-def _problems(
+def _cases(
     samples: Samples,
     index: int,
     name: str,
-    conditions: tuple[float | None, ...],
-    who: Measurer,
+    conditions: tuple[float | str, ...],
+    measurer: Measurer,
     store: ScoreFile | None,
-) -> Iterator[_Problem | Row]:
+) -> Iterator[_Case | Row]:
     """What is to be done for one picture, or the row where it is done; the picture is read only where it is needed."""
     sample: Sample | None = None
-    for sigma in conditions:
-        condition = "pairs" if sigma is None else f"sigma {sigma:g}"
-        found = store.find(who, name, condition) if store else None
-        if found:
-            yield found
+    for setting in conditions:
+        condition = setting if isinstance(setting, str) else f"sigma {setting:g}"
+        row = store.find(measurer, name, condition) if store else None
+        if row:
+            yield row
             continue
         sample = sample or samples[index]
-        if sigma is None:
+        if setting == "pairs":
             assert sample.input is not None
-            yield _Problem(name, condition, _as_float(sample.input), sample.target, None)
+            yield _Case(name, condition, _as_float(sample.input), sample.target, None)
+            continue
+        assert sample.target is not None
+        clean = _as_float(sample.target, np.float64)
+        if isinstance(setting, str):
+            degraded, target = noise_example(setting, clean, index)
+            yield _Case(name, condition, degraded, np.rint(target * 255).astype(np.uint8), None)
         else:
-            assert sample.target is not None
-            degraded = benchmark_noise(_as_float(sample.target, np.float64), sigma)
-            yield _Problem(name, condition, degraded, sample.target, sigma)
+            yield _Case(name, condition, benchmark_noise(clean, setting), sample.target, setting)
 
 
-def _measure(method: Method, problem: _Problem, protocol: Protocol) -> tuple[Row, Pictures]:
+def _measure(method: Method, case: _Case, protocol: Protocol) -> tuple[Row, Pictures]:
     started = time.perf_counter()
-    restored = run_method(method, problem.degraded, sigma=problem.sigma, picture=problem.image)
+    restored = run_method(method, case.degraded, sigma=case.sigma, picture=case.image)
     seconds = time.perf_counter() - started
-    before: tuple[float | None, float | None] = (None, None)
-    after: tuple[float | None, float | None] = (None, None)
-    if problem.target is not None:
-        before = scores(protocol, problem.degraded, problem.target)
-        after = scores(protocol, restored, problem.target)
-    height, width = problem.degraded.shape[:2]
-    row = Row(
-        image=problem.image,
-        condition=problem.condition,
-        psnr_input=before[0],
-        psnr=after[0],
-        ssim_input=before[1],
-        ssim=after[1],
-        seconds=seconds,
-        megapixels=height * width / 1e6,
-    )
-    return row, Pictures(problem.degraded, restored, problem.target)
+    numbers: dict[str, Any] = dict.fromkeys(MEASURED)
+    if case.target is not None:
+        numbers["psnr_input"], numbers["ssim_input"] = scores(protocol, case.degraded, case.target)
+        numbers["psnr"], numbers["ssim"] = scores(protocol, restored, case.target)
+    height, width = case.degraded.shape[:2]
+    row = Row(case.image, case.condition, **numbers, seconds=seconds, megapixels=height * width / 1e6)
+    return row, Pictures(case.degraded, restored, case.target)
 
 
 def _as_float(pixels: np.ndarray, kind: type = np.float32) -> np.ndarray:

@@ -2,10 +2,11 @@
 
 import csv
 import io
+import itertools
 import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from kithkin.errors import InputError
 from kithkin.evaluation.rows import Report
+from kithkin.methods import Method, ModelMethod
+from kithkin.zoo import regrouped
 
 MEAN = "mean"
 INPUT = "input"
@@ -31,6 +34,7 @@ class Column(_Part):
         dataset: what the paper calls it, or ``"mean"``: the unweighted mean over the sets before it.
         card: its name in the catalog (`kithkin data list`), where that is not ``dataset`` in small letters.
         condition: which rows of an evaluation, such as ``"sigma 25"``.
+        h: hash rounds, in a table over k and h.
         metric: psnr (dB) or ssim.
         protocol: under which the column's values are made.
     """
@@ -38,14 +42,16 @@ class Column(_Part):
     dataset: str
     card: str = ""
     condition: str = "pairs"
+    h: int | None = None
     metric: Literal["psnr", "ssim"]
     protocol: str
 
     @property
     def heading(self) -> str:
-        """Such as "GoPro PSNR" or "CBSD68 sigma 25 PSNR"."""
+        """Such as "GoPro PSNR", "CBSD68 sigma 25 PSNR" or "SIDD h = 2 PSNR"."""
         condition = "" if self.condition == "pairs" else f" {self.condition}"
-        return f"{self.dataset}{condition} {self.metric.upper()}"
+        rounds = "" if self.h is None else f" h = {self.h}"
+        return f"{self.dataset}{condition}{rounds} {self.metric.upper()}"
 
 
 class Group(_Part):
@@ -68,6 +74,8 @@ class PublishedTable(_Part):
         task: whose models are measured beside it.
         note: what a reader of the numbers has to know.
         baseline: the method that the gap is counted from.
+        k: of a table over k and h, whose columns name an h: every method has a row for each of these, and so has the
+            baseline, ``"KiT, k = 4"``.
         columns, groups: see ``Column``, ``Group``.
     """
 
@@ -75,6 +83,7 @@ class PublishedTable(_Part):
     task: str
     note: str
     baseline: str
+    k: tuple[int, ...] = ()
     columns: tuple[Column, ...]
     groups: tuple[Group, ...]
 
@@ -85,8 +94,11 @@ class PublishedTable(_Part):
                 numbers = all(value == "" or isinstance(value, float) for value in row[1:])
                 if len(row) != len(self.columns) + 1 or not isinstance(row[0], str) or not numbers:
                     raise ValueError(f'expected a name and {len(self.columns)} values (numbers or ""), got {list(row)}')
-        if not any(self.baseline in group.values() for group in self.groups):
-            raise ValueError(f"no row is called {self.baseline}, the baseline")
+        if any((column.h is None) == bool(self.k) for column in self.columns):
+            raise ValueError("k goes with an h in every column, and h with a k")
+        for name in [row_at(self.baseline, k) for k in self.k] or [self.baseline]:
+            if not any(name in group.values() for group in self.groups):
+                raise ValueError(f"no row is called {name}, the baseline")
         return self
 
     def published(self, method: str) -> tuple[Value, ...]:
@@ -112,27 +124,31 @@ class FilledTable:
 
     def gaps(self) -> dict[str, tuple[Value, ...]]:
         """Method -> measured minus the baseline's value, PSNR columns alone (in dB)."""
-        base = self.table.published(self.table.baseline)
         return {
             name: tuple(
                 v - b if v is not None and b is not None and column.metric == "psnr" else None
-                for v, b, column in zip(values, base, self.table.columns, strict=True)
+                for v, b, column in zip(values, self._baseline(name), self.table.columns, strict=True)
             )
             for name, values in self.measured.items()
             if name != INPUT
         }
 
+    def _baseline(self, name: str) -> tuple[Value, ...]:
+        """What a measured row is compared with: of a table over k and h the row of the same k."""
+        rows = (row_at(self.table.baseline, k) for k in self.table.k if name.endswith(row_at("", k)))
+        return self.table.published(next(rows, self.table.baseline))
+
     def remarks(self) -> list[str]:
         """What limits the measured rows: sets that are missing or not whole."""
         names = dict.fromkeys(column.dataset for column in self.table.columns if column.dataset != MEAN)
         missing = [name for name in names if name not in self.counts]
-        said = [f"Not measured, for lack of data: {', '.join(missing)}."] if missing else []
+        sentences = [f"Not measured, for lack of data: {', '.join(missing)}."] if missing else []
         for name, count in self.counts.items():
             whole = self.expected.get(name)
             if whole and count not in whole:
                 of = " or ".join(map(str, whole))
-                said.append(f"{name}: {count} of {of} pictures, so not comparable with the published values.")
-        return said
+                sentences.append(f"{name}: {count} of {of} pictures, so not comparable with the published values.")
+        return sentences
 
     def rows(self) -> list[tuple[str, str, tuple[str, ...]]]:
         """(group, method, cells) in order, cells as they are printed."""
@@ -198,7 +214,7 @@ def list_tables() -> dict[str, Path]:
 
 
 def load_table(name: str | Path) -> PublishedTable:
-    """A table by its name (``"1"``, ``"2"``, ``"3"`` of the paper, ``"gaussian"``), or a TOML file of the same form.
+    """A table by its name (``"1"`` to ``"5"`` of the paper, ``"gaussian"``), or a TOML file of the same form.
 
     Raises:
         InputError: there is no such table, or the file is not one.
@@ -212,6 +228,34 @@ def load_table(name: str | Path) -> PublishedTable:
         raise InputError(f"{path} is not a table: {error}") from error
 
 
+def row_at(method: str, k: int) -> str:
+    """A method's row in a table over k and h."""
+    return f"{method}, k = {k}"
+
+
+def over_k_and_h(table: PublishedTable, methods: Iterable[Method]) -> list[Method]:
+    """Methods as a table needs them: over k and h, every network with each of its k and h and a name that says so.
+
+    Raises:
+        InputError: a method is none of our networks, and the table is over k and h.
+    """
+    if not table.k:
+        return list(methods)
+    expanded: list[Method] = []
+    rounds = dict.fromkeys(column.h for column in table.columns if column.h is not None)
+    for method in methods:
+        if not isinstance(method, ModelMethod):
+            raise InputError(f"{table.title}: {method.name} has no k and h; name one of our networks")
+        for k, h in itertools.product(table.k, rounds):
+            network = regrouped(method.model, k=k, n_hashes=h)
+            expanded.append(replace(method, model=network, name=_at(method.name, k, h)))
+    return expanded
+
+
+def _at(method: str, k: int, h: int) -> str:
+    return f"{method}[k={k},h={h}]"
+
+
 def fill_table(
     table: PublishedTable,
     reports: Mapping[str, Sequence[Report]],
@@ -221,26 +265,34 @@ def fill_table(
 
     Args:
         table: from ``load_table``.
-        reports: data set (as the columns call it) -> the evaluations on it, one a method.
+        reports: data set (as the columns call it) -> the evaluations on it, one a method; of a table over k and h, of
+            the methods that ``over_k_and_h`` gives.
         expected: data set -> pictures that the whole set has; several numbers where copies differ.
 
     Returns:
         The table, the degraded pictures' own values first. A value is None where its data set was not evaluated under
         the column's protocol; a mean is None unless every set before it has a value.
     """
-    methods = dict.fromkeys(report.method for found in reports.values() for report in found)
+    methods = dict.fromkeys(report.method for of_set in reports.values() for report in of_set)
     measured = {INPUT: _values(table, None, reports)} if methods else {}
-    measured |= {method: _values(table, method, reports) for method in methods if method != INPUT}
+    if table.k:
+        first = _at("", table.k[0], table.columns[0].h or 0)
+        bases = [method.removesuffix(first) for method in methods if method.endswith(first)]
+        measured |= {row_at(base, k): _values(table, base, reports, k) for base in bases for k in table.k}
+    else:
+        measured |= {method: _values(table, method, reports) for method in methods if method != INPUT}
     counts = {
-        name: min(int(mean["images"] or 0) for mean in found[0].means().values())
-        for name, found in reports.items()
-        if found and found[0].rows
+        name: min(int(mean["images"] or 0) for mean in of_set[0].means().values())
+        for name, of_set in reports.items()
+        if of_set and of_set[0].rows
     }
     return FilledTable(table, measured, counts, expected or {})
 
 
-def _values(table: PublishedTable, method: str | None, reports: Mapping[str, Sequence[Report]]) -> tuple[Value, ...]:
-    """A method's value a column; None stands for the pictures as they came."""
+def _values(
+    table: PublishedTable, method: str | None, reports: Mapping[str, Sequence[Report]], k: int | None = None
+) -> tuple[Value, ...]:
+    """A method's value a column, of a table over k and h at this k; None stands for the pictures as they came."""
     values: list[Value] = []
     for column in table.columns:
         if column.dataset == MEAN:
@@ -248,7 +300,8 @@ def _values(table: PublishedTable, method: str | None, reports: Mapping[str, Seq
             known = [v for v in before if v is not None]
             values.append(math.fsum(known) / len(known) if known and len(known) == len(before) else None)
             continue
-        report = next((r for r in reports.get(column.dataset, ()) if method in (None, r.method)), None)
+        name = method if method is None or k is None or column.h is None else _at(method, k, column.h)
+        report = next((r for r in reports.get(column.dataset, ()) if name in (None, r.method)), None)
         fits = report is not None and report.protocol.name == column.protocol
         means = report.means() if report is not None and fits else {}
         metric = f"{column.metric}_input" if method is None else column.metric

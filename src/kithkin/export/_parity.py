@@ -1,21 +1,20 @@
 """Whether an exported file computes what the network computes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from kithkin.errors import CheckpointError, KithkinError
+from kithkin.errors import KithkinError
+from kithkin.export._open import open_exported
 from kithkin.metrics import psnr
-from kithkin.model import KiT, KiTConfig
+from kithkin.model import KiT
+from kithkin.restorers import Network, Restorer
 
 LEAST_PSNR = 50.0
 """In dB. Rounding leaves 90 and more, less where it moves a patch to another bucket; a fault leaves far less."""
-
-Network = Callable[[np.ndarray], np.ndarray]
-"""(1, 3, H, W) float32 -> what a network makes of it."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,16 @@ class Parity:
 
 
 def check_parity(
-    model: KiT, path: str | Path, *, sizes: Sequence[tuple[int, int]] | None = None, least: float = LEAST_PSNR
+    restorer: KiT | Restorer,
+    path: str | Path,
+    *,
+    sizes: Sequence[tuple[int, int]] | None = None,
+    least: float = LEAST_PSNR,
 ) -> list[Parity]:
-    """Run an exported file beside the network, on noisy pictures with the statistics of photographs.
+    """Run an exported file beside what it was made of, on noisy pictures with the statistics of photographs.
 
     Args:
-        model: the network, in evaluation mode.
+        restorer: the network, or what else the file was made of.
         path: from ``kithkin.export.export_onnx`` (run by onnxruntime on the CPU) or ``export_torch``.
         sizes: (height, width) of the pictures; None takes four, one square, three odd.
         least: PSNR in dB between the two that every picture must reach.
@@ -45,7 +48,8 @@ def check_parity(
         CheckpointError: the file can't be opened.
     """
     network = open_exported(path)
-    side = smallest_side(model.config)
+    wanted = Network(restorer) if isinstance(restorer, KiT) else restorer
+    side = 4 * wanted.stride + 1
     rows = []
     for height, width in sizes or (
         (2 * side, 2 * side),
@@ -54,8 +58,7 @@ def check_parity(
         (2 * side, side),
     ):
         image = _photograph(height, width)
-        with torch.inference_mode():
-            expected = model(torch.from_numpy(image).to(next(model.parameters()).device))[0].float().cpu()
+        expected = wanted(torch.from_numpy(image[0]))
         found = torch.from_numpy(network(image)[0])
         worst = float((found - expected).abs().max())
         rows.append(Parity(height, width, worst, psnr(found, expected, protocol="rgb")))
@@ -66,52 +69,6 @@ def check_parity(
             f"at {short[0].width} x {short[0].height}, at least {least:g} expected; please report this"
         )
     return rows
-
-
-def smallest_side(config: KiTConfig) -> int:
-    """Pixels that a side must have for a program of torch.export: more than one patch of the bottleneck."""
-    return config.stride * config.patch_size + 1
-
-
-def open_exported(path: str | Path) -> Network:
-    """The network of an exported file, by its ending: ``.onnx``, else a program of torch.export.
-
-    Raises:
-        CheckpointError: the file can't be opened.
-        KithkinError: onnxruntime is missing.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; check the path")
-    return _open_onnx(path) if path.suffix.lower() == ".onnx" else _open_program(path)
-
-
-def _open_onnx(path: Path) -> Network:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise KithkinError(f'{path} needs the package onnxruntime ({error}); pip install "kithkin[export]"') from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise CheckpointError(f"{path}: onnxruntime can't open it ({error}); export it again") from error
-    name = session.get_inputs()[0].name
-    return lambda batch: np.asarray(session.run(None, {name: batch})[0])
-
-
-def _open_program(path: Path) -> Network:
-    try:
-        program = torch.export.load(str(path)).module()
-    except Exception as error:
-        raise CheckpointError(f"{path} is no program of torch.export ({error}); export it again") from error
-
-    def run(batch: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return program(torch.from_numpy(batch)).numpy()
-
-    return run
 
 
 def _photograph(height: int, width: int) -> np.ndarray:

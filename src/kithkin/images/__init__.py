@@ -6,8 +6,10 @@ profiles and file formats. Everything else works on `Picture.pixels`: (H, W, 3) 
 
 import logging
 
-from kithkin.images._find import SUFFIXES, ending_of, find_pictures, look_through
-from kithkin.images._picture import MAX_PIXELS, Picture
+from kithkin.images._find import ending_of, find_pictures, look_through
+from kithkin.images._formats import FOREIGN_SUFFIXES, RAW_SUFFIXES, SUFFIXES, readable
+from kithkin.images._picture import MAX_PIXELS, Picture, Refusal
+from kithkin.images._pillow import samples_of, samples_of_cmyk
 from kithkin.images._read import decode_picture, measure_picture, read_picture
 from kithkin.images._write import check_fits, encode_picture, losses, write_picture
 
@@ -16,9 +18,12 @@ for _library in ("PIL", "tifffile", "imagecodecs"):
     logging.getLogger(_library).addHandler(logging.NullHandler())
 
 __all__ = [
+    "FOREIGN_SUFFIXES",
     "MAX_PIXELS",
+    "RAW_SUFFIXES",
     "SUFFIXES",
     "Picture",
+    "Refusal",
     "check_fits",
     "decode_picture",
     "encode_picture",
@@ -28,5 +33,8 @@ __all__ = [
     "losses",
     "measure_picture",
     "read_picture",
+    "readable",
+    "samples_of",
+    "samples_of_cmyk",
     "write_picture",
 ]

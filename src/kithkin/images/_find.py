@@ -5,22 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kithkin.errors import ImageError
-from kithkin.images._picture import one_line, os_reason, shown
-from kithkin.images._read import foreign_format, known_format
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-"""The file name endings of the formats that kithkin reads and writes, in lower case."""
-RAW_SUFFIXES = (
-    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mef", ".mos", ".mrw"),
-    *(".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
+from kithkin.images._formats import (
+    ENDINGS,
+    FOREIGN_SUFFIXES,
+    FORMATS,
+    RAW_SUFFIXES,
+    SUFFIXES,
+    foreign_format,
+    is_installed,
+    known_format,
 )
-"""Endings of cameras' raw files. Many are TIFF files by their first bytes, with a small preview as their picture."""
-FOREIGN_SUFFIXES = (
-    *(".avif", ".exr", ".gif", ".hdr", ".heic", ".heif", ".hif", ".j2k", ".jp2", ".jpf", ".jpx", ".jxl", ".jxr"),
-    *(".psb", ".psd", ".qoi", ".svg", ".tga"),
-)
-"""Endings of other formats that kithkin does not read."""
-_ENDINGS = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIFF": ".tiff", "BMP": ".bmp"}
+from kithkin.messages import one_line, os_reason, shown
 
 
 @dataclass(frozen=True)
@@ -28,9 +23,9 @@ class FolderContent:
     """The pictures of a folder, each list sorted.
 
     Attributes:
-        pictures: what kithkin reads: files whose names end as in SUFFIXES, and others that are such a picture by their
-            content.
-        foreign: pictures in formats that it does not read, and raw files.
+        pictures: what kithkin reads: files whose names end as in SUFFIXES and RAW_SUFFIXES, and others that are such a
+            picture by their content.
+        foreign: pictures in formats that it does not read, or that need a package that is not installed.
     """
 
     pictures: tuple[Path, ...]
@@ -43,15 +38,16 @@ def look_through(folder: str | os.PathLike[str]) -> FolderContent:
     What is passed over is as in `find_pictures`. Raises ImageError as that does; a file that can't be opened counts as
     what its name says.
     """
-    pictures, foreign = [], []
+    pictures: list[Path] = []
+    foreign: list[Path] = []
     for path in _files(folder):
         suffix = path.suffix.lower()
-        if suffix in SUFFIXES:
-            pictures.append(path)
-        elif suffix in RAW_SUFFIXES:
-            foreign.append(path)
-        elif _is_picture(head := _head(path)):
-            pictures.append(path)
+        kind = "raw" if suffix in RAW_SUFFIXES else FORMATS.get(suffix)
+        head = b"" if kind else _head(path)
+        if kind is None and _is_picture(head):
+            kind = known_format(head)
+        if kind is not None:
+            (pictures if is_installed(kind) else foreign).append(path)
         elif suffix in FOREIGN_SUFFIXES or foreign_format(head) not in (None, "a PDF", "an SVG"):
             foreign.append(path)
     return FolderContent(tuple(pictures), tuple(foreign))
@@ -62,7 +58,7 @@ def ending_of(path: str | os.PathLike[str]) -> str:
     path = Path(path)
     if path.suffix.lower() in SUFFIXES:
         return path.suffix
-    return _ENDINGS.get(known_format(_head(path)) or "", ".png")
+    return ENDINGS.get(known_format(_head(path), path) or "", ".png")
 
 
 def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:

@@ -17,7 +17,7 @@ _STRUCTURE = frozenset(
     {254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, ORIENTATION, 277, 278, 279, 280, 281, 282, 283, 284}
     | {288, 289, 290, 291, 292, 293, 296, 301, 317, 318, 319, 320, 321, 322, 323, 324, 325, 330, 332, 333, 334, 336}
     | {337, 338, 339, 340, 341, 342, 343, 344, 345, 346, 347, 400, *range(512, 533), 559, 32995, 32997, 32998}
-    | {XMP, IPTC, PHOTOSHOP, ICC, LAYERS, 50838, 50839}
+    | {XMP, IPTC, PHOTOSHOP, ICC, LAYERS, 33421, 33422, 50838, 50839}
 )
 """Tags that say how pixels are stored, which the writer knows better, or that `Picture` holds apart from EXIF."""
 
@@ -75,10 +75,11 @@ def _directory(data: bytes, at: int, order: str, big: bool) -> Tags:
     return tags
 
 
-def exif_of_tiff(data: bytes) -> tuple[bytes | None, bool]:
+def exif_of_tiff(data: bytes, tags: range = range(1 << 16)) -> tuple[bytes | None, bool]:
     """Return what a TIFF says of its picture as an EXIF block, and whether a part of it was damaged and left out.
 
-    The block holds the descriptive tags, EXIF and GPS data; it is None where there is nothing of them.
+    The block holds those of the descriptive tags that are in `tags`, EXIF and GPS data; it is None where there is
+    nothing of them.
     Raises ValueError or struct.error where the first directory is damaged.
     """
     order, big = byte_order(data), data[2:4] in (b"+\0", b"\0+")
@@ -92,7 +93,8 @@ def exif_of_tiff(data: bytes) -> tuple[bytes | None, bool]:
                 below[tag] = _below(data, parent[tag], order, big)
             except (ValueError, struct.error):
                 damaged = True
-    return exif_block(descriptive(first), order, below), damaged
+    described = {tag: entry for tag, entry in descriptive(first).items() if tag in tags}
+    return exif_block(described, order, below), damaged
 
 
 def is_sound(exif: bytes) -> bool:
@@ -126,20 +128,20 @@ def descriptive(tags: Tags) -> Tags:
 
 def exif_block(tags: Tags, order: str = "<", below: dict[int, Tags] | None = None) -> bytes | None:
     """Lay out an EXIF block of its first directory and those it points to; None where they are empty."""
-    directories = {0: tags, **{pointer: found for pointer, found in (below or {}).items() if found}}
+    directories = {0: tags, **{pointer: entries for pointer, entries in (below or {}).items() if entries}}
     if not any(directories.values()):
         return None
     starts, at = {}, 8
-    for pointer, found in directories.items():
-        parts = {tag: entry for tag, entry in found.items() if tag not in _POINTERS}
+    for pointer, entries in directories.items():
+        parts = {tag: entry for tag, entry in entries.items() if tag not in _POINTERS}
         parts |= {tag: Entry(4, bytes(4)) for tag in _points(pointer, directories)}
         directories[pointer] = parts
         starts[pointer] = at
         at += 6 + sum(12 + (-(-len(entry.raw) // 2) * 2 if len(entry.raw) > 4 else 0) for entry in parts.values())
     block = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
-    for found in directories.values():
-        found |= {tag: Entry(4, struct.pack(order + "I", starts[tag])) for tag in _POINTERS if tag in found}
-        block += _laid_out(found, len(block), order)
+    for entries in directories.values():
+        entries |= {tag: Entry(4, struct.pack(order + "I", starts[tag])) for tag in _POINTERS if tag in entries}
+        block += _laid_out(entries, len(block), order)
     return block
 
 

@@ -10,6 +10,8 @@ from kithkin.images._picture import CREDENTIALS, Picture, Refusal, check_size, m
 from kithkin.images._pillow import samples_of, samples_of_cmyk
 
 _END = b"\xff\xd9"
+_GAIN_MAP = re.compile(rb"\s+hdrgm:Version=(\"[^\"]*\"|'[^']*')")
+"""By this attribute, a picture's XMP data promise that a gain map follows (Ultra HDR)."""
 
 
 def jpeg_size(data: bytes) -> tuple[int, int]:
@@ -41,7 +43,7 @@ def read_jpeg(data: bytes) -> Picture:
     comments = [body for name, body in image.applist if name == "COM"]
     xmp, video = image.info.get("xmp"), _holds_video(data, start)
     if xmp:
-        xmp = upright_xmp(still_xmp(xmp) if video else xmp)
+        xmp = _GAIN_MAP.sub(b"", upright_xmp(still_xmp(xmp) if video else xmp))
     notes += _jpeg_notes(image, data, start, video)
     return make_picture(
         samples,
@@ -90,6 +92,8 @@ def _jpeg_notes(image: JpegImagePlugin.JpegImageFile, data: bytes, start: int, v
     behind = len(data[data.find(_END, start) + 2 :].rstrip(b"\0"))
     if video:
         notes.append("holds a video behind the picture (a motion photo), which is not kept")
+    elif _GAIN_MAP.search(image.info.get("xmp", b"")):
+        notes.append("holds a gain map for bright screens (HDR), which is not kept")
     elif "mp" in image.info:
         notes.append("holds more than one picture (MPO); only the first was read")
     elif behind:

@@ -6,7 +6,8 @@ import zlib
 from typing import NamedTuple
 
 from kithkin.images import _ifd
-from kithkin.images._picture import Picture, one_line
+from kithkin.images._picture import Picture
+from kithkin.messages import one_line
 
 IPTC_RESOURCE = 0x0404
 XMP_KEYWORD = b"XML:com.adobe.xmp"
@@ -17,6 +18,8 @@ _JPEG_SEGMENT = 65533
 _XMP_SEGMENT = b"http://ns.adobe.com/xap/1.0/\0"
 _PHOTOSHOP_SEGMENT = b"Photoshop 3.0\0"
 _MOST_TEXT = 2**26
+_PLAIN = ("WebP", "HEIC", "AVIF")
+"""Formats that hold a profile, EXIF and XMP data, and nothing else of what is looked at here."""
 _EXIF_OF_KEYWORD = {
     b"Description": _ifd.DESCRIPTION,
     b"Author": _ifd.ARTIST,
@@ -51,8 +54,8 @@ def fitting(picture: Picture, kind: str) -> Fitting:
     lost = [sentence for sentence in (no_icc, no_exif, no_xmp, no_iptc, no_comment) if sentence]
     if kind != "PNG":
         lost += _lost_chunks(picture, kind, exif)
-    if picture.dpi and kind == "WebP" and not exif and picture.dpi not in ((72, 72), (96, 96)):
-        lost.append(f"WebP holds no resolution ({picture.dpi[0]:g} dpi): it is dropped")
+    if picture.dpi and kind in _PLAIN and not exif and picture.dpi not in ((72, 72), (96, 96)):
+        lost.append(f"{kind} holds no resolution ({picture.dpi[0]:g} dpi): it is dropped")
     chunks = picture.chunks if kind == "PNG" else ()
     return Fitting(icc, exif, xmp, iptc, comment, chunks, tuple(lost))
 
@@ -65,8 +68,11 @@ def _icc(picture: Picture, kind: str) -> Choice:
     icc = picture.icc
     if icc and kind == "BMP":
         return None, "BMP holds no colour profile in kithkin: it is dropped"
-    if icc and kind == "WebP" and icc[16:20] == b"GRAY":
-        return None, "WebP holds no gray pictures, so no gray colour profile: it is dropped"
+    if icc and icc[16:20] == b"GRAY":
+        if kind == "WebP":
+            return None, "WebP holds no gray pictures, so no gray colour profile: it is dropped"
+        if kind in ("HEIC", "AVIF") and picture.alpha is not None:
+            return None, f"{kind} holds no gray pictures with transparency, so no gray colour profile: it is dropped"
     return icc, None
 
 
@@ -95,7 +101,7 @@ def _xmp(picture: Picture, kind: str) -> Choice:
 
 def _iptc(picture: Picture, kind: str) -> Choice:
     iptc = picture.iptc
-    if iptc and kind in ("BMP", "WebP"):
+    if iptc and kind in ("BMP", *_PLAIN):
         return None, f"{kind} holds no IPTC data: they are dropped"
     if iptc and kind == "JPEG" and len(_photoshop(iptc)) > _JPEG_SEGMENT:
         return None, "JPEG holds less than 64 KB of IPTC data: they are dropped"
@@ -104,7 +110,7 @@ def _iptc(picture: Picture, kind: str) -> Choice:
 
 def _comment(picture: Picture, kind: str, exif: bytes | None) -> Choice:
     comment = picture.comment
-    if comment and kind in ("BMP", "WebP"):
+    if comment and kind in ("BMP", *_PLAIN):
         return None, f"{kind} holds no comment: it is dropped"
     if comment and kind == "TIFF" and _says(exif, _ifd.DESCRIPTION):
         return None, "TIFF holds no comment beside the description: it is dropped"
@@ -164,7 +170,7 @@ def still_xmp(xmp: bytes) -> bytes:
 
 def photoshop_resources(data: bytes) -> dict[int, bytes]:
     """Take Photoshop's blocks of data apart, as far as they are sound; IPTC data are the one numbered IPTC_RESOURCE."""
-    found: dict[int, bytes] = {}
+    resources: dict[int, bytes] = {}
     at = 0
     while data[at : at + 4] == b"8BIM" and at + 12 <= len(data):
         (number,) = struct.unpack_from(">H", data, at + 4)
@@ -172,9 +178,9 @@ def photoshop_resources(data: bytes) -> dict[int, bytes]:
         if at + 4 > len(data):
             break
         (length,) = struct.unpack_from(">I", data, at)
-        found.setdefault(number, data[at + 4 : at + 4 + length])
+        resources.setdefault(number, data[at + 4 : at + 4 + length])
         at += 4 + length + length % 2
-    return found
+    return resources
 
 
 def _iptc_resource(iptc: bytes) -> bytes:
@@ -263,9 +269,9 @@ def raw_profile(text: bytes | None) -> bytes | None:
 
 def _plain_texts(chunks: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, str]]:
     """The keywords and texts among a PNG's chunks."""
-    found = []
+    texts = []
     for kind, body in chunks:
         text = text_of(kind, body) if kind in TEXT_CHUNKS else None
         if text is not None:
-            found.append((body.split(b"\0")[0], text.decode("utf-8" if kind == b"iTXt" else "latin1", "replace")))
-    return found
+            texts.append((body.split(b"\0")[0], text.decode("utf-8" if kind == b"iTXt" else "latin1", "replace")))
+    return texts

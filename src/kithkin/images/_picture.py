@@ -1,16 +1,16 @@
 """The Picture, and the steps from stored samples to pixels and back that all formats share."""
 
-import errno
 import math
-import os
 import struct
 from dataclasses import dataclass, replace
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from kithkin.errors import InputError
+from kithkin.messages import missing_extra
 
 MAX_PIXELS = 2**28
 """Pictures with more pixels (width x height) than this are refused before they are decoded."""
@@ -199,33 +199,21 @@ def check_size(width: int, height: int) -> None:
         )
 
 
+_MODULES = {"pillow-heif": "pillow_heif", "rawpy": "rawpy"}
+
+
+def photo_package(what: str, package: str) -> ModuleType:
+    """Return the module of a package of the extra `photo`; raise Refusal with the install line where it is missing."""
+    try:
+        return import_module(_MODULES[package])
+    except ImportError as error:
+        raise Refusal(missing_extra(what, package, "photo")) from error
+
+
 def imagecodecs_for(what: str) -> ModuleType:
     """Return the module imagecodecs; raise Refusal with the install line where it is missing."""
     try:
         import imagecodecs
     except ImportError as error:
-        raise Refusal(f'{what} needs imagecodecs; install it with: pip install "kithkin[codecs]"') from error
+        raise Refusal(missing_extra(what, "imagecodecs", "codecs")) from error
     return imagecodecs
-
-
-def one_line(text: object) -> str:
-    """Return text on one printable line of at most 200 characters, for use within a message."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-    return line[:197] + "..." if len(line) > 200 else line or type(text).__name__
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """Return a path or URL for a message: as it is, or quoted and escaped where it would break the line."""
-    text = os.fspath(path)
-    return text if text.isprintable() else ascii(text)
-
-
-def os_reason(error: OSError) -> str:
-    """Return what the operating system said, with what to do about the common cases."""
-    advice = {
-        "PermissionError": "; check the permissions",
-        "FileNotFoundError": "; check the path",
-    }.get(type(error).__name__, "")
-    if error.errno == errno.ENOSPC:
-        advice = "; free some space or choose another disk"
-    return one_line(error.strerror or error) + advice

@@ -82,6 +82,11 @@ def read_webp(data: bytes) -> Picture:
     image = WebPImagePlugin.WebPImageFile(io.BytesIO(data))
     check_size(*image.size)
     image.load()
+    return picture_of(image, notes)
+
+
+def picture_of(image: Image.Image, notes: tuple[str, ...]) -> Picture:
+    """What Pillow decoded, with the colour profile, EXIF data and XMP that it found."""
     xmp = image.info.get("xmp")
     return make_picture(
         samples_of(image),

@@ -71,8 +71,8 @@ def read_png(data: bytes) -> Picture:
     """Decode a PNG file. Raises Refusal, or what Pillow and imagecodecs raise on damage."""
     check_size(*png_size(data))
     bits, colour = data[24:26]
-    pixels, found, notes = _checked_chunks(data)
-    chunks = dict(reversed(found))
+    pixels, others, notes = _checked_chunks(data)
+    chunks = dict(reversed(others))
     image = PngImagePlugin.PngImageFile(io.BytesIO(pixels))
     if bits == 16 and colour != _GRAY:
         samples = imagecodecs_for("PNG with 16 bit colour").png_decode(pixels)
@@ -81,7 +81,7 @@ def read_png(data: bytes) -> Picture:
         samples = samples_of(image)
         if b"tRNS" in chunks and colour in (_GRAY, _RGB):
             samples = _with_key_alpha(samples, chunks[b"tRNS"], bits)
-    exif, xmp, iptc, comment, copied = _sorted_out(found)
+    exif, xmp, iptc, comment, copied = _sorted_out(others)
     return make_picture(
         samples,
         icc=text_of(b"zTXt", chunks[b"iCCP"]) if b"iCCP" in chunks else None,
@@ -96,12 +96,12 @@ def read_png(data: bytes) -> Picture:
 
 
 def _sorted_out(
-    found: list[tuple[bytes, bytes]],
+    others: list[tuple[bytes, bytes]],
 ) -> tuple[bytes | None, bytes | None, bytes | None, bytes | None, list[tuple[bytes, bytes]]]:
     """Return EXIF that ImageMagick stored as text, XMP, IPTC, the comment, and the chunks to copy as they are."""
     exif = xmp = iptc = comment = None
     copied = []
-    for kind, body in found:
+    for kind, body in others:
         keyword = body.split(b"\0")[0] if kind in TEXT_CHUNKS else b""
         # By its fourth letter a chunk says whether it still holds when pixels change. Pillow writes pHYs and eXIf.
         if kind not in COLOUR_CHUNKS and (kind[3:].isupper() or kind in (b"pHYs", b"eXIf", b"iCCP")):
@@ -134,7 +134,7 @@ def _checked_chunks(data: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], tupl
 
     Raises Refusal where a checksum of what the pixels need is wrong, or their end is missing.
     """
-    found: list[tuple[bytes, bytes]] = []
+    others: list[tuple[bytes, bytes]] = []
     kept: list[bytes | memoryview] = [data[:8]]
     damaged: list[tuple[bytes, bytes]] = []
     packed: list[memoryview] = []
@@ -148,7 +148,7 @@ def _checked_chunks(data: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], tupl
         sound = zlib.crc32(view[at + 4 : end]) == int.from_bytes(data[end : end + 4], "big")
         if kind in _DISPENSABLE:
             body = data[at + 8 : end]
-            (found if sound and _well_formed(kind, body) else damaged).append((kind, body))
+            (others if sound and _well_formed(kind, body) else damaged).append((kind, body))
         elif kind == b"IEND":
             ended = sound
         elif sound and _needed(kind):
@@ -156,9 +156,9 @@ def _checked_chunks(data: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], tupl
             if kind == b"IDAT":
                 packed.append(view[at + 8 : end])
             else:
-                found.append((kind, data[at + 8 : end]))
+                others.append((kind, data[at + 8 : end]))
         elif sound:
-            found.append((kind, data[at + 8 : end]))
+            others.append((kind, data[at + 8 : end]))
         elif packed and kind != b"IDAT":
             break  # Behind the pixels, if they are complete, the order of the chunks is of no use any more.
         else:
@@ -169,7 +169,7 @@ def _checked_chunks(data: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], tupl
         if not _complete(packed):
             raise Refusal("is cut off: the end of the PNG is missing; use a complete copy of it")
         notes = (*notes, "the end of the PNG is missing; the pixels are complete")
-    return b"".join((*kept, _END)), found, notes
+    return b"".join((*kept, _END)), others, notes
 
 
 def _needed(kind: bytes) -> bool:

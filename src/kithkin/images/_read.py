@@ -3,15 +3,19 @@
 import os
 import stat
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TypeVar
 
 from kithkin.errors import ImageError
+from kithkin.images._formats import foreign_format, known_format
+from kithkin.images._heif import avif_size, heic_size, read_avif, read_heic
 from kithkin.images._jpeg import jpeg_size, read_jpeg
-from kithkin.images._picture import Picture, Refusal, one_line, os_reason, shown
+from kithkin.images._picture import Picture, Refusal
 from kithkin.images._pillow import bmp_size, read_bmp, read_webp, webp_size
 from kithkin.images._png import png_size, read_png
+from kithkin.images._raw import raw_size, read_raw
 from kithkin.images._tiff import read_tiff, tiff_size
+from kithkin.messages import one_line, os_reason, shown
 
 Result = TypeVar("Result")
 
@@ -22,6 +26,9 @@ _READERS: dict[str, Callable[[bytes], Picture]] = {
     "WebP": read_webp,
     "TIFF": read_tiff,
     "BMP": read_bmp,
+    "HEIC": read_heic,
+    "AVIF": read_avif,
+    "raw": read_raw,
 }
 _SIZES: dict[str, Callable[[bytes], tuple[int, int]]] = {
     "PNG": png_size,
@@ -29,28 +36,22 @@ _SIZES: dict[str, Callable[[bytes], tuple[int, int]]] = {
     "WebP": webp_size,
     "TIFF": tiff_size,
     "BMP": bmp_size,
-}
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_HEIF_BRANDS = (b"avi", b"hei", b"hev", b"mif", b"msf")
-_FOREIGN_STARTS = {
-    b"GIF8": "a GIF",
-    b"\0\0\0\x0cjP  ": "a JPEG 2000",
-    b"\xff\x4f\xff\x51": "a JPEG 2000",
-    b"\0\0\0\x0cJXL ": "a JPEG XL",
-    b"\xff\x0a": "a JPEG XL",
-    b"%PDF": "a PDF",
-    b"8BPS": "a Photoshop",
+    "HEIC": heic_size,
+    "AVIF": avif_size,
+    "raw": raw_size,
 }
 
 
 def read_picture(path: str | os.PathLike[str]) -> Picture:
-    """Read a PNG, JPEG, WebP, TIFF or BMP file, recognised by its content, as an upright Picture.
+    """Read a PNG, JPEG, WebP, TIFF, BMP, HEIC or AVIF file, recognised by its content, or a camera's raw file,
+    recognised by its name, as an upright Picture.
 
     Gray, palette, RGB, each with or without transparency, at up to 8 or 16 bits a channel; CMYK, which is
     converted to sRGB with the profile in the file (the profile is then dropped). ICC profile, EXIF, XMP, IPTC,
     comments, a PNG's texts and resolution are kept; `Picture.notes` names what was dropped or guessed.
 
-    16 bit colour PNG, and TIFF with a rare compression or 16 bit and LZW, need the package imagecodecs.
+    16 bit colour PNG, and TIFF with a rare compression or 16 bit and LZW, need the package imagecodecs; HEIC, AVIF and
+    raw files need the extra `photo`.
 
     Raises ImageError, with one line that names the path, for everything that does not give a complete
     picture: a missing or unreadable file, another format, damage, a cut off file, animations, several
@@ -90,7 +91,7 @@ def _by_format(functions: dict[str, Callable[[bytes], Result]], data: bytes, nam
     """Call the function of the data's format; raise ImageError for whatever goes wrong in it."""
     kind = "picture"
     try:
-        kind = _format_of(data[:_HEAD])
+        kind = _format_of(data[:_HEAD], PurePath(name))
         return functions[kind](data)
     except Refusal as refusal:
         raise ImageError(f"{shown(name)}: {refusal}") from refusal.__cause__
@@ -113,7 +114,7 @@ def _load(path: Path) -> bytes:
             raise Refusal("is not a regular file; name a picture file")
         with open(path, "rb") as file:
             head = file.read(_HEAD)
-            _format_of(head)  # Before the rest, which may be long.
+            _format_of(head, path)  # Before the rest, which may be long.
             return head + file.read()
     except FileNotFoundError as error:
         raise Refusal("does not exist; check the path") from error
@@ -123,38 +124,14 @@ def _load(path: Path) -> bytes:
         raise Refusal(f"is not a path ({one_line(error)}); check it") from error
 
 
-def _format_of(head: bytes) -> str:
-    """Return the format of a file that begins with `head`; raise Refusal for all but the five in _READERS."""
+def _format_of(head: bytes, name: PurePath) -> str:
+    """Return the format of a file that begins with `head`; raise Refusal for all that are not in _READERS."""
     if not head:
         raise Refusal("is empty (0 bytes); use another copy of it")
-    kind = known_format(head)
+    kind = known_format(head, name)
     if kind is not None:
         return kind
-    name, formats = foreign_format(head), ", ".join(_READERS)
-    if name is None:
+    foreign, formats = foreign_format(head), ", ".join(_READERS)
+    if foreign is None:
         raise Refusal(f"is not a picture that kithkin knows ({formats}); check what the file is")
-    raise Refusal(f"is {name} file, which kithkin does not read; convert it to one of {formats} first")
-
-
-def known_format(head: bytes) -> str | None:
-    """Return the key of _READERS for a file that begins with `head`; None where it is of another format."""
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return "WebP"
-    if head.startswith(_TIFF_STARTS):
-        return "TIFF"
-    if head.startswith(b"BM"):
-        return "BMP"
-    return None
-
-
-def foreign_format(head: bytes) -> str | None:
-    """Return what a picture is that begins with `head` and that kithkin does not read, such as "a GIF"."""
-    if b"<svg" in head.lower():
-        return "an SVG"
-    if head[4:8] == b"ftyp" and head[8:11] in _HEIF_BRANDS:
-        return "an AVIF" if head[8:11] == b"avi" else "a HEIC"
-    return next((name for start, name in _FOREIGN_STARTS.items() if head.startswith(start)), None)
+    raise Refusal(f"is {foreign} file, which kithkin does not read; convert it to one of {formats} first")

@@ -15,8 +15,9 @@ from PIL import TiffImagePlugin
 
 from kithkin.images import _ifd
 from kithkin.images._metadata import IPTC_RESOURCE, Fitting, photoshop_resources, upright_xmp
-from kithkin.images._picture import Picture, Refusal, check_size, imagecodecs_for, make_picture, one_line
+from kithkin.images._picture import Picture, Refusal, check_size, imagecodecs_for, make_picture
 from kithkin.images._pillow import samples_of, samples_of_cmyk
+from kithkin.messages import one_line
 
 _ICC, _ORIENTATION, _DNG_VERSION, _RESOLUTION_UNIT = 34675, 274, 50706, 296
 _OLD_JPEG = 6
@@ -136,7 +137,9 @@ def _only_page(tif: tifffile.TiffFile) -> Any:
     if not pages:
         raise Refusal("is damaged: the TIFF holds no picture; use another copy of it")
     if pages[0].subfiletype & 1 or _DNG_VERSION in pages[0].tags:
-        raise Refusal("is a camera's raw file or begins with a preview; develop it to a TIFF or PNG first")
+        raise Refusal(
+            "is a camera's raw file or begins with a preview; name it as one, such as .dng, or develop it first"
+        )
     # Bit 0 marks a smaller copy of another page, such as a thumbnail; nothing is lost with it.
     full = sum(not page.subfiletype & 1 for page in pages)
     # ImageJ puts a whole stack behind one page and says so in the description only.

@@ -11,18 +11,19 @@ from PIL import Image
 
 from kithkin.errors import ImageError, InputError
 from kithkin.files import replacing
-from kithkin.images._find import SUFFIXES
+from kithkin.images._formats import FORMATS, SUFFIXES, check_installed
+from kithkin.images._heif import HEIC_BITS, QUALITY, check_avif, encode_heic
 from kithkin.images._metadata import fitting, with_jpeg_segments, with_png_chunks
-from kithkin.images._picture import Picture, Refusal, one_line, os_reason, shown, to_samples
+from kithkin.images._picture import Picture, Refusal, to_samples
 from kithkin.images._pillow import encode_bmp_alpha
 from kithkin.images._png import PNG_LEVEL, encode_png16
 from kithkin.images._tiff import encode_tiff
+from kithkin.messages import one_line, os_reason, shown
 
-_FORMATS = dict(zip(SUFFIXES, ("PNG", "JPEG", "JPEG", "WebP", "TIFF", "TIFF", "BMP"), strict=True))
 _JPEG_QUALITY = 95
 _LONGEST_SIDES = {"WebP": 16383, "JPEG": 65500}  # of JPEG by libjpeg; the format itself could 35 more
 _HOLDS_16_BITS = ("PNG", "TIFF")
-_HOLDS_ALPHA = ("PNG", "TIFF", "WebP", "BMP")
+_HOLDS_ALPHA = ("PNG", "TIFF", "WebP", "BMP", "HEIC", "AVIF")
 
 
 def losses(picture: Picture, path: str | os.PathLike[str]) -> list[str]:
@@ -31,13 +32,14 @@ def losses(picture: Picture, path: str | os.PathLike[str]) -> list[str]:
     Raises ImageError where the ending of `path` names no format that kithkin writes.
     """
     kind = _format_of(Path(path))
-    found = []
+    sentences = []
     if picture.depth == 16 and kind not in _HOLDS_16_BITS:
-        found.append(f"{kind} holds 8 bits a channel: 16 are reduced to 8")
+        bits = HEIC_BITS if kind == "HEIC" else 8
+        sentences.append(f"{kind} holds {bits} bits a channel: 16 are reduced to {bits}")
     if kind not in _HOLDS_ALPHA and _transparent(picture):
-        found.append(f"{kind} holds no transparency: the picture is laid over white")
-    found += fitting(picture, kind).lost
-    return found
+        sentences.append(f"{kind} holds no transparency: the picture is laid over white")
+    sentences += fitting(picture, kind).lost
+    return sentences
 
 
 def encode_picture(picture: Picture, name: str | os.PathLike[str], *, quality: int | None = None) -> bytes:
@@ -58,13 +60,13 @@ def encode_picture(picture: Picture, name: str | os.PathLike[str], *, quality: i
 def write_picture(
     picture: Picture, path: str | os.PathLike[str], *, overwrite: bool = False, quality: int | None = None
 ) -> None:
-    """Write `picture` in the format that the ending of `path` names: PNG, JPEG, WebP, TIFF or BMP.
+    """Write `picture` in the format that the ending of `path` names: PNG, JPEG, WebP, TIFF, BMP, HEIC or AVIF.
 
     Pixels are clamped to [0, 1] and rounded half up. Gray pictures are written as gray (the plain mean of the
     channels), in WebP as RGB with equal channels. 16 bits, alpha and all that the source said beside its pixels
-    are kept where the format holds them: see `losses` and docs/formats.md. JPEG is written with `quality` 1..100
-    (95 where None) and full colour resolution (4:4:4), WebP with loss where a `quality` is given, everything else
-    without. The same picture gives the same bytes.
+    are kept where the format holds them: see `losses` and docs/reference/formats.md. JPEG is written with `quality`
+    1..100 (95 where None) and full colour resolution (4:4:4), WebP with loss where a `quality` is given, everything
+    else without. The same picture gives the same bytes.
 
     The file appears complete or not at all: it is written under a hidden temporary name in the same folder
     and then renamed, so a failure leaves an existing file as it was. A link at `path` is followed when
@@ -95,7 +97,7 @@ def _check_quality(who: str, quality: int | None) -> None:
 
 
 def _format_of(path: Path) -> str:
-    kind = _FORMATS.get(path.suffix.lower())
+    kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         ending = f"the ending {path.suffix!r}" if path.suffix else "no ending"
         raise ImageError(f"{shown(path)}: has {ending}; kithkin writes {', '.join(SUFFIXES)}")
@@ -134,17 +136,23 @@ def _encoded(picture: Picture, kind: str, quality: int | None) -> bytes:
             return encode_bmp_alpha(samples, dpi)
         if kind == "PNG" and samples.ndim == 3 and samples.dtype == np.uint16:
             return with_png_chunks(encode_png16(samples, held.icc, held.exif, dpi), held, samples.shape[2], 16)
+        if kind == "HEIC":
+            return encode_heic(samples, held, quality)
         exif = b"Exif\0\0" + held.exif if held.exif else None
         options: dict[str, Any] = {"icc_profile": held.icc, "exif": exif, "dpi": dpi}
         if kind == "JPEG":
             options |= {"quality": quality or _JPEG_QUALITY, "subsampling": 0, "comment": held.comment}
+        if kind == "AVIF":
+            check_avif()
+            options |= {"quality": quality or QUALITY, "xmp": held.xmp}
+            options["subsampling"] = "4:0:0" if samples.ndim == 2 else "4:4:4"
         if kind == "PNG":
             options["compress_level"] = PNG_LEVEL
         if kind == "WebP":
             # exact: without it, the colours under transparent pixels are lost. Without loss, quality and method are the
             # effort: a sixth of the time of the defaults for files about 6 percent larger.
-            how = {"lossless": True, "quality": 20, "method": 1} if quality is None else {"quality": quality}
-            options |= {"exact": True, "xmp": held.xmp, **how}
+            effort = {"lossless": True, "quality": 20, "method": 1} if quality is None else {"quality": quality}
+            options |= {"exact": True, "xmp": held.xmp, **effort}
         buffer = io.BytesIO()
         kept = {key: value for key, value in options.items() if value is not None}
         Image.fromarray(samples).save(buffer, kind.upper(), **kept)
@@ -163,11 +171,11 @@ def _encoded(picture: Picture, kind: str, quality: int | None) -> bytes:
 
 def _samples(picture: Picture, kind: str) -> np.ndarray:
     """Return what the file holds: (H, W) or (H, W, 2..4), uint8 or uint16."""
-    depth = picture.depth if kind in _HOLDS_16_BITS else 8
+    depth = picture.depth if kind in (*_HOLDS_16_BITS, "HEIC") else 8
     # An opaque alpha adds nothing to a BMP, of which a program that knows no alpha in it may make a mess.
     keeps_alpha = kind in _HOLDS_ALPHA and picture.alpha is not None and (kind != "BMP" or _transparent(picture))
     pixels = picture.pixels if keeps_alpha else picture.over_white()
-    gray = picture.gray and kind != "WebP" and not (kind == "BMP" and keeps_alpha)
+    gray = picture.gray and kind != "WebP" and not (kind in ("BMP", "HEIC", "AVIF") and keeps_alpha)
     colour = to_samples(pixels.mean(axis=2) if gray else pixels, depth)
     if not keeps_alpha or picture.alpha is None:
         return colour
@@ -179,8 +187,13 @@ def _transparent(picture: Picture) -> bool:
 
 
 def check_fits(width: int, height: int, path: str | os.PathLike[str]) -> None:
-    """Raise ImageError where the format that the ending of `path` names can't hold so many pixels a side."""
+    """Raise ImageError where the format that the ending of `path` names can't hold so many pixels a side, or needs a
+    package that is not installed."""
     kind = _format_of(Path(path))
+    try:
+        check_installed(kind)
+    except Refusal as refusal:
+        raise ImageError(f"{shown(path)}: can't be written: {refusal}") from refusal.__cause__
     most = _LONGEST_SIDES.get(kind, max(width, height))
     if max(width, height) > most:
         raise ImageError(

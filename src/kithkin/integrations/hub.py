@@ -11,7 +11,9 @@ from typing import Any
 
 from kithkin.checkpoint import read_model, save_model
 from kithkin.errors import KithkinError
-from kithkin.model import KiT, KiTConfig
+from kithkin.messages import missing_extra
+from kithkin.model import KiT
+from kithkin.model_config import KiTConfig
 
 WEIGHTS = "model.safetensors"
 
@@ -28,7 +30,7 @@ def _hub_class() -> Any:
     try:
         from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
     except ImportError as error:
-        raise KithkinError(f'HubKiT needs the package huggingface_hub ({error}); pip install "kithkin[hub]"') from error
+        raise KithkinError(missing_extra("HubKiT", f"huggingface_hub ({error})", "hub")) from error
 
     class HubKiT(
         KiT, PyTorchModelHubMixin, library_name="kithkin", tags=["image-restoration"], pipeline_tag="image-to-image"

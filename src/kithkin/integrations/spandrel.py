@@ -10,11 +10,13 @@ import torch
 
 from kithkin.checkpoint import CONFIG_TENSOR, config_of, outline, read_tensors, weights_of
 from kithkin.errors import CheckpointError, InputError, KithkinError
-from kithkin.model import KiT, KiTConfig
+from kithkin.model import KiT
+from kithkin.model_config import KiTConfig
 from kithkin.zoo import list_models, load_model
 
 ID = "KiT"
-_SIGNS = ("stem.conv1.weight", "bottleneck.0.attention.query_proj.weight", "up.0.expand.weight", "head.conv3.weight")
+_SIGNS = ("stem.conv1.weight", "up.0.expand.weight", "head.conv3.weight")  # beside a block's, of any kind
+_BLOCKS = ("bottleneck.0.attention.query_proj.weight", "bottleneck.0.conv1.weight")
 
 
 def install(registry: Any = None) -> None:
@@ -59,7 +61,7 @@ def install(registry: Any = None) -> None:
 
 def detect(state_dict: dict[str, Any]) -> bool:
     """Whether these are the tensors of a KiT."""
-    return all(name in state_dict for name in _SIGNS)
+    return all(name in state_dict for name in _SIGNS) and any(name in state_dict for name in _BLOCKS)
 
 
 def read_state(state_dict: dict[str, Any]) -> tuple[KiTConfig, dict[str, Any]]:

@@ -1,40 +1,32 @@
-"""Restorers behind one interface, so that ours and its peers are measured by the same code.
+"""Restorers by name, so that our networks and other methods are measured by the same code.
 
 A method is opened by a spec, see ``open_method``, and called through ``run_method``, which checks its output.
 """
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 
 from kithkin.containers import BEYOND
-from kithkin.deconvolution import CURVES
 from kithkin.errors import InputError, KithkinError
-from kithkin.export import open_exported
-from kithkin.methods.classical import Classical, bm3d_filter, nlm_filter, once, sigma_estimator
-from kithkin.methods.exported import (
-    SCRIPTED,
-    Exported,
-    check_archive,
-    digest,
-    largest_tile,
-    open_onnx,
-    open_scripted,
-    split_multiple,
-)
+from kithkin.methods.classical import bm3d, nlm
+from kithkin.methods.exported import SCRIPTED, digest, open_file
 from kithkin.model import KiT
-from kithkin.restoration import CLEANER, restore
-from kithkin.restore_options import OVERLAP, PASSES, check_tiling
-from kithkin.zoo import find_model, load_model
+from kithkin.precision import settled_precision
+from kithkin.restore_options import RestoreOptions, split_suffix
+from kithkin.restorers import Note, Restorer, Tiled, Unchanged, restore_image, warn
+from kithkin.zoo import OpenedModel, find_model, open_model, split_grouping
 
-CLASSICAL = ("input", "bm3d", "nlm")
+FILTERS = ("input", "bm3d", "nlm")
+WHOLE = RestoreOptions(tile="off", precision="float32")
+"""How our networks are measured: every picture whole, the same on every machine."""
 
 
 class Method(Protocol):
@@ -64,14 +56,19 @@ class Method(Protocol):
 
 
 def open_method(
-    spec: str | Path, *, device: str = "cpu", tile: str | int = "off", note: Callable[[str], None] | None = None
+    spec: str | Path,
+    *,
+    device: str = "cpu",
+    tile: str | int = "off",
+    precision: str = "float32",
+    note: Callable[[str], None] | None = None,
 ) -> Method:
     """Open what a spec names.
 
     Args:
-        spec: a name or task from ``kithkin models``, or a checkpoint's path; behind it may stand ``+2``, ``+4`` or
-            ``+8``, the passes over turned and mirrored copies whose mean is taken (``kithkin.ensemble``), or before
-            that ``+light`` or ``+stored``, the ``uniform_blur`` of ``kithkin.restoration.restore``;
+        spec: a name or task from ``kithkin models``, or a checkpoint's path; behind it may stand k and h that are not
+            its own, ``[k=8,h=2]``, then ``+light`` or ``+stored``, the ``uniform_blur`` of ``kithkin.RestoreOptions``,
+            then ``+2``, ``+4`` or ``+8``, its ``ensemble``;
             ``"input"``, which changes nothing;
             ``"bm3d"``, colour BM3D (Dabov et al. 2007) with the normal profile of the package bm3d;
             ``"nlm"``, non-local means (Buades et al. 2005) by scikit-image;
@@ -80,7 +77,9 @@ def open_method(
             it may stand ``@8``: pictures are then extended by reflection to multiples of 8, for networks that take no
             other sizes. A network of one fixed size restores overlapping tiles of that size.
         device: where networks run, ONNX excepted.
-        tile: ``"off"``, ``"auto"`` or a side in pixels, as in ``kithkin.restoration.restore``, for networks.
+        tile: ``"off"``, ``"auto"`` or a side in pixels, as in ``kithkin.RestoreOptions``, for networks.
+        precision: of our networks, as in ``kithkin.RestoreOptions``, but float32 by default, so that values don't
+            depend on the machine. The name of a method that computes in bfloat16 says so.
         note: called once with a sentence where a noise level must be estimated, and before a file is opened whose code
             runs (TorchScript, torch.export): open only files that you trust. None makes it a warning.
 
@@ -89,64 +88,76 @@ def open_method(
         CheckpointError: the checkpoint or the file can't be read.
         KithkinError: a package is missing; the message has the install line.
     """
-    check_tiling(tile, OVERLAP)
-    text = str(spec)
-    tell = once(note or (lambda sentence: warnings.warn(sentence, stacklevel=2)))
-    if text == "input":
-        return _Identity()
-    if text == "bm3d":
-        return Classical("bm3d", bm3d_filter(), sigma_estimator("bm3d"), tell, "bm3d")
-    if text == "nlm":
-        return Classical("nlm", nlm_filter(), sigma_estimator("nlm"), tell, "scikit-image")
-    path, multiple = split_multiple(text)
-    suffix = path.suffix.lower()
-    if suffix == ".onnx":
-        network, fixed = open_onnx(path)
-        return Exported(path.name, network, fixed, largest_tile(tile, "cpu", multiple), multiple, digest(path))
-    if suffix == ".pt2":
-        largest = largest_tile(tile, "cpu", multiple)
-        _say_before(path, tell)
-        check_archive(path)
-        return Exported(path.name, open_exported(path), (None, None), largest, multiple, digest(path))
-    if suffix in SCRIPTED:
-        largest = largest_tile(tile, device, multiple)
-        _say_before(path, tell)
-        return Exported(path.name, open_scripted(path, device), (None, None), largest, multiple, digest(path))
-    named = text
-    text, ensemble = _passes(text)
-    text, curve = _curve(text)
-    card = find_model(text)
-    if card is None and not Path(text).is_file():
+    options = RestoreOptions(tile=tile, precision=precision)
+    peer = _open_peer(str(spec), device, options, note or warn)
+    if peer is not None:
+        return peer
+    text, asked = split_suffix(str(spec))
+    options = replace(options, **asked)
+    plain, grouping = split_grouping(text)
+    if grouping and Path(plain).suffix.lower() in (".onnx", ".pt2", *SCRIPTED):
+        raise InputError(f"open_method: {spec}: k and h are fixed in such a file; export the model with others")
+    card = find_model(plain)
+    if card is None and not Path(plain).is_file():
         raise InputError(
-            f"open_method: {named!r} is no method: expected {', '.join(CLASSICAL)}, a name from `kithkin models`, or "
+            f"open_method: {str(spec)!r} is no method: expected {', '.join(FILTERS)}, a name from `kithkin models`, or "
             f"the path of a checkpoint, an .onnx or TorchScript file ({', '.join(SCRIPTED)}); check the spelling"
         )
-    if curve is not None and card is not None and card.task != "deblur":
+    if card is not None and options.task not in (None, card.task):
         raise InputError(
-            f"open_method: +{curve} is for models that deblur, {card.name} is for {card.task}; leave it out"
+            f"open_method: {options.suffix} is for models that {options.task}, {card.name} is for {card.task}; "
+            "leave it out"
         )
-    name = (card.name if card else Path(text).name) + (f"+{curve}" if curve else "")
-    name += f"+{ensemble}" if ensemble > 1 else ""
-    return ModelMethod(load_model(text, device=device), name, tile, ensemble, curve)
+    opened = open_model(text, device=device)
+    precision = settled_precision(precision, opened.network)
+    computed = f" ({precision})" if precision != "float32" else ""
+    options = replace(options, precision=precision)
+    return ModelMethod(opened.network, f"{opened.name}{options.suffix}{computed}", options)
 
 
-def _say_before(path: Path, tell: Callable[[str], None]) -> None:
-    if path.is_file():
-        tell(f"{path.name}: opening this file runs the code in it, with your rights; open only files that you trust")
+def open_restorer(spec: str, *, device: str = "cpu", note: Note | None = None) -> OpenedModel[KiT | Restorer]:
+    """Open what ``kithkin.restore`` takes.
+
+    Args:
+        spec: as of ``open_method``, but for what stands behind a model's name to choose options.
+        device, note: as of ``open_method``.
+
+    Raises:
+        InputError, CheckpointError, KithkinError: as ``open_method``, and ``kithkin.load_model``.
+    """
+    peer = _open_peer(spec, device, WHOLE, note or warn)
+    return OpenedModel(peer.restorer, peer.name) if peer else OpenedModel(*open_model(spec, device=device))
 
 
-def _passes(spec: str) -> tuple[str, int]:
-    """A model's spec without its passes, and how many they are."""
-    model, plus, passes = spec.rpartition("+")
-    known = plus and not Path(spec).is_file() and passes in map(str, PASSES)
-    return (model, int(passes)) if known else (spec, 1)
+def _open_peer(spec: str, device: str, options: RestoreOptions, note: Note) -> "NamedRestorer | None":
+    """What a spec names beside our networks, else None; the options are asked for tiles alone."""
+    tell = _once(note)
+    if spec == "input":
+        return NamedRestorer("input", Unchanged())
+    if spec == "bm3d":
+        return NamedRestorer("bm3d", bm3d(tell), version("bm3d"), needs_sigma=True)
+    if spec == "nlm":
+        return NamedRestorer("nlm", nlm(tell), version("scikit-image"), needs_sigma=True)
+    network = open_file(spec, device=device, tell=tell)
+    if network is None:
+        return None
+    side = options.side(network.device)
+    side = side and max(side // network.stride, 1) * network.stride
+    identity = hashlib.sha256(f"{digest(network.path)} {side} {network.stride}".encode()).hexdigest()[:12]
+    exact = (network.size[0] or side, network.size[1] or side)
+    restorer = network if exact == (None, None) else Tiled(network, exact=exact)
+    return NamedRestorer(network.path.name, restorer, identity)
 
 
-def _curve(spec: str) -> tuple[str, str | None]:
-    """A model's spec without the curve of a uniform blur, and that curve."""
-    model, plus, curve = spec.rpartition("+")
-    known = plus and not Path(spec).is_file() and curve in CURVES
-    return (model, curve) if known else (spec, None)
+def _once(tell: Note) -> Note:
+    told = set()
+
+    def tell_once(sentence: str) -> None:
+        if sentence not in told:
+            told.add(sentence)
+            tell(sentence)
+
+    return tell_once
 
 
 def run_method(
@@ -185,50 +196,57 @@ def run_method(
 
 
 @dataclass(frozen=True)
-class _Identity:
-    name: str = "input"
-    needs_sigma: bool = False
+class NamedRestorer:
+    """A restorer that needs nothing around it; one that has a ``sigma`` is told the noise level by that."""
+
+    name: str
+    restorer: Restorer
     identity: str = ""
+    needs_sigma: bool = False
 
     def __call__(self, image: np.ndarray, *, sigma: float | None = None) -> np.ndarray:
-        return image.copy()
+        restorer = replace(self.restorer, sigma=sigma) if self.needs_sigma else self.restorer  # type: ignore[type-var]
+        planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return np.ascontiguousarray(restorer(planes).permute(1, 2, 0).numpy())
 
 
 @dataclass(frozen=True)
 class ModelMethod:
-    """One of our networks.
+    """One of our networks, whose results are clamped to [0, 1] as ``kithkin.restore`` does.
 
     Attributes:
         model: the network.
         name: what tables print.
-        tile, ensemble, uniform_blur: as in ``kithkin.restoration.restore``.
+        options: how it restores.
     """
 
     model: KiT
     name: str = "model"
-    tile: str | int = "off"
-    ensemble: int = 1
-    uniform_blur: str | None = None
+    options: RestoreOptions = WHOLE
     needs_sigma: bool = False
 
     @property
     def identity(self) -> str:
-        way: list[object] = [self.tile, self.ensemble]
-        if self.uniform_blur is not None:
-            cleaner = find_model(CLEANER)
-            way += [self.uniform_blur, *CURVES[self.uniform_blur], cleaner.sha256 if cleaner else ""]
-        weights = hashlib.sha256(json.dumps([self.model.config.to_dict(), *way]).encode())
+        depends_on = self.options.identity(settled_precision(self.options.precision, self.model))
+        weights = hashlib.sha256(json.dumps([self.model.config.to_dict(), *depends_on]).encode())
         for values in self.model.state_dict().values():
             weights.update(values.detach().cpu().contiguous().view(torch.uint8).numpy())
         return weights.hexdigest()[:12]
 
     def __call__(self, image: np.ndarray, *, sigma: float | None = None) -> np.ndarray:
-        return restore(
-            self.model, image, tile=self.tile, ensemble=self.ensemble, uniform_blur=self.uniform_blur, note=_note
-        )
+        restored: np.ndarray = restore_image(self.options.compose(self.model, note=_note), image, note=_note)
+        return restored
 
 
 def _note(sentence: str) -> None:
     """A warning, but for what a measurement knows: noise that isn't clipped goes beyond [0, 1]."""
     if sentence != BEYOND:
-        warnings.warn(sentence, stacklevel=2)
+        warn(sentence)
+
+
+def as_method(restorer: Method | KiT | Restorer) -> Method:
+    """A method by itself, a network or another restorer as one."""
+    if isinstance(restorer, KiT):
+        return ModelMethod(restorer)
+    named = hasattr(restorer, "identity")
+    return cast(Method, restorer) if named else NamedRestorer(type(restorer).__name__, cast(Restorer, restorer))

@@ -1,4 +1,7 @@
-"""How near two pictures are: PSNR and SSIM by named protocol, and RealBlur's, which aligns them first."""
+"""How close two pictures are: PSNR and SSIM by named protocol, and RealBlur's, which aligns them first.
+
+``kithkin.evaluation.protocols.scores`` calls these for the rows of an evaluation.
+"""
 
 from kithkin.metrics._measures import PSNR_PROTOCOLS, SSIM_WINDOWS, ImageArray, psnr, ssim
 from kithkin.metrics._realblur import Aligned, align_realblur, masked_psnr, masked_ssim

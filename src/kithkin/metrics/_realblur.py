@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from kithkin.errors import InputError, KithkinError
+from kithkin.messages import missing_extra
 from kithkin.metrics._measures import ImageArray, image_pair, ssim_map
 
 _WINDOW = "wang2d"
@@ -118,7 +119,5 @@ def _opencv() -> ModuleType:
     try:
         import cv2
     except ImportError as error:
-        raise KithkinError(
-            'align_realblur needs OpenCV; install it with: pip install "kithkin[eval]" (opencv-python-headless)'
-        ) from error
+        raise KithkinError(missing_extra("align_realblur", "OpenCV (opencv-python-headless)", "eval")) from error
     return cv2

@@ -24,7 +24,8 @@ def draw_neighbors(
     """Draw the neighbours on the picture, as in Fig. 7, and side by side below it.
 
     Each query has a colour and a letter. Its chunk is framed in that colour, the query itself in a double line; the
-    patches of the chunk before, which it attends to as well, are framed in a lighter, dashed line.
+    patches of the chunk before, which it attends to as well, are framed in a lighter, dashed line. The more a patch
+    counts (Eq. 10), the thicker its frame; below the patches stand the weights in percent, 100 over all rounds.
 
     Args:
         image: the picture that was given to ``find_neighbors``.
@@ -63,6 +64,7 @@ class _Style(NamedTuple):
     scale: int
     line: int
     text: int
+    small: int
     thumb: int
     gap: int
 
@@ -70,11 +72,15 @@ class _Style(NamedTuple):
     def of(cls, size: tuple[int, int]) -> "_Style":
         scale = max(1, round(_LONG_SIDE / max(size)))
         unit = max(1.0, max(size) * scale / _LONG_SIDE)
-        return cls(scale, *(round(unit * value) for value in (2.5, 15, 36, 5)))
+        return cls(scale, *(round(unit * value) for value in (2.5, 15, 11, 36, 5)))
 
     @property
     def font(self) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-        return ImageFont.load_default(self.text)
+        return self.font_of(self.text)
+
+    def font_of(self, size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+        """The same letters in another size."""
+        return ImageFont.load_default(size)
 
 
 def _count(neighbors: Neighbors) -> int:
@@ -122,19 +128,40 @@ def _title(neighbors: Neighbors, rounds: Sequence[int], buckets: bool) -> str:
 
 def _frames(view: Image.Image, neighbors: Neighbors, rounds: Sequence[int], style: _Style) -> None:
     draw = ImageDraw.Draw(view)
-    for query, colour in _coloured(neighbors):
+    lines = [_lines(query, rounds, style) for query in neighbors.queries]
+    for (query, colour), line in zip(_coloured(neighbors), lines, strict=True):
         for j in rounds:
             for box in query.rounds[j].look_back:
-                _frame(draw, _corners(box, neighbors, style), _lighter(colour), style.line, dashed=True)
-    for query, colour in _coloured(neighbors):
+                _frame(draw, _corners(box, neighbors, style), _lighter(colour), line[box], dashed=True)
+    for (query, colour), line in zip(_coloured(neighbors), lines, strict=True):
         for j in rounds:
             for box in query.rounds[j].chunk:
-                _frame(draw, _corners(box, neighbors, style), colour, style.line)
+                _frame(draw, _corners(box, neighbors, style), colour, line[box])
     for number, (query, colour) in enumerate(_coloured(neighbors)):
         left, top, right, bottom = _corners(query.box, neighbors, style)
-        grown = style.line + 2
+        grown = lines[number].get(query.box, style.line) + 2
         _frame(draw, (left - grown, top - grown, right + grown, bottom + grown), colour, style.line)
         _tag(draw, _letter(number), (left - grown, top - grown - style.line), colour, style)
+
+
+def _lines(query: Query, rounds: Sequence[int], style: _Style) -> dict[Box, int]:
+    """The width of every patch's frame in pixels, by how much it counts in these rounds together; of all frames the
+    same where that is not known."""
+    shown = [query.rounds[j] for j in rounds]
+    boxes = [box for one_round in shown for box in (*one_round.chunk, *one_round.look_back)]
+    weights = [weight for one_round in shown for weight in one_round.weights]
+    if not weights:
+        return dict.fromkeys(boxes, style.line)
+    total: dict[Box, float] = {}
+    for box, weight in zip(boxes, weights, strict=True):
+        total[box] = total.get(box, 0.0) + weight
+    places = sum(len(one_round.weights) for one_round in query.rounds)  # their weights sum to 1
+    return {box: _thickness(weight * places, style) for box, weight in total.items()}
+
+
+def _thickness(times: float, style: _Style) -> int:
+    """Of the frame of a patch that counts so many times as much as all do on average: by the root, within bounds."""
+    return max(1, round(style.line * min(2.0, math.sqrt(max(0.0, times)))))
 
 
 def _coloured(neighbors: Neighbors) -> list[tuple[Query, str]]:
@@ -218,6 +245,8 @@ def _strip(picture: Image.Image, neighbors: Neighbors, rounds: Sequence[int], wi
     head = 2 * style.text
     strip = Image.new("RGB", (max(width, row_width), head + lines * row_height), _PAPER)
     legend = "in a row: the patch asked about · the rest of its chunk · dashed, the chunk before"
+    if any(one_round.weights for query in neighbors.queries for one_round in query.rounds):
+        legend += " · below, how much each counts, over all rounds 100 %"
     ImageDraw.Draw(strip).text((style.gap, head // 2), legend, fill=_FAINT, font=style.font, anchor="lm")
     for i, row in enumerate(rows):
         column, line = divmod(i, lines)
@@ -229,26 +258,36 @@ def _row(
     picture: Image.Image, neighbors: Neighbors, which: tuple[int, Query, str], j: int, style: _Style
 ) -> Image.Image:
     number, query, colour = which
-    found = query.rounds[j]
-    chunk = [box for box in found.chunk if box != query.box]
+    one_round = query.rounds[j]
+    parts = one_round.weights or (None,) * (len(one_round.chunk) + len(one_round.look_back))
+    weighted = [*zip((*one_round.chunk, *one_round.look_back), parts, strict=True)]
+    own = [pair for pair in weighted[: len(one_round.chunk)] if pair[0] == query.box]
+    chunk = [pair for pair in weighted[: len(one_round.chunk)] if pair[0] != query.box]
     edge = 2 * style.line + 2
     step, label = style.thumb + edge + 2, 7 * style.text
-    count = 1 + len(chunk) + len(found.look_back)
-    row = Image.new("RGB", (label + step * count + 4 * style.gap, style.thumb + 2 * edge), _PAPER)
+    below = style.small + style.gap if one_round.weights else 0
+    row = Image.new("RGB", (label + step * len(weighted) + 4 * style.gap, style.thumb + 2 * edge + below), _PAPER)
     draw = ImageDraw.Draw(row)
-    middle = row.height // 2
+    middle = edge + style.thumb // 2
     draw.text((style.gap, middle), _letter(number), fill=_INK, font=style.font, anchor="lm")
     draw.text((style.gap + style.text, middle), f" round {j + 1}", fill=_FAINT, font=style.font, anchor="lm")
     x = label
-    for kind, boxes in (("query", [query.box]), ("chunk", chunk), ("back", list(found.look_back))):
-        for box in boxes:
+    for kind, pairs in (("query", own), ("chunk", chunk), ("back", weighted[len(one_round.chunk) :])):
+        for box, weight in pairs:
             _thumb(row, picture, box, (x, edge), style)
             corners = (x, edge, x + style.thumb - 1, edge + style.thumb - 1)
             ink = _lighter(colour) if kind == "back" else colour
             _frame(draw, corners, ink, style.line * (2 if kind == "query" else 1), dashed=kind == "back")
+            if weight is not None:
+                place = (x + style.thumb // 2, 2 * edge + style.thumb)
+                draw.text(place, _percent(weight), fill=_INK, font=style.font_of(style.small), anchor="mt")
             x += step
         x += style.gap
     return row
+
+
+def _percent(weight: float) -> str:
+    return f"{100 * weight:.0f} %" if abs(weight) >= 0.095 else f"{100 * weight:.1f} %"
 
 
 def _thumb(row: Image.Image, picture: Image.Image, box: Box, place: tuple[int, int], style: _Style) -> None:

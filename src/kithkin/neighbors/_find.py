@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from kithkin.containers import check_values, open_image
 from kithkin.errors import InputError, KithkinError
 from kithkin.images import Picture, read_picture
-from kithkin.layers import KNNLocalAttention, KNNTransformerBlock
+from kithkin.layers import AttentionBlock, KNNLocalAttention, KNNTransformerBlock, Recording
 from kithkin.model import KiT
+from kithkin.neighbors._weights import weights_of
 from kithkin.ops import PatchGroups
 from kithkin.ops.grouping import hash_patches
-from kithkin.restoration import _evaluating, _pass, out_of_memory
+from kithkin.restorers import Network, out_of_memory
 
 Viewable = str | os.PathLike[str] | Tensor | np.ndarray | Image.Image | Picture
 
@@ -43,11 +43,14 @@ class Round:
         chunk: the patches of its chunk, itself among them, in the order of their hashes.
         look_back: the patches of the chunk before it; none where no hashing is run.
         bucket: the hash value of the patch; None where no hashing is run.
+        weights: how much each patch of ``chunk`` counts, and then of ``look_back``: Eq. (10), the mean of the heads, a
+            sum of 1 over all rounds. Empty where they are not known.
     """
 
     chunk: tuple[Box, ...]
     look_back: tuple[Box, ...]
     bucket: int | None
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ class Neighbors:
     buckets: np.ndarray | None
 
     def to_dict(self, *, buckets: bool = False) -> dict[str, Any]:
-        """Plain values for JSON: points as [x, y], boxes as [x, y, width, height]; the bucket maps on request."""
+        """Plain values for JSON: points as [x, y], boxes as [x, y, width, height], weights with four decimals;
+        the bucket maps on request."""
         values: dict[str, Any] = {
             "size": list(self.size),
             "stage": self.stage,
@@ -95,11 +99,12 @@ class Neighbors:
                     "box": list(query.box),
                     "rounds": [
                         {
-                            "chunk": [list(box) for box in found.chunk],
-                            "look_back": [list(box) for box in found.look_back],
-                            "bucket": found.bucket,
+                            "chunk": [list(box) for box in one_round.chunk],
+                            "look_back": [list(box) for box in one_round.look_back],
+                            "bucket": one_round.bucket,
+                            "weights": [round(weight, 4) for weight in one_round.weights],
                         }
-                        for found in query.rounds
+                        for one_round in query.rounds
                     ],
                 }
                 for query in self.queries
@@ -110,25 +115,18 @@ class Neighbors:
         return values
 
 
-class Recording(NamedTuple):
-    """What a block hashed, (1, N, P, C), and the groups that it made of it."""
-
-    hashed: Tensor
-    groups: PatchGroups
-
-
 def find_neighbors(
     model: KiT,
     image: Viewable,
     points: Sequence[tuple[int, int]],
     *,
-    stage: str = "encoder0",
-    block: int = 0,
+    stage: str | None = None,
+    block: int | None = None,
 ) -> Neighbors:
     """Find the patches that the patches at these pixels attend to, in one block of a network.
 
-    The picture goes through the network once and whole, as with ``restore(..., tile="off")``; in tiles, a patch finds
-    its neighbours within its tile. The model is left as it was.
+    The picture goes through the network once and whole, as with ``restore(..., tile="off", precision="float32")``; in
+    tiles, a patch finds its neighbours within its tile. The model is left as it was.
 
     Args:
         model: the network, on the device where it shall run.
@@ -136,19 +134,19 @@ def find_neighbors(
             noisy picture for one that removes noise.
         points: (x, y) in pixels from the upper left corner, from 0.
         stage: ``"encoder0"``, ``"encoder1"``, … or ``"decoder0"``, …; the same number means the same map size, so
-            ``"decoder0"`` is the last stage.
-        block: in the stage, from 0.
+            ``"decoder0"`` is the last stage. None takes the first where patches see others.
+        block: in the stage, from 0. None takes the first where patches see others.
 
     Returns:
-        The boxes. Where the network takes the best of the found candidates alone (``n_pairs``), these are all of them.
+        The boxes.
 
     Raises:
-        InputError: no such stage or block; a stage whose patches see themselves alone; a point outside the picture; an
+        InputError: no such stage or block; a stage whose patches see only themselves; a point outside the picture; an
             image that is not one of the above, or a batch of several.
         ImageError: the file can't be read.
         KithkinError: the memory does not suffice.
     """
-    attention, stride = _attention(model, stage, block)
+    stage, block, attention, stride = _place(model, stage, block)
     planes = one_picture("find_neighbors", image)
     height, width = planes.shape[1:]
     points = [_checked(point, width, height) for point in points]
@@ -160,7 +158,11 @@ def find_neighbors(
     rows, columns = (-(-side // attention.patch_size) for side in mapped)
     grid = _Grid(rows, columns, attention.patch_size * stride)
     buckets = _buckets(attention, recording, grid)
-    queries = tuple(_query(point, recording.groups, grid, buckets) for point in points)
+    listed, weights = weights_of(attention, recording, [grid.at(point) for point in points])
+    queries = tuple(
+        _query(point, recording.groups, grid, buckets, [*zip(row.tolist(), parts.tolist(), strict=True)])
+        for point, row, parts in zip(points, listed, weights, strict=True)
+    )
     return Neighbors((width, height), stage, block, recording.groups.k, grid.side, queries, buckets)
 
 
@@ -168,8 +170,7 @@ def pass_whole(who: str, model: KiT, planes: Tensor) -> None:
     """Run the network over a whole picture (3, H, W), for what is recorded on the way; raises KithkinError, in the name
     of ``who``, where the memory does not suffice."""
     try:
-        with _evaluating(model):
-            _pass(model, planes)
+        Network(model)(planes.expand(3, -1, -1).float())
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
@@ -187,24 +188,15 @@ def stage_names(model: KiT) -> tuple[str, ...]:
 
 @contextmanager
 def recorded_groups(*attentions: KNNLocalAttention) -> Iterator[list[Recording]]:
-    """Keep what these layers hash, and the groups that they make of it, in the order in which they do."""
-    found: list[Recording] = []
-
-    def recording(attention: KNNLocalAttention) -> Any:
-        def group(hashed: Tensor) -> PatchGroups:
-            groups = KNNLocalAttention.group(attention, hashed)
-            found.append(Recording(hashed.detach(), groups))
-            return groups
-
-        return group
-
+    """Keep what these layers record, in the order in which they do."""
+    recordings: list[Recording] = []
     try:
         for attention in attentions:
-            attention.group = recording(attention)  # type: ignore[method-assign]
-        yield found
+            attention.recorder = recordings.append
+        yield recordings
     finally:
         for attention in attentions:
-            vars(attention).pop("group", None)
+            attention.recorder = None
 
 
 def one_picture(who: str, image: Viewable) -> Tensor:
@@ -218,25 +210,53 @@ def one_picture(who: str, image: Viewable) -> Tensor:
     return planes[0]
 
 
-def _attention(model: KiT, stage: str, block: int) -> tuple[KNNLocalAttention, int]:
-    """The attention layer of a block, and the picture's pixels that a pixel of its map stands for along each side."""
-    names = stage_names(model)
+def no_neighbors(who: str, model: KiT) -> InputError:
+    """The refusal of a network in which no patch attends to another."""
+    why = "k = 1: a patch attends only to itself" if model.config.k == 1 else "no block has k-NN attention"
+    return InputError(
+        f"{who}: in this network {why}, so there are no neighbours; take a network with k > 1, such as denoise-gaussian"
+    )
+
+
+def _place(model: KiT, stage: str | None, block: int | None) -> tuple[str, int, KNNLocalAttention, int]:
+    """The first of ``attention_places`` that was asked for."""
+    names, places = stage_names(model), attention_places(model)
+    if not places:
+        raise no_neighbors("find_neighbors", model)
+    if stage is None:
+        stage = places[0][0]
     if stage not in names:
         raise InputError(f"find_neighbors: no stage is called {stage!r}; there are {', '.join(names)}")
-    if stage == "bottleneck" or model.config.k == 1:
-        who = "the bottleneck" if stage == "bottleneck" else "this network"
+    here = {number: place for place in places for name, number in [place[:2]] if name == stage}
+    if not here:
+        others = ", ".join(dict.fromkeys(name for name, *_ in places))
+        who = f"the {stage}" if stage == "bottleneck" else stage
         raise InputError(
-            f"find_neighbors: in {who} k = 1: a patch attends to itself alone, so there are no neighbours to find; "
-            + ("take an encoder or a decoder stage" if model.config.k > 1 else "take a network with k > 1")
+            f"find_neighbors: in {who} no patch attends to others, so there are no neighbours to find; take one of "
+            f"{others}"
         )
-    if isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < model.config.depth:
+    if block is None:
+        block = min(here)
+    if isinstance(block, bool) or block not in here:
         raise InputError(
-            f"find_neighbors: {stage} has the blocks 0 to {model.config.depth - 1}, got {block!r}; name one of these"
+            f"find_neighbors: {stage} has neighbours in the blocks {', '.join(map(str, here))}, got {block!r}; name "
+            "one of these"
         )
-    side, level = stage[:7], int(stage[7:])
-    layers: Any = (model.encoder if side == "encoder" else model.decoder)[level]
-    chosen: KNNTransformerBlock = layers[block]
-    return chosen.attention, model.config.stem_stride * 2**level
+    return here[block]
+
+
+def attention_places(model: KiT) -> list[tuple[str, int, KNNLocalAttention, int]]:
+    """Stage, block, layer and stride of every attention layer whose patches see others, in the order in which they
+    run."""
+    stages = [(f"encoder{i}", i, blocks) for i, blocks in enumerate(model.encoder)]
+    stages.append(("bottleneck", model.config.n_stages, model.bottleneck))
+    stages += [(f"decoder{i}", i, blocks) for i, blocks in reversed([*enumerate(model.decoder)])]
+    return [
+        (stage, number, block.attention, model.config.stem_stride * 2**level)
+        for stage, level, blocks in stages
+        for number, block in enumerate(blocks.children())
+        if isinstance(block, AttentionBlock | KNNTransformerBlock) and block.attention.k > 1
+    ]
 
 
 def _checked(point: Any, width: int, height: int) -> tuple[int, int]:
@@ -284,19 +304,28 @@ def _buckets(attention: KNNLocalAttention, recording: Recording, grid: _Grid) ->
     return hashes[0].view(-1, grid.rows, grid.columns).cpu().numpy()
 
 
-def _query(point: tuple[int, int], groups: PatchGroups, grid: _Grid, buckets: np.ndarray | None) -> Query:
-    own = grid.at(point)
-    box = grid.box(own)
-    chunks = groups.chunks()[0].cpu()
+def _query(
+    point: tuple[int, int],
+    groups: PatchGroups,
+    grid: _Grid,
+    buckets: np.ndarray | None,
+    candidates: list[tuple[int, float]],
+) -> Query:
+    """What the patch at a point attends to: ``candidates`` and their weights, as ``weights_of`` lists them."""
+    box = grid.box(grid.at(point))
+    count = len(candidates) // groups.n_hashes
     rounds = []
-    for j, chunk_of_round in enumerate(chunks):
-        number = int(torch.nonzero(chunk_of_round == own)[0, 0])
-        before = chunk_of_round[number - 1].tolist() if groups.look_back else []
+    for j in range(groups.n_hashes):
+        places = candidates[j * count : (j + 1) * count]
+        own, before = (
+            [(i, weight) for i, weight in part if i >= 0] for part in (places[: groups.k], places[groups.k :])
+        )
         rounds.append(
             Round(
-                chunk=tuple(grid.box(i) for i in chunk_of_round[number].tolist() if i >= 0),
-                look_back=tuple(grid.box(i) for i in before if i >= 0),
+                chunk=tuple(grid.box(i) for i, _ in own),
+                look_back=tuple(grid.box(i) for i, _ in before),
                 bucket=None if buckets is None else int(buckets[j, box.y // grid.side, box.x // grid.side]),
+                weights=tuple(weight for _, weight in (*own, *before)),
             )
         )
     return Query(point, box, tuple(rounds))

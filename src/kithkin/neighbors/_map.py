@@ -1,27 +1,14 @@
 """What every patch attends to in every block of a network, and how much each of them counts, from one pass."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from kithkin.errors import InputError
-from kithkin.layers import KNNLocalAttention
+from kithkin.layers import KNNLocalAttention, Recording
 from kithkin.model import KiT
-from kithkin.neighbors._find import (
-    Recording,
-    Viewable,
-    _attention,
-    one_picture,
-    pass_whole,
-    recorded_groups,
-    stage_names,
-)
-from kithkin.ops.reference import candidates_of_each_patch, pairwise_weights
+from kithkin.neighbors._find import Viewable, attention_places, no_neighbors, one_picture, pass_whole, recorded_groups
+from kithkin.neighbors._weights import weights_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +49,7 @@ class BlockMap:
 
 
 def map_neighbors(model: KiT, image: Viewable) -> tuple[BlockMap, ...]:
-    """Find what all patches attend to in all blocks but the bottleneck's, where a patch attends to itself alone.
+    """Find what all patches attend to in all blocks but the bottleneck's, where a patch attends only to itself.
 
     The picture goes through the network once and whole. The model is left as it was. Memory and the result grow with
     the number of pixels: a picture of 256 x 256 is a good size.
@@ -72,73 +59,32 @@ def map_neighbors(model: KiT, image: Viewable) -> tuple[BlockMap, ...]:
         image: a path, or one picture of a type that ``kithkin.restore`` takes.
 
     Returns:
-        One map a block, in the order in which the blocks run. Where the network takes the best of the found candidates
-        alone (``n_pairs``), the maps hold all of them.
+        One map a block, in the order in which the blocks run.
 
     Raises:
         InputError: the network has k = 1; an image that is not one of the above, or a batch of several.
         ImageError: the file can't be read.
         KithkinError: the memory does not suffice.
     """
-    if model.config.k == 1:
-        raise InputError(
-            "map_neighbors: in this network k = 1: a patch attends to itself alone, so there are no neighbours; "
-            "take a network with k > 1"
-        )
+    if not attention_places(model):
+        raise no_neighbors("map_neighbors", model)
     planes = one_picture("map_neighbors", image)
     width = planes.shape[2]
-    places = [
-        (stage, block, *_attention(model, stage, block))
-        for stage in stage_names(model)
-        if stage != "bottleneck"
-        for block in range(model.config.depth)
-    ]
+    places = attention_places(model)
     attentions = [attention for *_, attention, _ in places]
-    with recorded_groups(*attentions) as recordings, _recorded_pairs(attentions) as pairs:
+    with recorded_groups(*attentions) as recordings:
         pass_whole("map_neighbors", model, planes)
     maps = []
-    for (stage, block, attention, stride), recording, pair in zip(places, recordings, pairs, strict=True):
+    for (stage, block, attention, stride), recording in zip(places, recordings, strict=True):
         columns = -(-(-(-width // model.config.stride) * model.config.stride // stride) // attention.patch_size)
-        maps.append(_map(attention, recording, pair, (stage, block, attention.patch_size * stride, columns)))
+        maps.append(_map(attention, recording, (stage, block, attention.patch_size * stride, columns)))
     return tuple(maps)
 
 
-@contextmanager
-def _recorded_pairs(attentions: list[KNNLocalAttention]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Keep the queries and keys, (1, N, P, C), that these layers make, in the order in which they do."""
-    found: list[tuple[Tensor, Tensor]] = []
-
-    def recording(attention: KNNLocalAttention) -> Any:
-        def project(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            query, key, value = KNNLocalAttention._project(attention, patches)
-            found.append((query, key))
-            return query, key, value
-
-        return project
-
-    try:
-        for attention in attentions:
-            attention._project = recording(attention)  # type: ignore[method-assign]
-        yield found
-    finally:
-        for attention in attentions:
-            vars(attention).pop("_project", None)
-
-
-def _map(
-    attention: KNNLocalAttention, recording: Recording, pair: tuple[Tensor, Tensor], place: tuple[str, int, int, int]
-) -> BlockMap:
+def _map(attention: KNNLocalAttention, recording: Recording, place: tuple[str, int, int, int]) -> BlockMap:
     stage, block, side, columns = place
     groups = recording.groups
-    listed = candidates_of_each_patch(groups)[0]
-    # (heads, N, P, C / heads)
-    query, key = (x[0].unflatten(-1, (attention.n_heads, -1)).movedim(-2, 0) for x in pair)
-    weights = torch.stack(
-        [
-            pairwise_weights(q, k[listed.clamp(min=0)], listed >= 0, weighting=attention.weighting)
-            for q, k in zip(query, key, strict=True)
-        ]
-    ).mean(0)
+    listed, weights = weights_of(attention, recording)
     return BlockMap(
         stage,
         block,
@@ -147,6 +93,6 @@ def _map(
         columns,
         groups.n_hashes,
         groups.k,
-        listed.cpu().numpy(),
-        weights.float().cpu().numpy(),
+        listed.numpy(),
+        weights.numpy(),
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kithkin.ops.backend import Backend, takes_dtypes
 from kithkin.ops.grouping import PatchGroups
+from kithkin.ops.library import exporting, statically_true
 
 # Logits of a block: 2 MiB in float32, near a core's second-level cache.
 BLOCK_ELEMENTS = 1 << 19
@@ -25,7 +26,7 @@ def forward(
     query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, paper: bool, n_heads: int
 ) -> tuple[Tensor, Tensor]:
     """Output and, per patch and head, the logarithm of the sum of weights (paper: the sum)."""
-    return _forward(_Problem(query, key, value, _Table.of(groups), paper, n_heads))
+    return _forward(_Call(query, key, value, _Table.of(groups), paper, n_heads))
 
 
 def backward(
@@ -40,7 +41,7 @@ def backward(
     n_heads: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value; the logits are computed again."""
-    return _backward(_Problem(query, key, value, _Table.of(groups), paper, n_heads), out, norm, grad)
+    return _backward(_Call(query, key, value, _Table.of(groups), paper, n_heads), out, norm, grad)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class _Table:
         batch, _, n_chunks, size = chunks.shape
         count = groups.n_patches
         pair_valid = None
-        if n_chunks * size != count or groups.neighbors is not None:
+        if groups.neighbors is not None or not statically_true(n_chunks * size == count):
             pair_valid = _rows((chunks >= 0).unsqueeze(-1) & (candidates >= 0).unsqueeze(-2))
         first = torch.arange(batch, device=chunks.device)[:, None, None, None]
         shift = torch.arange(batch, device=chunks.device)[:, None, None] * n_chunks * size
@@ -82,7 +83,7 @@ def _rows(x: Tensor) -> Tensor:
     return x.transpose(0, 1).flatten(1, 2)
 
 
-class _Problem:
+class _Call:
     """One call: the flattened tensors and how to walk them in blocks."""
 
     def __init__(self, query: Tensor, key: Tensor, value: Tensor, table: _Table, paper: bool, n_heads: int) -> None:
@@ -100,6 +101,9 @@ class _Problem:
         self.trace_scale = 1 / self.scale if paper else 1 / self.pixels
 
     def blocks(self) -> Iterator[slice]:
+        if exporting():  # a trace holds no loop over an open number of blocks
+            yield slice(0, self.n_chunks)
+            return
         logits = self.kq * self.kc * self.pixels**2 * self.heads
         step = max(1, BLOCK_ELEMENTS // logits)
         for start in range(0, self.n_chunks, step):
@@ -142,7 +146,7 @@ class _Problem:
         return rows.view(-1, self.pixels, self.heads, self.width)
 
 
-def _forward(p: _Problem) -> tuple[Tensor, Tensor]:
+def _forward(p: _Call) -> tuple[Tensor, Tensor]:
     """The output (B, N, P, C) and, per patch and head, the logarithm of the sum of weights (paper: the sum)."""
     sorted_out = p.q.new_empty((p.n_chunks * p.kq, p.q.shape[1]), dtype=p.exact)
     sorted_sum = p.q.new_empty((p.n_chunks, p.heads, p.kq), dtype=p.exact)
@@ -152,12 +156,14 @@ def _forward(p: _Problem) -> tuple[Tensor, Tensor]:
         for block in p.blocks():
             q = p.take(p.q, p.table.queries[j, block])
             k, v = (p.take(x, p.table.candidates[j, block]) for x in (p.k, p.v))
-            attend, pair_logits = p.logits(q, k)
+            attend, pair_logits = p.logits(q, k)  # softmaxes of Eq. (8), products of Eq. (10)
             weights, block_top = _unnormalised_weights(p, pair_logits, p.pair_valid(j, block))
+            # Eqs. (8) and (9) in one: Σ_j w_j A_j ψ_j = [w_1 A_1, w_2 A_2, …] [ψ_1; ψ_2; …].
             weighted = attend.mul_(weights[:, :, None, :, None]).flatten(3).flatten(1, 2).to(v.dtype)
             sorted_out[block.start * p.kq : block.stop * p.kq] = p.put(torch.bmm(weighted, v))
             sorted_sum[block] = weights.sum(-1).view(-1, p.heads, p.kq)
             sorted_top[block] = block_top.view(-1, p.heads, p.kq)
+        # Back to the order of patches, and added to earlier rounds by the shares of their weights.
         place = p.table.place[j]
         new_out = sorted_out.index_select(0, place)
         new_sum, new_top = (x.transpose(1, 2).reshape(-1, p.heads)[place] for x in (sorted_sum, sorted_top))
@@ -176,7 +182,7 @@ def _forward(p: _Problem) -> tuple[Tensor, Tensor]:
     return out.view(p.shape), total.mul_(top) if p.paper else total.log_().add_(top)
 
 
-def _unnormalised_weights(p: _Problem, pair_logits: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+def _unnormalised_weights(p: _Call, pair_logits: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     """Weights of one round before the division by their sum, none above 1 (float16 would overflow), and what was taken
     out of them: the maximum of the exponent, or (paper) the largest magnitude."""
     if p.paper:
@@ -191,7 +197,7 @@ def _unnormalised_weights(p: _Problem, pair_logits: Tensor, valid: Tensor | None
     return (weights if valid is None else weights.masked_fill_(~valid, 0.0)), top
 
 
-def _backward(p: _Problem, out: Tensor, norm: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(p: _Call, out: Tensor, norm: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value.
 
     With w the pair weights, A the softmaxes, G = ∂o ψᵀ and δ_p = <∂o_p, o_p>: a pair's logits get
@@ -217,12 +223,13 @@ def _backward(p: _Problem, out: Tensor, norm: Tensor, grad: Tensor) -> tuple[Ten
 
 
 def _block_gradients(
-    p: _Problem, q: Tensor, k: Tensor, v: Tensor, g: Tensor, norm: Tensor, delta: Tensor, valid: Tensor | None
+    p: _Call, q: Tensor, k: Tensor, v: Tensor, g: Tensor, norm: Tensor, delta: Tensor, valid: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Of one block: the gradient of q kᵀ / √C, and the weighted softmaxes; both (g, kq·P, kc·P) in the dtype of q."""
     attend, pair_logits = p.logits(q, k)
-    inner = torch.bmm(g, v.transpose(1, 2)).to(p.exact).view_as(attend)
+    inner = torch.bmm(g, v.transpose(1, 2)).to(p.exact).view_as(attend)  # G
     pair_grads = (attend * inner).sum(-1)
+    # A∘(G - rowsum(A∘G)), of which the weights are still to be taken.
     d_attend = torch.ops.aten._softmax_backward_data(inner, attend, -1, inner.dtype)
     slope = 1 / norm if p.paper else None
     weights = pair_logits / norm if p.paper else (pair_logits - norm).exp_()
@@ -231,6 +238,7 @@ def _block_gradients(
     d_pair = (pair_grads.sum(2) - delta) * (weights if slope is None else slope)
     if valid is not None:
         d_pair = d_pair.masked_fill(~valid, 0.0)
+    # Eq. (10)'s product is the trace of a pair's logits: its gradient lands on the diagonal.
     wide = weights[:, :, None, :, None]
     d_logits = d_attend.mul_(wide)
     d_logits.diagonal(dim1=2, dim2=4).add_(d_pair.unsqueeze(-1), alpha=p.trace_scale)

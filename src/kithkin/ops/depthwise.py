@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from kithkin.errors import InputError
 from kithkin.ops import native
+from kithkin.ops.library import exporting, operator
 
 
 def gelu_depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -34,20 +35,15 @@ def gelu_depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             "gelu_depthwise_gelu: expected a map (B, H, W, C), weight (C, 1, 3, 3) and bias (C,), "
             f"got {tuple(x.shape)}, {tuple(weight.shape)} and {tuple(bias.shape)}"
         )
-    in_one = _runs_natively(x.device.type, x.dtype, channels) and {weight.dtype, bias.dtype} == {x.dtype}
-    if in_one and not torch.is_autocast_enabled(x.device.type):
+    kernel = native.takes_maps(x.device.type, x.dtype, channels) and {weight.dtype, bias.dtype} == {x.dtype}
+    if kernel and not exporting() and not torch.is_autocast_enabled(x.device.type):
         out: Tensor = _forward(x, weight, bias)
         return out
     hidden = F.conv2d(F.gelu(x).permute(0, 3, 1, 2), weight, bias, padding=1, groups=channels)
     return F.gelu(hidden.permute(0, 2, 3, 1))
 
 
-@torch.compiler.assume_constant_result
-def _runs_natively(device_type: str, dtype: torch.dtype, channels: int) -> bool:
-    return native.why_not(device_type, dtype, None) is None and native.runs_depthwise(dtype, channels)
-
-
-@torch.library.custom_op("kithkin::gelu_depthwise_gelu", mutates_args=())
+@operator("gelu_depthwise_gelu", gradient=True)
 def _forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     out = torch.empty(x.shape)
     if not x.numel():
@@ -56,21 +52,21 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
-@_forward.register_fake
+@torch.library.register_fake("kithkin::gelu_depthwise_gelu")
 def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("kithkin::gelu_depthwise_gelu_backward", mutates_args=())
+@operator("gelu_depthwise_gelu_backward", gradient=False)
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if not x.numel():
         return torch.zeros_like(x), torch.zeros_like(weight), torch.zeros_like(bias)
-    found = {"d_x": torch.empty(x.shape), "d_weight": torch.empty(weight.shape), "d_bias": torch.empty(bias.shape)}
-    native.depthwise("kithkin_depthwise_backward", x=x, weight=weight, bias=bias, grad=grad, **found)
-    return found["d_x"], found["d_weight"], found["d_bias"]
+    gradients = {"d_x": torch.empty(x.shape), "d_weight": torch.empty(weight.shape), "d_bias": torch.empty(bias.shape)}
+    native.depthwise("kithkin_depthwise_backward", x=x, weight=weight, bias=bias, grad=grad, **gradients)
+    return gradients["d_x"], gradients["d_weight"], gradients["d_bias"]
 
 
-@_backward.register_fake
+@torch.library.register_fake("kithkin::gelu_depthwise_gelu_backward")
 def _(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
@@ -80,8 +76,8 @@ def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-    found: tuple[Tensor, ...] = _backward(grad, *ctx.saved_tensors)
-    return found
+    gradients: tuple[Tensor, ...] = _backward(grad, *ctx.saved_tensors)
+    return gradients
 
 
-_forward.register_autograd(_differentiate, setup_context=_remember)
+torch.library.register_autograd("kithkin::gelu_depthwise_gelu", _differentiate, setup_context=_remember)

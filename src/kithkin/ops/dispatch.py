@@ -7,6 +7,7 @@ from kithkin.errors import BackendError, InputError
 from kithkin.ops import blocked, fused, gpu, native, reference
 from kithkin.ops.backend import Problem
 from kithkin.ops.grouping import PatchGroups
+from kithkin.ops.library import constant_when_compiled
 
 # In order of preference: the first that can serve is taken where none is asked for.
 BACKENDS = {
@@ -92,8 +93,7 @@ def _check(query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, weigh
         raise InputError(f"knn_local_attention: {channels} channels can't be split into {n_heads} heads")
 
 
-# Looks at no tensor, so a compiler may take the answer for a constant.
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _choose(name: str | None, device: torch.device, dtype: torch.dtype, problem: Problem) -> str:
     reasons = {}
     for candidate in BACKENDS.values():

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kithkin.ops.backend import Backend
 from kithkin.ops.grouping import PatchGroups
+from kithkin.ops.library import exporting, operator
 
 FUSED: dict[str, Backend] = {}
 
@@ -26,13 +27,15 @@ def attention(
 ) -> Tensor:
     """k-NN local attention by a registered backend; arguments as in ``kithkin.ops.knn_local_attention``."""
     paper, wide = weighting == "paper", torch.is_autocast_enabled(query.device.type)
+    if exporting() == "steps":
+        return FUSED[backend].forward(query, key, value, groups, paper, n_heads)[0]  # type: ignore[misc]
     out: Tensor = _forward(
         query, key, value, groups.order, groups.neighbors, groups.k, groups.look_back, paper, n_heads, backend, wide
     )[0]
     return out
 
 
-@torch.library.custom_op("kithkin::knn_attention", mutates_args=())
+@operator("knn_attention", gradient=True)
 def _forward(
     query: Tensor,
     key: Tensor,
@@ -61,7 +64,7 @@ def _dtype_out(value: Tensor, wide: bool) -> torch.dtype:
     return torch.promote_types(value.dtype, torch.float32) if wide else value.dtype
 
 
-@_forward.register_fake
+@torch.library.register_fake("kithkin::knn_attention")
 def _(query: Tensor, key: Tensor, value: Tensor, order: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     *_, n_heads, _, wide = rest if isinstance(rest[-1], bool) else (*rest, False)
     exact = torch.float64 if value.dtype == torch.float64 else torch.float32
@@ -69,7 +72,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, order: Tensor, *rest: Any) -> t
     return value.new_empty(value.shape, dtype=_dtype_out(value, wide)), norm
 
 
-@torch.library.custom_op("kithkin::knn_attention_backward", mutates_args=())
+@operator("knn_attention_backward", gradient=False)
 def _backward(
     grad: Tensor,
     query: Tensor,
@@ -92,7 +95,7 @@ def _backward(
     return run(grad, query, key, value, out, norm, PatchGroups(order, k, look_back, neighbors), paper, n_heads)
 
 
-@_backward.register_fake
+@torch.library.register_fake("kithkin::knn_attention_backward")
 def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     made = (x.new_empty(x.shape) for x in (query, key, value))
     return next(made), next(made), next(made)
@@ -109,11 +112,11 @@ def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Ten
     if grad is None:
         return (None,) * 11
     saved = ctx.saved_tensors  # activation checkpoints let them be read once
-    found = _backward(grad.to(saved[0].dtype), *saved, *ctx.rest)
-    return *found, *(None,) * 8
+    gradients = _backward(grad.to(saved[0].dtype), *saved, *ctx.rest)
+    return *gradients, *(None,) * 8
 
 
-_forward.register_autograd(_differentiate, setup_context=_remember)
+torch.library.register_autograd("kithkin::knn_attention", _differentiate, setup_context=_remember)
 
 
 @register_flop_formula(torch.ops.kithkin.knn_attention)

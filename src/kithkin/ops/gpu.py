@@ -133,18 +133,18 @@ def _report(key: tuple[torch.device, str], verdict: str | None) -> None:
 
 def _verdict(device: torch.device, dtype: torch.dtype) -> str | None:
     """``_disagreement`` in a thread of its own: there no autocast, no inference mode and no tracing is on."""
-    found: list[str | None] = []
+    outcome: list[str | None] = []
 
     def check() -> None:
         try:
-            found.append(_disagreement(device, dtype))
+            outcome.append(_disagreement(device, dtype))
         except Exception as error:
-            found.append(f"triton failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+            outcome.append(f"triton failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
 
     thread = threading.Thread(target=check)
     thread.start()
     thread.join()
-    return found[0]
+    return outcome[0]
 
 
 def _disagreement(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -153,9 +153,9 @@ def _disagreement(device: torch.device, dtype: torch.dtype) -> str | None:
     tensors = [torch.randn(1, 14, 16, 32, generator=generator).to(device, dtype) for _ in range(4)]
     order = torch.stack([torch.randperm(14, generator=generator) for _ in range(2)])[None]
     groups = PatchGroups(order.to(device), k=4)
-    found, expected = _solved(forward, backward, tensors, groups), _truth(tensors, groups)
+    actual, expected = _solved(forward, backward, tensors, groups), _truth(tensors, groups)
     allowed = TOLERANCE[_name_of(dtype)]
-    for name, a, b in zip(("output", "gradient of query", "of key", "of value"), found, expected, strict=True):
+    for name, a, b in zip(("output", "gradient of query", "of key", "of value"), actual, expected, strict=True):
         error = ((a.double() - b).norm() / b.norm()).item()
         if not error <= allowed:  # a NaN is no agreement
             return f"triton's {name} differs from blocked's by {error:.1e}, allowed are {allowed:.0e}"

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from kithkin.errors import InputError
+from kithkin.ops.library import exporting, statically_true
+from kithkin.ops.precision import in_float32
 
 MAX_BUCKETS = 128
 MAX_K = 2**20
@@ -46,7 +48,7 @@ class PatchGroups:
             )
         if not 1 <= self.k <= MAX_K:
             raise InputError(f"PatchGroups: k must be from 1 to {MAX_K}, got {self.k}")
-        if self.neighbors is None and self.look_back and self.n_chunks < 3:
+        if self.neighbors is None and self.look_back and statically_true(self.n_chunks < 3):
             raise InputError(
                 f"PatchGroups: looking back needs at least 3 chunks, else a patch is counted twice; {self.n_patches} "
                 f"patches make {self.n_chunks} of k = {self.k}. Use k = {self.n_patches} with look_back=False"
@@ -57,18 +59,23 @@ class PatchGroups:
             self._check_values()
 
     def _check_neighbors(self) -> None:
-        found = self.neighbors
-        if found is None:
+        neighbors = self.neighbors
+        if neighbors is None:
             return
         batch, rounds, count = self.order.shape
-        fits = found.ndim == 3 and found.shape[0] == batch and found.shape[1] == count and found.shape[2] > 0
-        if not fits or found.dtype != torch.int64 or rounds != 1:
+        fits = (
+            neighbors.ndim == 3
+            and neighbors.shape[0] == batch
+            and neighbors.shape[1] == count
+            and neighbors.shape[2] > 0
+        )
+        if not fits or neighbors.dtype != torch.int64 or rounds != 1:
             raise InputError(
                 "PatchGroups: expected order (B, 1, N) and neighbors (B, N, K) of int64 with K ≥ 1, got "
-                f"{tuple(self.order.shape)} and {tuple(found.shape)} of {found.dtype}"
+                f"{tuple(self.order.shape)} and {tuple(neighbors.shape)} of {neighbors.dtype}"
             )
-        if found.device != self.order.device:
-            raise InputError(f"PatchGroups: order is on {self.order.device}, neighbors on {found.device}")
+        if neighbors.device != self.order.device:
+            raise InputError(f"PatchGroups: order is on {self.order.device}, neighbors on {neighbors.device}")
 
     def _check_values(self) -> None:
         """Kernels read and write at these places, so a wrong one is refused before."""
@@ -132,8 +139,8 @@ class PatchGroups:
         """
         if self.neighbors is not None:
             return self.neighbors.unsqueeze(1)
-        own = self.chunks()
-        return torch.cat([own, own.roll(1, dims=2)], dim=-1) if self.look_back else own
+        chunks = self.chunks()
+        return torch.cat([chunks, chunks.roll(1, dims=2)], dim=-1) if self.look_back else chunks
 
 
 def default_n_buckets(n_patches: int, k: int) -> int:
@@ -186,13 +193,15 @@ def lsh_hash(features: Tensor, rotations: Tensor, *, centered: bool = False) -> 
             f"got {tuple(features.shape)} and {tuple(rotations.shape)}"
         )
     rounds, n_features, half = rotations.shape
-    with torch.autocast(features.device.type, enabled=False):
+
+    def hashes(features: Tensor, rotations: Tensor) -> Tensor:
         matrix = rotations.float().permute(1, 0, 2).reshape(n_features, rounds * half)
-        projected = (features.float() @ matrix).unflatten(-1, (rounds, half))
+        projected = (features.float() @ matrix).unflatten(-1, (rounds, half))  # xR
         if centered:  # the product is linear, so its mean is the mean's product
             projected = projected - projected.mean(dim=1, keepdim=True)
-        hashes = torch.cat([projected, -projected], dim=-1).argmax(dim=-1)
-    return hashes.transpose(1, 2)
+        return torch.cat([projected, -projected], dim=-1).argmax(dim=-1)
+
+    return in_float32(hashes, features, rotations).transpose(1, 2)
 
 
 @torch.no_grad()
@@ -210,8 +219,8 @@ def sort_by_hash(hashes: Tensor) -> Tensor:
     count = hashes.shape[-1]
     keys = hashes * count + torch.arange(count, device=hashes.device)
     if keys.device.type == "mps":  # large 64-bit sorts have been silently wrong there
-        return (keys.cpu().sort(dim=-1).values % count).to(keys.device)
-    return keys.sort(dim=-1).values % count
+        return keys.cpu().sort(dim=-1).indices.to(keys.device)
+    return keys.sort(dim=-1).indices
 
 
 @torch.no_grad()
@@ -227,7 +236,7 @@ def group_patches(
 ) -> PatchGroups:
     """Group similar patches by locality-sensitive hashing (Sec. 3.3).
 
-    With k = 1 a patch sees itself alone and no hashing is run (decision D8). With N ≤ 2k every patch sees
+    With k = 1 a patch sees only itself and nothing is hashed (decision D8). With N ≤ 2k every patch sees
     every patch once, again without hashing.
 
     Args:
@@ -253,7 +262,7 @@ def group_patches(
     if features not in FEATURES:
         raise InputError(f"group_patches: features must be one of {', '.join(FEATURES)}, got {features!r}")
     batch, count = patches.shape[:2]
-    if k == 1 or count <= 2 * k:
+    if k == 1 or statically_true(count <= 2 * k):
         identity = torch.arange(count, device=patches.device).expand(batch, 1, count)
         return PatchGroups(identity, k=1 if k == 1 else count, look_back=False)
     hashes = hash_patches(
@@ -265,7 +274,7 @@ def group_patches(
         generator=generator,
         features=features,
     )
-    return PatchGroups(sort_by_hash(hashes), k=k)
+    return PatchGroups(sort_by_hash(hashes), k=k)  # cut into chunks, Eq. (7), where they are read
 
 
 @torch.no_grad()
@@ -287,7 +296,8 @@ def hash_patches(
     Raises:
         InputError: a value is out of range or the shapes don't fit.
     """
-    buckets = default_n_buckets(patches.shape[1], k) if n_buckets is None else n_buckets
+    is_open = n_buckets is None and exporting()  # their number follows that of the patches, which a trace leaves open
+    buckets = MAX_BUCKETS if is_open else default_n_buckets(patches.shape[1], k) if n_buckets is None else n_buckets
     if buckets < 2 or buckets % 2:
         raise InputError(f"group_patches: n_buckets must be even and at least 2, got {buckets}")
     hashed = patches.float().mean(dim=2) if features == "pooled" else patches.flatten(2)
@@ -298,7 +308,10 @@ def hash_patches(
             f"group_patches: expected rotations of at least {n_hashes} rounds and {buckets // 2} columns, "
             f"got shape {tuple(rotations.shape)}"
         )
-    return lsh_hash(hashed, rotations[:n_hashes, :, : buckets // 2], centered=features == "centered")
+    rotations = rotations[:n_hashes, :, : buckets // 2]
+    if is_open:  # columns of 0 for those left out, which never win
+        rotations = rotations * (patches.shape[1] >= 2 * k * torch.arange(1, buckets // 2 + 1, device=patches.device))
+    return lsh_hash(hashed, rotations, centered=features == "centered")
 
 
 @torch.no_grad()

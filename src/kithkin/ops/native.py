@@ -1,11 +1,12 @@
 """The fused C++ kernels in ``kernels/``, for CPUs: Eqs. (8)-(10) in float32 and bfloat16, accumulated in float32; and
-in float32 the middle of the feed-forward network.
+in float32 the feed-forward network, its middle and the gated block.
 
 They are a plain shared library that takes pointers, so nothing is copied and Python's lock is free while they run.
 Their loops run in the threads of the OpenMP runtime that PyTorch has loaded, as many as PyTorch uses.
 """
 
 import ctypes
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -15,71 +16,60 @@ from torch import Tensor
 from kithkin.errors import InputError
 from kithkin.ops.backend import Backend, Problem, pitched
 from kithkin.ops.grouping import PatchGroups
-from kithkin.ops.kernels.build import INSTRUCTION_SETS, library
+from kithkin.ops.kernels.build import INSTRUCTION_SETS, level, library
+from kithkin.ops.library import constant_when_compiled
 
 DTYPES = (torch.float32, torch.bfloat16)
+REMEDY = "with a C++ compiler at hand: python -m kithkin.ops.kernels.build"
 MOST_LANES = 16  # floats of the widest vector that any instruction set has
 
-_POINTERS = (
-    *("query", "key", "value", "grad", "order", "neighbors", "out", "total", "top"),
-    *("norm", "delta", "d_query", "d_key", "d_value", "team"),
-)
-_NUMBERS = (
-    *("threads", "batch", "rounds", "patches", "k", "kc", "pitch"),
-    *("pixels", "channels", "heads", "paper", "bfloat16"),
-)
-
-
-class _Call(ctypes.Structure):
-    """The struct KithkinCall of ``kernels/knn_attention.cpp``."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in _POINTERS),
-        *((name, ctypes.c_int64) for name in _NUMBERS),
-    )
-
-
-class _Depthwise(ctypes.Structure):
-    """The struct KithkinDepthwise of ``kernels/depthwise.cpp``."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "grad")),
-        *((name, ctypes.c_void_p) for name in ("out", "d_x", "d_weight", "d_bias", "team")),
-        *((name, ctypes.c_int64) for name in ("threads", "batch", "height", "width", "channels")),
-    )
-
-
+_MAP = ("threads", "batch", "height", "width", "channels")
 _FEED_FORWARD = (
-    "x",
-    "norm_weight",
-    "norm_bias",
-    "widen",
-    "widen_bias",
-    "stencils",
-    "stencil_bias",
-    "narrow",
-    "narrow_bias",
+    *("x", "norm_weight", "norm_bias", "widen", "widen_bias"),
+    *("stencils", "stencil_bias", "narrow", "narrow_bias"),
+)
+_GATED_BLOCK = (
+    *("x", "norm1_weight", "norm1_bias", "widen1", "widen1_bias"),
+    *("stencils", "stencil_bias", "narrow1", "narrow1_bias"),
+    *("norm2_weight", "norm2_bias", "widen2", "widen2_bias", "narrow2", "narrow2_bias"),
 )
 
 
-class _FeedForward(ctypes.Structure):
-    """The struct KithkinFeedForward of ``kernels/feed_forward.cpp``."""
+def _struct(pointers: tuple[str, ...], numbers: tuple[str, ...], *doubles: str) -> Any:
+    """The ctypes class of a struct of the kernels: its pointers, its int64 numbers, its doubles."""
+    fields = [(name, ctypes.c_void_p) for name in pointers]
+    fields += [(name, ctypes.c_int64) for name in numbers]  # type: ignore[misc]
+    fields += [(name, ctypes.c_double) for name in doubles]  # type: ignore[misc]
+    return type("Arguments", (ctypes.Structure,), {"_fields_": fields})
 
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in (*_FEED_FORWARD, "hidden", "out", "grad", "d_x", "d_parameters", "team")),
-        *((name, ctypes.c_int64) for name in ("threads", "batch", "height", "width", "channels", "wide")),
-        ("epsilon", ctypes.c_double),
-    )
+
+# KithkinCall of kernels/knn_attention.cpp, KithkinDepthwise of depthwise.cpp, KithkinFeedForward of
+# feed_forward.cpp and KithkinGatedBlock of gated.hpp: the order of the fields is theirs.
+_Attention = _struct(
+    (
+        *("query", "key", "value", "grad", "order", "neighbors", "out", "total", "top"),
+        *("norm", "delta", "d_query", "d_key", "d_value", "team"),
+    ),
+    (
+        *("threads", "batch", "rounds", "patches", "k", "kc", "pitch"),
+        *("pixels", "channels", "heads", "paper", "bfloat16"),
+    ),
+)
+_Depthwise = _struct(("x", "weight", "bias", "grad", "out", "d_x", "d_weight", "d_bias", "team"), _MAP)
+_FeedForward = _struct(
+    (*_FEED_FORWARD, "hidden", "out", "grad", "d_x", "d_parameters", "team"),
+    (*_MAP, "wide"),
+    "epsilon",
+)
+_GatedBlock = _struct((*_GATED_BLOCK, "out", "grad", "d_x", "d_parameters", "team"), _MAP, "epsilon")
 
 
 @cache
 def _kernel() -> ctypes.CDLL | None:
     """The library of the richest instruction set that was compiled and that this processor has, or None."""
-    plainest = library("DEFAULT")
-    if not plainest.is_file():
+    if not library("LEVEL").is_file():
         return None
-    level = ctypes.CDLL(str(plainest)).kithkin_level()
-    for name in reversed(list(INSTRUCTION_SETS)[: level + 1]):
+    for name in reversed(list(INSTRUCTION_SETS)[: level() + 1]):
         if library(name).is_file():
             return ctypes.CDLL(str(library(name)))
     return None
@@ -101,17 +91,24 @@ def why_not(device_type: str, dtype: torch.dtype, problem: Problem | None) -> st
     if dtype not in DTYPES:
         return f"native takes float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
     if _kernel() is None:
-        return "native was not compiled; with a C++ compiler at hand: python -m kithkin.ops.kernels.build"
+        return f"native was not compiled for this CPU; {REMEDY}"
     return None
 
 
-def _expect(who: str, dtype: torch.dtype, **found: tuple[Tensor, tuple[int, ...]]) -> None:
+def remark(device_type: str) -> str | None:
+    """What a user should hear once, where networks run on a CPU without these kernels; else None."""
+    if why_not(device_type, torch.float32, None) is None or device_type != "cpu":
+        return None
+    return f"networks run slower than they could: the CPU kernels were not compiled; {REMEDY}"
+
+
+def _expect(who: str, dtype: torch.dtype, **tensors: tuple[Tensor, tuple[int, ...]]) -> None:
     """The kernels take addresses: what they are going to read is looked at first, whoever calls.
 
     Raises:
         InputError: a tensor has another shape, dtype or device than said.
     """
-    for name, (tensor, shape) in found.items():
+    for name, (tensor, shape) in tensors.items():
         if tensor.shape != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
             raise InputError(
                 f"{who}: expected {name} {shape} of {dtype} on the CPU, got {tuple(tensor.shape)} of {tensor.dtype} on "
@@ -158,7 +155,7 @@ def _run(name: str, tensors: dict[str, Tensor], groups: PatchGroups, paper: bool
         "bfloat16": dtype == torch.bfloat16,
     }
     given = {**tensors, **dict(zip(("query", "key", "value"), laid, strict=True))}
-    _call(name, _Call(**{key: x.data_ptr() for key, x in given.items()}, **numbers))
+    _call(name, _Attention(**{key: x.data_ptr() for key, x in given.items()}, **numbers))
 
 
 def _call(name: str, arguments: ctypes.Structure) -> None:
@@ -166,9 +163,11 @@ def _call(name: str, arguments: ctypes.Structure) -> None:
         raise MemoryError("native: there is no memory for the kernel's work space")
 
 
-def runs_depthwise(dtype: torch.dtype, channels: int) -> bool:
-    """Whether ``depthwise`` takes maps of this dtype and width, where the kernels are there at all."""
-    return dtype == torch.float32 and channels >= MOST_LANES
+@constant_when_compiled
+def takes_maps(device_type: str, dtype: torch.dtype, channels: int) -> bool:
+    """Whether the three functions below can serve maps of this device, dtype and width."""
+    fits = dtype == torch.float32 and channels >= MOST_LANES
+    return fits and why_not(device_type, dtype, None) is None
 
 
 def depthwise(name: str, **tensors: Tensor) -> None:
@@ -177,43 +176,72 @@ def depthwise(name: str, **tensors: Tensor) -> None:
     Raises:
         InputError: a shape, dtype or device doesn't fit.
     """
-    shape = tuple(tensors["x"].shape)
-    if len(shape) != 4 or 0 in shape or shape[3] < MOST_LANES:
-        raise InputError(f"native: expected a map (B, H, W, C) with pixels and {MOST_LANES} channels, got {shape}")
-    shapes = {"weight": (shape[3], 1, 3, 3), "bias": shape[3:]}
+    channels = _channels(tensors["x"])
+    shapes = {"weight": (channels, 1, 3, 3), "bias": (channels,)}
     shapes |= {f"d_{key}": wanted for key, wanted in shapes.items()}
-    _expect("native", torch.float32, **{key: (x, shapes.get(key, shape)) for key, x in tensors.items()})
-    laid = {key: x.contiguous() for key, x in tensors.items()}
-    numbers = dict(zip(("batch", "height", "width", "channels"), laid["x"].shape, strict=True))
-    pointers = {key: x.data_ptr() for key, x in laid.items()}
-    _call(name, _Depthwise(**pointers, **numbers, team=_team(), threads=torch.get_num_threads()))
+    _run_on_map(name, _Depthwise, shapes, tensors)
 
 
 def feed_forward(name: str, given: tuple[Tensor, ...], epsilon: float, **tensors: Tensor) -> None:
-    """Run a function of ``kernels/feed_forward.cpp`` on float32 tensors: x (B, H, W, C), then the parameters.
+    """Run a function of ``kernels/feed_forward.cpp`` on float32 tensors: x (B, H, W, C), then the
+    parameters.
 
     Raises:
         InputError: a shape, dtype or device doesn't fit.
     """
     x, widen = given[0], given[_FEED_FORWARD.index("widen")]
-    if x.ndim != 4 or widen.ndim != 2 or 0 in x.shape or min(x.shape[3], len(widen)) < MOST_LANES:
-        raise InputError(
-            f"native: expected a map (B, H, W, C) with pixels and a weight (D, C), both of at least {MOST_LANES} "
-            f"channels, got {tuple(x.shape)} and {tuple(widen.shape)}"
-        )
-    c, d = x.shape[3], len(widen)
-    shapes = dict(
-        zip(_FEED_FORWARD, (x.shape, (c,), (c,), (d, c), (d,), (d, 1, 3, 3), (d,), (c, d), (c,)), strict=True)
-    )
+    c, d = _channels(x), len(widen) if widen.ndim else 0
+    if d < MOST_LANES:
+        raise InputError(f"native: expected a weight (D, C) of at least {MOST_LANES} rows, got {tuple(widen.shape)}")
+    weights = ((c,), (c,), (d, c), (d,), (d, 1, 3, 3), (d,), (c, d), (c,))
+    shapes = dict(zip(_FEED_FORWARD[1:], weights, strict=True))
     shapes |= {"hidden": (*x.shape[:3], d), "d_parameters": (sum(p.numel() for p in given[1:]),)}
-    found = {**dict(zip(_FEED_FORWARD, given, strict=True)), **tensors}
-    _expect("native", torch.float32, **{key: (t, tuple(shapes.get(key, x.shape))) for key, t in found.items()})
-    laid = {key: x.contiguous() for key, x in zip(_FEED_FORWARD, given, strict=True)}
-    laid |= {key: x.contiguous() for key, x in tensors.items()}
-    numbers = dict(zip(("batch", "height", "width", "channels"), laid["x"].shape, strict=True))
-    pointers = {key: x.data_ptr() for key, x in laid.items()}
-    wide, threads = laid["widen"].shape[0], torch.get_num_threads()
-    _call(name, _FeedForward(**pointers, **numbers, wide=wide, team=_team(), threads=threads, epsilon=epsilon))
+    given_by_name = dict(zip(_FEED_FORWARD, given, strict=True))
+    _run_on_map(name, _FeedForward, shapes, given_by_name | tensors, wide=d, epsilon=epsilon)
+
+
+def gated_block(name: str, given: tuple[Tensor, ...], epsilon: float, **tensors: Tensor) -> None:
+    """Run a function of ``kernels/gated_block.cpp`` or ``gated_backward.cpp`` on float32 tensors:
+    x (B, H, W, C), then the parameters.
+
+    Raises:
+        InputError: a shape, dtype or device doesn't fit.
+    """
+    c = _channels(given[0])
+    if len(given) != len(_GATED_BLOCK):
+        raise InputError(f"native: expected {len(_GATED_BLOCK) - 1} parameters, got {len(given) - 1}")
+    weights = ((c,), (2 * c, c), (2 * c, 1, 3, 3), (c, c), (c,), (2 * c, c), (c, c))
+    parts = (shape for weight in weights for shape in (weight, weight[:1]))
+    shapes = dict(zip(_GATED_BLOCK[1:], parts, strict=True))
+    shapes["d_parameters"] = (sum(p.numel() for p in given[1:]),)
+    given_by_name = dict(zip(_GATED_BLOCK, given, strict=True))
+    _run_on_map(name, _GatedBlock, shapes, given_by_name | tensors, epsilon=epsilon)
+
+
+def _channels(x: Tensor) -> int:
+    """C of a map (B, H, W, C) that the kernels take; InputError for another."""
+    if x.ndim != 4 or 0 in x.shape or x.shape[3] < MOST_LANES:
+        raise InputError(
+            f"native: expected a map (B, H, W, C) with pixels and {MOST_LANES} channels, got {tuple(x.shape)}"
+        )
+    return x.shape[3]
+
+
+def _run_on_map(
+    name: str,
+    struct: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: dict[str, Tensor],
+    **more: float,
+) -> None:
+    """Call a kernel with a map x and what belongs to it: of the shape of x where none is said."""
+    size = tuple(tensors["x"].shape)
+    expected = {key: (tensor, shapes.get(key, size)) for key, tensor in tensors.items()}
+    _expect("native", torch.float32, **expected)
+    laid = {key: tensor.contiguous() for key, tensor in tensors.items()}  # until the call ends
+    pointers = {key: tensor.data_ptr() for key, tensor in laid.items()}
+    numbers = dict(zip(_MAP, (torch.get_num_threads(), *size), strict=True))
+    _call(name, struct(**pointers, **numbers, **more, team=_team()))
 
 
 def forward(
@@ -254,11 +282,11 @@ def backward(
     _expect("native", torch.float32, norm=(norm, (query.shape[0] * query.shape[1], n_heads)))
     grad, norm = grad.contiguous(), norm.contiguous()
     delta = (_by_head(grad.float(), n_heads) * _by_head(out.float(), n_heads)).sum(dim=(1, 3))
-    found = [torch.zeros(x.shape, dtype=torch.float32) for x in (query, key, value)]
-    gradients = dict(zip(("d_query", "d_key", "d_value"), found, strict=True))
+    sums = [torch.zeros(x.shape, dtype=torch.float32) for x in (query, key, value)]
+    gradients = dict(zip(("d_query", "d_key", "d_value"), sums, strict=True))
     tensors = {"query": query, "key": key, "value": value, "grad": grad, "norm": norm, "delta": delta}
     _run("kithkin_backward", {**tensors, **gradients}, groups, paper, n_heads)
-    d_query, d_key, d_value = (x.to(query.dtype) for x in found)
+    d_query, d_key, d_value = (x.to(query.dtype) for x in sums)
     return d_query, d_key, d_value
 
 

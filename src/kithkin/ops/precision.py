@@ -1,9 +1,24 @@
-"""What autocast must leave in float32."""
+"""What autocast must leave in float32, and which devices multiply bfloat16."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+BFLOAT16_SLOWER = 10
+"""How many times as long bfloat16 takes where a CPU has no products of it (``docs/research/bfloat16.md``)."""
+
+
+def multiplies_bfloat16(device: str | torch.device) -> bool:
+    """Whether a device has instructions for products in bfloat16: NVIDIA's GPUs from compute capability 8.0 on, CPUs
+    with AVX-512 BF16 or AMX. False for a GPU that PyTorch doesn't see here."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, name)() for name in names if hasattr(torch.cpu, name))
+    return False
 
 
 def in_float32(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

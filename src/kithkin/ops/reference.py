@@ -1,4 +1,4 @@
-"""Eqs. (8)-(10), literally: the truth that every other backend is held to. Slow, and needs much memory."""
+"""Eqs. (8)-(10), literally: the ground truth for every other backend. Slow, and needs much memory."""
 
 import math
 
@@ -64,6 +64,7 @@ def candidates_of_each_patch(groups: PatchGroups) -> Tensor:
     """N_p over all rounds, in patch order: (B, N, h·K) int64 indices, -1 where a place is empty."""
     chunks, candidates = groups.chunks(), groups.candidates()
     batch, rounds, _, size = chunks.shape
+    # A chunk's patches share its candidates: listed by sorted place first, then by patch.
     wide = candidates.unsqueeze(3).expand(-1, -1, -1, size, -1).flatten(2, 3)
     inverse = groups.order.argsort(dim=-1)
     in_patch_order = wide.gather(2, inverse.unsqueeze(-1).expand(batch, rounds, inverse.shape[-1], wide.shape[-1]))
@@ -73,15 +74,18 @@ def candidates_of_each_patch(groups: PatchGroups) -> Tensor:
 def attention(query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, weighting: str, n_heads: int) -> Tensor:
     """k-NN local attention of all patches at once; arguments as in ``kithkin.ops.knn_local_attention``."""
     batch, count, pixels, channels = query.shape
+    # Heads are problems of their own, side by side in the batch.
     split = [x.unflatten(-1, (n_heads, channels // n_heads)).movedim(-2, 1) for x in (query, key, value)]
     q, k, v = (x.reshape(batch * n_heads, count, pixels, channels // n_heads) for x in split)
+    # The keys and values of N_p for each patch: (B·heads, N, M, P, C / heads).
     listed = candidates_of_each_patch(groups).repeat_interleave(n_heads, dim=0)
     valid = listed >= 0
     index = listed.clamp(min=0)
     image = torch.arange(batch * n_heads, device=q.device)[:, None, None]
     candidate_keys, candidate_values = k[image, index], v[image, index]
-    outputs = pairwise_attention(q.unsqueeze(2), candidate_keys, candidate_values)
-    out = aggregate(pairwise_weights(q, candidate_keys, valid, weighting=weighting), outputs)
+    outputs = pairwise_attention(q.unsqueeze(2), candidate_keys, candidate_values)  # Eq. (8)
+    weights = pairwise_weights(q, candidate_keys, valid, weighting=weighting)  # Eq. (10)
+    out = aggregate(weights, outputs)  # Eq. (9)
     return out.unflatten(0, (batch, n_heads)).movedim(1, -2).flatten(-2)
 
 

@@ -152,11 +152,11 @@ def _seen(
         new = tl.maximum(highest, tl.max(logit, axis=1))
         weight, share = _power(logit - new[:, None]), tl.exp2(highest - new)
         highest = new
-    total = total * share + tl.sum(weight, axis=1)
+    total = total * share + tl.sum(weight, axis=1)  # the denominator of Eq. (10)
     if DIVIDED:
         weight /= (size if SIGNED else total)[:, None]
     sums, e = _softmaxes(s, scale, P, KB, CB, PB)
-    a = e * (_to_rows(weight, KB, CB, PB) / sums)[:, :, None]
+    a = e * (_to_rows(weight, KB, CB, PB) / sums)[:, :, None]  # Eq. (8), weighted
     return tl.reshape(a, (KB * PB, CB * PB)), other, seen, highest, total, size, share
 
 

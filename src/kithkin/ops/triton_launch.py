@@ -151,17 +151,25 @@ def backward(
     """Gradients of query, key and value; the logits are computed again."""
     call = _Call(query, key, value, groups, paper, n_heads)
     grad, out, delta = grad.contiguous(), out.contiguous(), call.each_patch(call.batch)
-    some = max(1, 64 // call.tiles["PB"])
-    call.run(kernels.inner, -(-len(norm) // some), grad=grad, out=out, delta=delta, RB=some, DB=call.tiles["DO"])
-    found = [query.new_empty(query.shape) for _ in range(3)]
+    rows_at_once = max(1, 64 // call.tiles["PB"])
+    call.run(
+        kernels.inner,
+        -(-len(norm) // rows_at_once),
+        grad=grad,
+        out=out,
+        delta=delta,
+        RB=rows_at_once,
+        DB=call.tiles["DO"],
+    )
+    gradients = [query.new_empty(query.shape) for _ in range(3)]
     for span in call.spans():
         rows = call.rows(span)
-        parts = [x[span] if call.rounds == 1 else call.each_round(span) for x in found]
+        parts = [x[span] if call.rounds == 1 else call.each_round(span) for x in gradients]
         programs = parts[0].shape[0] * call.rounds * call.chunks
         more = {**call.of(span), "grad": grad[span], "norm": norm[rows], "delta": delta[rows]}
         call.run(kernels.backward_queries, programs, **more, d_query=parts[0])
         call.run(kernels.backward_keys, programs, **more, d_key=parts[1], d_value=parts[2])
         if call.rounds > 1:
-            for whole, part in zip(found, parts, strict=True):
+            for whole, part in zip(gradients, parts, strict=True):
                 torch.sum(part, dim=1, out=whole[span])
-    return found[0], found[1], found[2]
+    return gradients[0], gradients[1], gradients[2]

@@ -1,6 +1,8 @@
-"""A report of evaluations as one HTML page that needs no network: tables, curves, sliders, every picture's values.
+"""A report of evaluations as one HTML page that needs no network: tables, curves, sliders, every
+picture's values.
 
-Pictures are stored one by one while an evaluation goes on; the page is made from them and from plain values at the end.
+Pictures are stored one by one while an evaluation goes on; the page is made from them and from
+plain values at the end.
 """
 
 import base64
@@ -23,9 +25,9 @@ from kithkin.errors import InputError
 from kithkin.files import write_whole
 
 SIDE = 512
-"""Of the stored part of a picture, in pixels at most: the middle, not scaled, since scaling hides noise."""
+"""Largest side of the stored middle of a picture, in pixels; scaling would hide noise."""
 SLIDERS = 12
-"""Pictures a condition that can be looked at in the page: the worst half and the best half by the first method."""
+"""Pictures a condition that the page shows: the worst and the best by the first method."""
 BUDGET = 14_000_000
 """Bytes of JPEG in the page at most; as text they take a third more."""
 _QUALITY = 88
@@ -45,9 +47,11 @@ class ReportBuilder:
 
     def __init__(self, folder: Path, *, title: str) -> None:
         self.folder = Path(folder)
-        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
-        if not there.is_dir():
-            raise InputError(f"{self.folder} can't be the folder of a report: {there} is a file; name another folder")
+        existing = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise InputError(
+                f"{self.folder} can't be the folder of a report: {existing} is a file; name another folder"
+            )
         self.title = title
         self._pictures = self.folder / "pictures"
 
@@ -60,13 +64,14 @@ class ReportBuilder:
     ) -> None:
         """Store the middle of a picture before and after, as JPEG.
 
-        What is stored already stays, so that an evaluation goes on where it stopped; other weights under the same name
-        need another folder.
+        What is stored already stays, so that an evaluation goes on where it stopped; other weights
+        under the same name need another folder.
 
         Args:
-            row: has ``"method"`` and ``"dataset"`` as the evaluation that ``write`` gets, and ``"image"`` and
-                ``"condition"`` as its row; further keys don't matter.
-            degraded, restored, target: (H, W, 3) floats, clamped here, or uint8; target None where there is none.
+            row: has ``"method"`` and ``"dataset"`` as the evaluation that ``write`` gets, and
+                ``"image"`` and ``"condition"`` as its row; further keys don't matter.
+            degraded, restored, target: (H, W, 3) floats, clamped here, or uint8; target None where
+                there is none.
 
         Raises:
             InputError: the row misses a key, or a picture has another shape.
@@ -85,20 +90,17 @@ class ReportBuilder:
         evaluations: Sequence[Mapping[str, Any]],
         *,
         tables: Sequence[Mapping[str, Any]] = (),
-        curves: Sequence[Mapping[str, Any]] = (),
     ) -> Path:
         """Write the page.
 
         Args:
-            evaluations: each with ``"method"``, ``"dataset"``, ``"protocol"`` (name, psnr, window, summary),
-                ``"means"`` (condition -> psnr_input, psnr, ssim_input, ssim, images, seconds_per_megapixel) and
-                ``"images"`` (a list of image, condition, psnr_input, psnr, ssim_input, ssim, seconds, megapixels).
-                A PSNR is None where the pictures are equal. The first evaluation of a data set decides which pictures
-                are shown.
-            tables: published values: ``"title"``, ``"columns"``, ``"rows"`` (lists as long as columns), ``"source"``.
-            curves: ``"title"``, ``"x"`` and ``"y"`` (what the axes show), ``"series"``, a list of ``"name"`` and
-                ``"points"``, pairs of numbers; ``"log"`` true for a logarithmic y axis. PSNR over sigma is added where
-                an evaluation has several noise levels.
+            evaluations: each with ``"method"``, ``"dataset"``, ``"protocol"`` (name, psnr, window,
+                summary), ``"means"`` (condition -> psnr_input, psnr, ssim_input, ssim, images,
+                seconds_per_megapixel) and ``"images"`` (a list of image, condition, psnr_input,
+                psnr, ssim_input, ssim, seconds, megapixels). A PSNR is None where the pictures are
+                equal. The first evaluation of a data set decides which pictures are shown.
+            tables: published values: ``"title"``, ``"columns"``, ``"rows"`` (lists as long as
+                columns), ``"source"``.
 
         Returns:
             The path of ``index.html``, below 20 MB.
@@ -117,7 +119,7 @@ class ReportBuilder:
             "title": self.title,
             "evaluations": [{key: evaluation[key] for key in _KEYS} for evaluation in evaluations],
             "tables": list(tables),
-            "curves": [*noise_curves(evaluations), *curves],
+            "curves": noise_curves(evaluations),
             "sliders": self._sliders(evaluations),
         }
         page = Template(_part("page.html")).substitute(
@@ -128,7 +130,7 @@ class ReportBuilder:
         return path
 
     def _path(self, view: str, row: Mapping[str, object]) -> Path:
-        """Where a view is stored: the target is the same for all conditions, the input for all methods."""
+        """Where a view is stored: targets are shared by all conditions, inputs by all methods."""
         keys = {"target": ("dataset",), "before": ("dataset", "condition"), "after": ("dataset", "condition", "method")}
         parts = [str(row[key]) for key in (*keys[view], "image")]
         name = re.sub(r"[^A-Za-z0-9]+", "-", Path(parts[-1]).stem)[:40].strip("-")
@@ -136,7 +138,7 @@ class ReportBuilder:
         return self._pictures / f"{name}-{view}-{digest}.jpg"
 
     def _sliders(self, evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The pictures to look at, with their data URIs: the worst and the best first, as many as the budget holds."""
+        """The pictures to show as data URIs, the worst and the best first, within the budget."""
         left = BUDGET
         sliders = []
         for dataset, row in _worst_and_best(evaluations):
@@ -155,7 +157,7 @@ class ReportBuilder:
 
 
 def noise_curves(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """PSNR over sigma, one curve a data set and protocol, of evaluations with several noise levels."""
+    """PSNR over sigma: curves of each data set and protocol that has several noise levels."""
     curves: dict[tuple[str, str], dict[str, Any]] = {}
     for evaluation in evaluations:
         levels = {name: re.fullmatch(r"sigma ([0-9.]+)", name) for name in evaluation["means"]}
@@ -174,31 +176,8 @@ def noise_curves(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     return list(curves.values())
 
 
-def training_curves(log: Path) -> list[dict[str, Any]]:
-    """Loss and validation PSNR over the steps, from the ``log.jsonl`` of a run, for ``ReportBuilder.write``.
-
-    Raises:
-        InputError: the file is missing or no such log.
-    """
-    try:
-        rows = [json.loads(line) for line in Path(log).read_text(encoding="utf-8").splitlines() if line.strip()]
-        losses = [[row["step"], row["loss"]] for row in rows if "loss" in row]
-        measured = [(name, row["step"], value) for row in rows for name, value in row.get("psnr", {}).items()]
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{log} is not the log of a run ({error}); give the log.jsonl of its folder") from error
-    names = dict.fromkeys(name for name, _, _ in measured)
-    psnr = [{"name": name, "points": [[s, v] for n, s, v in measured if n == name]} for name in names]
-    curves = []
-    if losses:
-        series = [{"name": "loss", "points": losses}]
-        curves.append({"title": "Training loss", "x": "step", "y": "loss", "log": True, "series": series})
-    if psnr:
-        curves.append({"title": "Validation PSNR", "x": "step", "y": "PSNR (dB)", "series": psnr})
-    return curves
-
-
 def _worst_and_best(evaluations: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(data set, row): the worst picture of every condition, the best of every condition, the second worst, ..."""
+    """(data set, row): each condition's worst picture, each one's best, the second worst, ..."""
     ranked: dict[tuple[str, str], tuple[str, list[Mapping[str, Any]]]] = {}
     for evaluation in evaluations:
         for condition in dict.fromkeys(row["condition"] for row in evaluation["images"]):
@@ -231,7 +210,7 @@ def _plain(value: Any) -> Any:
 
 
 def _json(values: Mapping[str, Any]) -> str:
-    """JSON that can stand in a script element: no text within it can end the element or open a comment."""
+    """JSON for a script element: no text in it can end the element or open a comment."""
     text = json.dumps(_plain(values), allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 

@@ -121,18 +121,13 @@
   }
 
   /* Axes: a scale from values to pixels, and round places to mark on it. */
-  function scale(low, high, from, to, log = false) {
-    const f = log ? Math.log10 : (x) => x;
-    const [a, b] = [f(low), f(high)];
-    const place = (x) => from + ((f(x) - a) / (b - a || 1)) * (to - from);
+  function scale(low, high, from, to) {
+    const place = (x) => from + ((x - low) / (high - low || 1)) * (to - from);
     const step = niceStep((high - low) / 4);
     const ticks = [];
-    if (log) {
-      for (let e = Math.floor(a); e <= Math.ceil(b); e++) ticks.push(...[1, 2, 5].map((m) => m * 10 ** e));
-    } else for (let i = Math.ceil(low / step); i * step <= high + step * 1e-6; i++) ticks.push(i * step);
-    const digits = log ? null : Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
-    const text = (x) => (log ? String(+x.toPrecision(2)) : Math.abs(x) >= 10000 ? `${+(x / 1000).toFixed(1)}k` : x.toFixed(digits));
-    return { place, text, ticks: ticks.filter((x) => x >= low * (1 - 1e-9) && x <= high * (1 + 1e-9)) };
+    for (let i = Math.ceil(low / step); i * step <= high + step * 1e-6; i++) ticks.push(i * step);
+    const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+    return { place, text: (x) => x.toFixed(digits), ticks };
   }
   function niceStep(rough) {
     const power = 10 ** Math.floor(Math.log10(rough || 1));
@@ -178,7 +173,7 @@
 
   function drawCurves() {
     for (const curve of data.curves) {
-      const series = curve.series.map((s) => ({ ...s, points: s.points.filter((p) => p[1] !== null && (!curve.log || p[1] > 0)) }))
+      const series = curve.series.map((s) => ({ ...s, points: s.points.filter((p) => p[1] !== null) }))
         .filter((s) => s.points.length);
       if (!series.length) continue;
       const legend = el("ul", { class: "legend" });
@@ -190,10 +185,7 @@
       drawn(holder, 0.55, (root, box) => {
         const points = series.flatMap((s) => s.points);
         const x = scale(...range(points.map((p) => p[0])), box.left, box.right);
-        const values = points.map((p) => p[1]);
-        const [low, high] = [Math.min(...values), Math.max(...values)];
-        const log = curve.log && high > 8 * low; // within one decade, a linear axis has more marks
-        const y = scale(...(log ? [low * 0.9, high * 1.1] : range(values)), box.bottom, box.top, log);
+        const y = scale(...range(points.map((p) => p[1])), box.bottom, box.top);
         axes(root, box, x, y, [curve.x, curve.y]);
         series.forEach((s, i) => {
           const places = s.points.map((p) => `${x.place(p[0]).toFixed(1)},${y.place(p[1]).toFixed(1)}`);

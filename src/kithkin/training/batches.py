@@ -7,22 +7,27 @@ from functools import partial
 import torch
 
 from kithkin.config import DataConfig, RunConfig
-from kithkin.data import Batch, degrade_crops, draw_crops, open_training_data, share_of_rank
+from kithkin.data import Batch, Mixed, Photos, degrade_crops, draw_crops, open_training_data, share_of_rank
 from kithkin.data.ahead import drawn_ahead
 from kithkin.data.sampling import Crops, Dataset, Plan, plan_crops
 from kithkin.data.store import PhotoStore, store_on
 from kithkin.training.distributed import Ranks
 
 
-def open_batches(config: DataConfig, device: str) -> tuple[Dataset, str | None]:
-    """What a run trains on and, on a GPU, a sentence on where it is kept: in the GPU's memory, where it fits."""
+def open_batches(config: DataConfig, device: str) -> tuple[Dataset, list[str]]:
+    """What a run trains on, and sentences for its owner: what is left out and, on a GPU, where the pictures are kept:
+    in its memory, where they fit."""
     dataset = open_training_data(config)
+    photos = dataset.photos if isinstance(dataset, Mixed) else dataset
+    notes = []
+    if isinstance(photos, Photos) and photos.excluded:
+        notes.append(f"left out: {photos.excluded:,} training pictures that {config.exclude} names")
     if torch.device(device).type == "cpu":
-        return dataset, None
-    found = store_on(device, dataset, config.cache_gb)
-    if isinstance(found, PhotoStore):
-        return found, f"the training pictures are decoded into the memory of {device}"
-    return dataset, f"the training pictures are read beside the training: {found}"
+        return dataset, notes
+    store = store_on(device, dataset, config.cache_gb)
+    if isinstance(store, PhotoStore):
+        return store, [*notes, f"the training pictures are decoded into the memory of {device}"]
+    return dataset, [*notes, f"the training pictures are read beside the training: {store}"]
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kithkin.config import DistributedConfig
 from kithkin.errors import InputError, KithkinError
-from kithkin.layers import KNNTransformerBlock
+from kithkin.layers import BLOCKS
 from kithkin.model import KiT
 
 T = TypeVar("T")
@@ -70,9 +70,9 @@ class Ranks:
         """The value of every process, in order of rank."""
         if self.kind is None:
             return [value]
-        found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def first(self, act: Callable[[], T]) -> T:
         """Let rank 0 act, and give every process what came of it: the result, or the KithkinError raised there."""
@@ -95,7 +95,7 @@ class Ranks:
             return
         kind = torch.device(self.device).type
         mesh = init_device_mesh(kind, (self.world_size,))
-        blocks = [module for module in model.modules() if isinstance(module, KNNTransformerBlock)]
+        blocks = [module for module in model.modules() if isinstance(module, BLOCKS)]
         for module in (*blocks, model):
             sharded = fully_shard(module, mesh=mesh)
             sharded.set_force_sum_reduction_for_comms(kind == "cpu")  # gloo takes no means
@@ -203,12 +203,12 @@ def _own_device(device: str) -> str:
     if device == "cpu":
         return device
     if torch.device(device).type != "cuda":
-        raise InputError(f"train: several processes train on cpu or cuda, not on {device!r}; give another --device")
-    local, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if local >= found:
+        raise InputError(f"train: several processes train on cpu or cuda, not on {device!r}; give another `device`")
+    local, n_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= n_gpus:
         raise InputError(
-            f"train: process {local} of this machine has no GPU of its own, there are {found}; "
-            f"start torchrun with --nproc-per-node {found}, or train with --device cpu"
+            f"train: process {local} of this machine has no GPU of its own, there are {n_gpus}; "
+            f"start torchrun with --nproc-per-node {n_gpus}, or train with `device` cpu"
         )
     torch.cuda.set_device(local)
     return f"cuda:{local}"

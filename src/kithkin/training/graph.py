@@ -1,4 +1,4 @@
-"""A step of training as one CUDA graph: the host starts one thing where it started some hundred kernels.
+"""A training step as one CUDA graph: the host launches one graph instead of some hundred kernels.
 
 What a graph holds reads and writes the memory that was there at its capture, and knows no number that Python computes:
 inputs are copied into buffers of its own, and what changes from step to step (learning rate, share of the average) lies

@@ -14,8 +14,8 @@ import torch
 from kithkin.checkpoint import save_model
 from kithkin.config import RunConfig
 from kithkin.data import Batch, Pairs, Photos, open_folders
-from kithkin.data.storage import name_of
 from kithkin.errors import CheckpointError, ImageError, InputError
+from kithkin.storage import name_of
 from kithkin.training.batches import open_batches, prefetched
 from kithkin.training.distributed import Ranks, joined
 from kithkin.training.plot import plot_curves
@@ -44,8 +44,8 @@ def train(
     """Train a network: AdamW or Muon on Eq. 11, linear warm-up and cosine, checkpoints, validation, a log, a plot.
 
     A resumed run equals an uninterrupted one bit for bit on one machine: batches, noise and hash rotations are
-    functions of the seed and the step. Under torchrun the processes share every batch, and any number of them goes
-    on with the run of any other number.
+    functions of the seed and the step. Under torchrun the processes share every batch, and their number may change
+    when a run is resumed.
 
     Args:
         config: the complete run, with its folders.
@@ -53,11 +53,11 @@ def train(
             ``<name>.safetensors`` in float16.
         init: a checkpoint or a shipped model whose weights a new run starts from, of the same network or one that
             grows into it (``kithkin.growth.grow``).
-        resume: go on from the last checkpoint in ``out`` where there is one.
+        resume: continue from the last checkpoint in ``out``, if there is one.
         minutes: stop after this long, with a checkpoint.
         device: of the network; ``"cuda"`` is the GPU of this process.
         report: called with every row of the log, with ``{"step": …, "steps": …}`` after every step, and with
-            ``{"note": …}`` where there is something to say; of several processes by the first alone.
+            ``{"note": …}`` for remarks; with several processes, only the first calls it.
 
     Returns:
         The finished weights, or None where the run was stopped before its end (time-box, SIGINT or SIGTERM).
@@ -86,7 +86,7 @@ def _train(
     # Its precision alone: each process may have its own folders.
     precision = ranks.first(lambda: settled(config, ranks.device, begun_in=begun_in).precision)
     config = config.model_copy(update={"precision": precision})
-    dataset, kept = open_batches(config.data, ranks.device)
+    dataset, data_notes = open_batches(config.data, ranks.device)
     _check_shares(config, ranks, len(dataset))
     steps, _ = config.schedule.in_steps(len(dataset))
     state = TrainState.create(config, ranks, len(dataset))
@@ -100,10 +100,10 @@ def _train(
         )
     watched = _validation_data(config)
     run = _Run(config, out, state, report)
-    said = explain(config, ranks.device, begun_in=begun_in)
+    precision_note = explain(config, ranks.device, begun_in=begun_in)
     if report is None:
-        warn_of_slowness(config, ranks.device, said)
-    for note in [said, *notes, *([kept] if kept else [])]:
+        warn_of_slowness(config, ranks.device, precision_note)
+    for note in [precision_note, *notes, *data_notes]:
         run.report({"note": note})
     deadline = time.monotonic() + minutes * 60 if minutes is not None else float("inf")
     saved_at = time.monotonic()
@@ -111,7 +111,7 @@ def _train(
     with (
         _interruptible(ranks) as interrupted,
         prefetched(dataset, config, state.step, steps, ranks) as batches,
-        _kept(state, config, out, ranks),
+        _saved_when_data_fail(state, config, out, ranks),
     ):
         for parts in batches:
             run.step(state, parts)
@@ -143,8 +143,8 @@ def _check_shares(config: RunConfig, ranks: Ranks, n_items: int) -> None:
             f"train: a batch of {batch} crops doesn't split evenly over {ranks.world_size} processes with "
             f"{parts} parts each; change schedule.batch_size or schedule.accumulate, or start another number"
         )
-    if len(found := set(ranks.gather(n_items))) > 1:
-        raise InputError(f"train: the processes see {sorted(found)} pictures; give all of them the same folders")
+    if len(counts := set(ranks.gather(n_items))) > 1:
+        raise InputError(f"train: the processes see {sorted(counts)} pictures; give all of them the same folders")
 
 
 def _export(state: TrainState, config: RunConfig, out: Path) -> Path:
@@ -160,8 +160,9 @@ def _without_paths(config: RunConfig) -> dict[str, Any]:
     run = config.model_dump(mode="json")
     for key in ("folders", "pairs"):
         run["data"][key] = [name_of(folder) for folder in run["data"][key]]
-    if run["validation"]["folder"] is not None:
-        run["validation"]["folder"] = name_of(run["validation"]["folder"])
+    for section, key in (("data", "exclude"), ("validation", "folder")):
+        if run[section][key] is not None:
+            run[section][key] = name_of(run[section][key])
     return run
 
 
@@ -224,12 +225,12 @@ class _Run:
 def _validation_data(config: RunConfig) -> Photos | Pairs | None:
     if config.validation.folder is None:
         return None
-    folders = {"folders": (config.validation.folder,), "workers": 0}
+    folders = {"folders": (config.validation.folder,), "exclude": None, "workers": 0}
     return open_folders(config.data.model_copy(update=folders))
 
 
 @contextmanager
-def _kept(state: TrainState, config: RunConfig, out: Path, ranks: Ranks) -> Iterator[None]:
+def _saved_when_data_fail(state: TrainState, config: RunConfig, out: Path, ranks: Ranks) -> Iterator[None]:
     """Where the data fail, keep what was done up to then. Of several processes the others know nothing of it and can't
     help to write a checkpoint: their run goes on from the last one."""
     first = state.step
@@ -239,7 +240,7 @@ def _kept(state: TrainState, config: RunConfig, out: Path, ranks: Ranks) -> Iter
         if state.step == first or ranks.kind is not None:
             raise
         state.save(out, config)
-        raise type(error)(f"{error} (the run is kept at step {state.step}; then go on with --resume)") from error
+        raise type(error)(f"{error} (the run is kept at step {state.step}; then go on with `resume`)") from error
 
 
 @contextmanager

@@ -56,7 +56,8 @@ class Muon(torch.optim.Optimizer):
         momentum: of Nesterov's momentum.
         weight_decay: as AdamW's.
         update_rms: root mean square of the numbers of a step, in units of ``lr`` (roughly; the iteration is not exact).
-            0.2 is that of AdamW (Liu et al. 2025, "Muon is scalable for LLM training").
+            0.2 is that of AdamW (Liu et al. 2025, "Muon is scalable for LLM training"). Kernels of side k move by a
+            k-th of it: their convolution adds up k² products where a point-wise layer has one.
         dtype: in which steps are orthogonalised. In bfloat16 it takes half as long where matrix products do, and the
             result, rough in any case, differs by a few hundredths.
 
@@ -101,7 +102,9 @@ class Muon(torch.optim.Optimizer):
 
     def _move(self, updates: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
         matrices = torch.stack([_whole(update).flatten(1) for _, update in updates])
-        scale = group["lr"] * group["update_rms"] * math.sqrt(max(matrices.shape[1:]))
+        shape = updates[0][0].shape
+        side = shape[-1] if len(shape) == 4 else 1
+        scale = group["lr"] * group["update_rms"] * math.sqrt(max(matrices.shape[1:])) / side
         steps = orthogonalised(matrices.to(self.dtype)).to(matrices.dtype) * scale
         for (parameter, update), step in zip(updates, steps, strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])

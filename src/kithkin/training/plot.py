@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from kithkin.messages import missing_extra
+
 
 def plot_curves(log: Path, target: Path) -> str | None:
     """Draw loss, learning rate and validation PSNR over the steps.
@@ -17,7 +19,7 @@ def plot_curves(log: Path, target: Path) -> str | None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return 'no curves.png: matplotlib draws it, pip install "kithkin[plot]"'
+        return f"no curves.png: {missing_extra('it', 'matplotlib', 'plot')}"
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
     losses = [row for row in rows if "loss" in row]
     if not losses:

@@ -1,4 +1,4 @@
-"""In which precision a run computes: what ``precision = "auto"`` comes to, and TF32 for what stays float32 on CUDA."""
+"""The precision of a run: what ``precision = "auto"`` chooses, and TF32 for what stays float32 on CUDA."""
 
 import warnings
 from collections.abc import Iterator
@@ -7,21 +7,8 @@ from contextlib import contextmanager
 import torch
 
 from kithkin.config import RunConfig
-
-SLOWER = 10
-"""How many times as long a step takes in bfloat16 where a CPU has no products of it (``docs/research/bfloat16.md``)."""
-
-
-def multiplies_bfloat16(device: str | torch.device) -> bool:
-    """Whether a device has instructions for products in bfloat16: NVIDIA's GPUs from compute capability 8.0 on, CPUs
-    with AVX-512 BF16 or AMX."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, name)() for name in names if hasattr(torch.cpu, name))
-    return False
+from kithkin.ops import multiplies_bfloat16
+from kithkin.ops.precision import BFLOAT16_SLOWER
 
 
 def settled(config: RunConfig, device: str | torch.device, *, begun_in: str | None = None) -> RunConfig:
@@ -41,14 +28,16 @@ def settled(config: RunConfig, device: str | torch.device, *, begun_in: str | No
 def explain(config: RunConfig, device: str | torch.device, *, begun_in: str | None = None) -> str:
     """A sentence on the precision of a settled run for its owner, and on what it costs."""
     able, kind = multiplies_bfloat16(device), torch.device(device).type
-    said = f"precision: {config.precision} on {kind}"
+    sentence = f"precision: {config.precision} on {kind}"
     if config.precision == "bfloat16" and not able:
-        cost = f"; a step takes about {SLOWER} times as long as in float32" if kind == "cpu" else ""
-        way = "go on where there are, or start anew with --init" if begun_in else 'set precision = "auto" or "float32"'
-        return f"{said}, which has no instructions for products in bfloat16{cost}; {way}"
+        cost = f"; a step takes about {BFLOAT16_SLOWER} times as long as in float32" if kind == "cpu" else ""
+        advice = (
+            "go on where there are, or start anew with `init`" if begun_in else 'set precision = "auto" or "float32"'
+        )
+        return f"{sentence}, which has no instructions for products in bfloat16{cost}; {advice}"
     if begun_in:
-        return f"{said}, in which the run was begun"
-    return said + (", which multiplies bfloat16" if able and config.precision == "bfloat16" else "")
+        return f"{sentence}, in which the run was begun"
+    return sentence + (", which multiplies bfloat16" if able and config.precision == "bfloat16" else "")
 
 
 def warn_of_slowness(config: RunConfig, device: str | torch.device, note: str) -> None:

@@ -1,4 +1,4 @@
-"""Going on with a run: whether it is the same one, and from where."""
+"""Resume a run: check that it is the same one, and find where to continue."""
 
 import json
 from pathlib import Path
@@ -28,15 +28,15 @@ def take_over(
         InputError: the folder can't be one of a run, or holds another.
         CheckpointError: the checkpoint is damaged.
     """
-    found = state.ranks.first(lambda: _last_checkpoint(out, config, resume))
-    if found is None:
+    checkpoint = state.ranks.first(lambda: _last_checkpoint(out, config, resume))
+    if checkpoint is None:
         return []
     now = state.items
-    state.load(found)
+    state.load(checkpoint)
     state.ranks.first(lambda: _forget_after(out / "log.jsonl", state.step))
     notes = []
     if begun_with is not None:
-        notes.append(f"{out} goes on from its step {state.step}; --init {begun_with} is for its beginning alone")
+        notes.append(f"{out} goes on from its step {state.step}; `init` {begun_with} is for its beginning alone")
     if state.items not in (now, 0):
         notes.append(f"{out} saw {state.items} pictures up to step {state.step} and goes on with {now}: another order")
     state.items = now
@@ -45,32 +45,32 @@ def take_over(
 
 def _last_checkpoint(out: Path, config: RunConfig, resume: bool) -> Path | None:
     """Where the run goes on; None where it begins, in a folder that is ready for it."""
-    found = checkpoints(out)
+    saved = checkpoints(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"train: {out} can't be the folder of a run ({reason}); choose another --out") from error
-    if not found:
+        raise InputError(f"train: {out} can't be the folder of a run ({reason}); choose another `out`") from error
+    if not saved:
         log, weights = out / "log.jsonl", out / f"{config.name}.safetensors"
         if weights.exists() or (log.exists() and not resume):
-            raise InputError(f"{out} holds the log or the weights of a run; choose another --out, or move them away")
+            raise InputError(f"{out} holds the log or the weights of a run; choose another `out`, or move them away")
         log.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
         return None
     if not resume:
-        raise InputError(f"{out} holds a run at {found[-1].name}; add --resume to go on, or choose another --out")
-    done = parse_config(read_run(found[-1])["config"], source=str(found[-1]))  # keys that came later get their defaults
+        raise InputError(f"{out} holds a run at {saved[-1].name}; add `resume` to go on, or choose another `out`")
+    done = parse_config(read_run(saved[-1])["config"], source=str(saved[-1]))  # keys that came later get their defaults
     before, now = (_binding(run.model_dump(mode="json")) for run in (done, config))
     changed = [key for key in now if now[key] != before.get(key)]
     if changed:
-        raise InputError(f"{out} holds a run with another {', '.join(changed)}; choose another --out")
-    return found[-1]
+        raise InputError(f"{out} holds a run with another {', '.join(changed)}; choose another `out`")
+    return saved[-1]
 
 
 def precision_of_run(out: Path) -> str | None:
     """The precision of the run in a folder; None where it holds no checkpoint."""
-    found = checkpoints(out)
-    return read_run(found[-1])["config"].get("precision") if found else None
+    saved = checkpoints(out)
+    return read_run(saved[-1])["config"].get("precision") if saved else None
 
 
 def _binding(run: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Everything a run must remember, and its way to disk and back.
+"""Everything a run must remember, and how it is saved and loaded.
 
 A checkpoint is a folder ``step-00001000`` of small safetensors files. ``model`` and ``average`` are ordinary
 checkpoints of a network; a folder that carries its final name is complete. It is the same whatever the number of
@@ -39,8 +39,8 @@ KEPT = 2
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Muon keeps the first alone
 
 # Which patches meet, and how many: no parameter depends on these, so weights carry over. Sizes may grow.
-_GROUPING = ("k", "n_hashes", "n_buckets", "hash_input", "hash_features", "n_pairs", "rotation_seed")
-_SIZES = ("width", "ffn_ratio", "depth")
+_GROUPING = ("k", "n_hashes", "n_buckets", "hash_input", "hash_features", "rotation_seed")
+_SIZES = ("width", "full_width", "ffn_ratio", "depth", "blocks")
 
 
 @dataclass
@@ -119,7 +119,7 @@ class TrainState:
             step = self.step - len(finite) + 1 + int(finite.long().argmin())
             raise KithkinError(
                 f"train: the loss of step {step} isn't finite, and nothing was saved since; lower schedule.lr, and go "
-                "on from the weights of the last checkpoint with --init and another --out, or start anew"
+                "on from the weights of the last checkpoint with `init` and another `out`, or start anew"
             )
         return losses
 
@@ -181,11 +181,11 @@ class TrainState:
     def _read(self, folder: Path) -> dict[str, dict[str, Any]]:
         networks = ("model",) if self.average is self.model else ("model", "average")
         try:
-            found = {
+            files = {
                 name: weights_of(read_tensors(folder / f"{name}.safetensors")[0]) for name in (*networks, *MOMENTS)
             }
             for name in networks:
-                outline(self.model.config, {key: x.shape for key, x in found[name].items()})
+                outline(self.model.config, {key: x.shape for key, x in files[name].items()})
         except (CheckpointError, InputError) as error:
             raise CheckpointError(f"{folder}: {error}; {_remedy(folder)}") from error
         state = {}
@@ -194,11 +194,11 @@ class TrainState:
         }
         for name, parameter in self.model.named_parameters():
             kept = MOMENTS[:1] if id(parameter) in orthogonalised else MOMENTS
-            if any(name not in found[moment] or found[moment][name].shape != parameter.shape for moment in kept):
+            if any(name not in files[moment] or files[moment][name].shape != parameter.shape for moment in kept):
                 raise CheckpointError(f"{folder} has no optimiser state for {name} that fits")
-            moments = {moment: found[moment][name] for moment in kept}
+            moments = {moment: files[moment][name] for moment in kept}
             state[name] = {"step": torch.tensor(float(self.step)), **moments}
-        return found | {"optimizer": {"state": state}}
+        return files | {"optimizer": {"state": state}}
 
 
 def _optimizers(model: KiT, run: RunConfig) -> tuple[torch.optim.Optimizer, ...]:
@@ -244,7 +244,7 @@ def _remedy(folder: Path) -> str:
     older = [other for other in checkpoints(folder.parent) if other < folder]
     if older:
         return f"remove it, and the run goes on from {older[-1].name}"
-    return "start anew, from its weights with --init"
+    return "start anew, from its weights with `init`"
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The network against the validation pictures."""
+"""Measure the network on the validation pictures."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from kithkin.config import RunConfig
-from kithkin.data import Pairs, Photos, benchmark_noise, degrade_photos, margin
+from kithkin.data import NOISES, Pairs, Photos, benchmark_noise, degrade_photos, margin, noise_example
 from kithkin.metrics import psnr
 from kithkin.model import KiT
 from kithkin.training.distributed import Ranks
@@ -20,7 +20,8 @@ def validate(model: KiT, dataset: Photos | Pairs, config: RunConfig, ranks: Rank
     Returns:
         ``{"psnr": …}`` for pairs, ``{"sigma15": …, …}`` for photographs with noise of each level, which
         follows the published protocol: seed 0 before every picture; and the name of the degradation (``"camera"``)
-        where the run has one, drawn for each picture from a seed of its own.
+        where the run has one, drawn for each picture from a seed of its own. Of ``kind = "noise"`` there is one row for
+        each of ``kithkin.data.NOISES``, the same whatever the shares of the run.
     """
     model.eval()
     own: list[tuple[int, str, float]] = []
@@ -47,7 +48,10 @@ def _conditions(
         return
     for sigma in config.validation.sigmas:
         yield f"sigma{sigma:g}", benchmark_noise(sides[0], sigma), sides[0]
-    if settings is not None:
+    if settings is not None and settings.kind == "noise":
+        for name in NOISES:
+            yield name, *noise_example(name, sides[0], index)
+    elif settings is not None:
         wide = torch.from_numpy(_centre(pixels[0], size + 2 * margin(settings)).copy()).permute(2, 0, 1)[None]
         generator = torch.Generator().manual_seed(index)  # on the CPU: every device validates on the same pictures
         both = degrade_photos(wide.float().div_(255), generator, settings)

@@ -56,13 +56,13 @@ def _route(method: str, path: str, operation: dict[str, Any], schema: dict[str, 
 def _fields(operation: dict[str, Any], schema: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(name, type and default, description) of the form's fields."""
     content = operation.get("requestBody", {}).get("content", {})
-    found = []
+    fields = []
     for kind in content.values():
         body = schema["components"]["schemas"][kind["schema"]["$ref"].rpartition("/")[2]]
         for name, about in body["properties"].items():
             default = "required" if name in body.get("required", ()) else f"default {about.get('default')!r}"
-            found.append((name, f"{_type(about)}, {default}", about.get("description", "")))
-    return found
+            fields.append((name, f"{_type(about)}, {default}", about.get("description", "")))
+    return fields
 
 
 def _type(about: dict[str, Any]) -> str:
@@ -74,16 +74,17 @@ def _type(about: dict[str, Any]) -> str:
 
 
 def _answer(operation: dict[str, Any], schema: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, type, description) of the fields of the JSON that a route gives; none where they are not described."""
-    found = []
+    """(name, type, description) of the fields of the JSON that a route gives; none where they are
+    not described."""
+    fields = []
     for status, answer in operation["responses"].items():
         name = (
             answer.get("content", {}).get("application/json", {}).get("schema", {}).get("$ref", "").rpartition("/")[2]
         )
         if status < "300" and name:
             for field, about in schema["components"]["schemas"][name]["properties"].items():
-                found.append((field, _type(about), about.get("description", "")))
-    return found
+                fields.append((field, _type(about), about.get("description", "")))
+    return fields
 
 
 def _field(name: str, default: str, about: str) -> str:

@@ -1,6 +1,7 @@
 """The application: its routes, and what they answer."""
 
 import asyncio
+import inspect
 import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -15,57 +16,70 @@ import torch
 
 from kithkin import __version__
 from kithkin.errors import InputError
+from kithkin.images import readable
+from kithkin.methods import open_restorer
 from kithkin.model import KiT
-from kithkin.restoration import restore
+from kithkin.names import TASKS, current_name
+from kithkin.neighbors import attention_places
+from kithkin.precision import settled_precision
+from kithkin.restore_options import PRESETS, RestoreOptions
+from kithkin.restorers import Restorer, restore_image
 from kithkin.web._api_page import api_page
 from kithkin.web._guard import Guard
 from kithkin.web._interface import NO_JOB, JobState, Refusal, add_errors, documented, strict
 from kithkin.web._jobs import Answer, Job, Jobs, Problem
 from kithkin.web._limits import Limits
-from kithkin.web._pictures import Refused, Upload, clean_name, neighbors_job, restore_job
-from kithkin.zoo import find_model, list_models, load_model
+from kithkin.web._pictures import Refused, Upload, clean_name, neighbors_job, options_of, restore_job
+from kithkin.zoo import grouping_text, list_models, split_grouping
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response, UploadFile
 
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _WARM_UPS = (64, 192)
-"""Sides of pictures that are restored before the first one comes: a first pass is slower, the second tells the pace."""
+"""Sides of pictures that are restored before the first one comes: a first pass is slower, the
+second tells the pace."""
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A network, and what the page says about it."""
+    """A network or another restorer, what the page says about it, and the ``precision`` that it
+    restores in."""
 
     name: str
     task: str
     summary: str
-    network: KiT
+    network: KiT | Restorer
+    precision: str = "auto"
 
 
-def served_models(names: Sequence[str] = (), *, device: str = "cpu") -> dict[str, ServedModel]:
-    """Load the models by these names, tasks or paths; without any, the default of each task that ships, and first of
-    them the one that ``kithkin restore`` takes.
+def served_models(names: Sequence[str] = (), *, device: str = "cpu", precision: str = "auto") -> dict[str, ServedModel]:
+    """Load the models by these names, tasks or paths; without any, the default of each task that
+    ships, and first of them the one that ``kithkin restore`` takes.
 
     Args:
-        names: as ``kithkin.load_model`` takes them.
+        names: as ``kithkin.methods.open_restorer`` takes them.
         device: where they run.
+        precision: as in ``kithkin.RestoreOptions``.
 
     Raises:
         CheckpointError: no such model, or it is damaged.
-        InputError: two models have one name.
+        InputError: two models have one name, or there is no such precision.
     """
-    found: dict[str, ServedModel] = {}
-    shipped = sorted(list_models().values(), key=lambda card: card.task != "denoise-real")
+    RestoreOptions(precision=precision)
+    served: dict[str, ServedModel] = {}
+    shipped = sorted(list_models().values(), key=lambda card: list(TASKS).index(card.task))
     for name in names or [card.name for card in shipped if card.default]:
-        card = find_model(name)
-        own = Path(name).stem if card is None else card.name
-        if own in found:
-            raise InputError(f"serve: two models are called {own!r}; leave one out or rename its file")
-        network = load_model(name, device=device)
-        task, summary = (own, f"From {Path(name).name}.") if card is None else (card.task, card.summary)
-        found[own] = ServedModel(own, task, summary, network)
-    return found
+        network, own_name, card, remark = open_restorer(name, device=device)
+        if card is None:
+            plain, grouping = split_grouping(own_name)
+            own_name = Path(plain).stem + grouping_text(grouping)
+        if own_name in served:
+            raise InputError(f"serve: two models are called {own_name!r}; leave one out or rename its file")
+        task, summary = (own_name, f"From {Path(name).name}.") if card is None else (card.task, card.summary)
+        summary = f"{summary} {remark}." if remark else summary
+        served[own_name] = ServedModel(own_name, task, summary, network, settled_precision(precision, network))
+    return served
 
 
 def create_app(
@@ -91,7 +105,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: "FastAPI") -> AsyncIterator[None]:
-        jobs.start([_warm_up(name, model.network, side) for name, model in models.items() for side in _WARM_UPS])
+        jobs.start([_warm_up(model, side) for model in models.values() for side in _WARM_UPS])
         yield
         await asyncio.to_thread(jobs.close)
 
@@ -106,19 +120,20 @@ def create_app(
     add_errors(app)
     _add_page(app)
     _add_about(app, models, limits)
-    desk = _Desk(jobs, models, limits)
-    _add_restore(app, desk)
-    _add_jobs(app, desk)
+    service = _JobService(jobs, models, limits)
+    _add_restore(app, service)
+    _add_jobs(app, service)
     app.add_middleware(Guard, limits=limits, names=host_names)
     return app
 
 
-def _warm_up(name: str, network: KiT, side: int) -> Job:
+def _warm_up(model: ServedModel, side: int) -> Job:
     def run(progress: Callable[[float], None]) -> Answer:
-        restore(network, torch.full((3, side, side), 0.5))
+        restorer = RestoreOptions(precision=model.precision).compose(model.network, note=lambda sentence: None)
+        restore_image(restorer, torch.full((3, side, side), 0.5))
         return Answer(b"", "text/plain", "")
 
-    return Job(f"restore {name} auto", "warm-up", side**2, 0, run)
+    return Job(f"restore {model.name} auto", "warm-up", side**2, 0, run)
 
 
 def _add_page(app: "FastAPI") -> None:
@@ -143,37 +158,62 @@ def _add_page(app: "FastAPI") -> None:
 
 
 def _add_about(app: "FastAPI", models: Mapping[str, ServedModel], limits: Limits) -> None:
-    listed = [{"name": model.name, "task": model.task, "summary": model.summary} for model in models.values()]
+    listed = [
+        {
+            "name": model.name,
+            "task": model.task,
+            "removes": TASKS.get(model.task, model.task),
+            "summary": model.summary,
+            "precision": settled_precision(model.precision, model.network),
+            "attention": isinstance(model.network, KiT) and bool(attention_places(model.network)),
+        }
+        for model in models.values()
+    ]
 
-    @app.get("/about", dependencies=[strict()], summary="Version, models (the first is the default) and limits")
+    formats = readable()
+    presets = {name: dict(zip(("luma", "chroma", "detail"), values, strict=True)) for name, values in PRESETS.items()}
+
+    @app.get(
+        "/about",
+        dependencies=[strict()],
+        summary="Version, models (the first is the default), presets, formats and limits",
+    )
     def about() -> dict[str, Any]:
-        return {"version": __version__, "models": listed, "limits": asdict(limits)}
+        return {
+            "version": __version__,
+            "models": listed,
+            "presets": presets,
+            "formats": formats,
+            "limits": asdict(limits),
+        }
 
 
-class _Desk:
+class _JobService:
     """Takes requests to the queue and brings answers back."""
 
     def __init__(self, jobs: Jobs, models: Mapping[str, ServedModel], limits: Limits) -> None:
         self.jobs, self.models, self.limits = jobs, models, limits
-        self._door = asyncio.Lock()
+        self._one_upload = asyncio.Lock()
 
     def model(self, name: str) -> ServedModel:
         """By name or task; the first one for an empty name."""
         if not name:
             return next(iter(self.models.values()))
         by_task = {model.task: model for model in reversed(list(self.models.values()))}
-        found = self.models.get(name) or by_task.get(name)
-        if found is None:
+        name = current_name(name)
+        model = self.models.get(name) or by_task.get(name)
+        if model is None:
             known = ", ".join(self.models)
             raise Refused(422, f"restore: no model is called {name[:60]!r} on this server; there are {known}")
-        return found
+        return model
 
-    async def restore(self, picture: "UploadFile", model: str, options: dict[str, Any], *, job_id: str | None) -> Job:
-        """Submit a picture to restore; under an id it waits until somebody asks, without one for the answer."""
+    async def restore(self, picture: "UploadFile", model: str, form: dict[str, Any], *, job_id: str | None) -> Job:
+        """Submit a picture to restore; under an id it waits until somebody asks, without one for
+        the answer."""
         served = self.model(model)
-        options = {"model": served.name, **options}
+        options = options_of(form, served.precision, self.limits, (served.name, served.task))
         return await self._admit(
-            picture, lambda upload: restore_job(upload, served.network, options, self.limits), job_id
+            picture, lambda upload: restore_job(upload, served.name, served.network, options, self.limits), job_id
         )
 
     async def neighbors(self, picture: "UploadFile", model: str, point: tuple[int, int]) -> Job:
@@ -182,8 +222,9 @@ class _Desk:
         return await self._admit(picture, lambda upload: neighbors_job(upload, network, point, self.limits), None)
 
     async def _admit(self, picture: "UploadFile", make: Callable[[Upload], Job], job_id: str | None) -> Job:
-        """Read one upload at a time, and only where there is room for it, so that memory is bounded."""
-        async with self._door:
+        """Read one upload at a time, and only where there is room for it, so that memory is
+        bounded."""
+        async with self._one_upload:
             if job_id and (known := self.jobs.find(job_id)) is not None:
                 return known
             self.jobs.check_room(picture.size or 0)
@@ -222,26 +263,34 @@ def _response(outcome: Answer | Problem | None) -> "Response":
     return Response(outcome.body, media_type=outcome.media_type, headers=headers)
 
 
-def _add_restore(app: "FastAPI", desk: _Desk) -> None:
-    from fastapi import File, Form, Request, Response, UploadFile
+def _add_restore(app: "FastAPI", service: _JobService) -> None:
+    from fastapi import Depends, File, Form, Request, Response, UploadFile
 
-    Picture = Annotated[UploadFile, File(description="A PNG, JPEG, WebP, TIFF or BMP file.")]
+    Picture = Annotated[UploadFile, File(description="A picture file of one of the formats in /about.")]
     Model = Annotated[str, Form(description="A name or a task from /about; the first of them where it is left out.")]
-    Strength = Annotated[float, Form(description="1 is fully restored, 0 the input.")]
-    Tile = Annotated[str, Form(description="auto, or the largest side of a tile in pixels.")]
+
+    def asked(
+        strength: Annotated[float, Form(description="1 is fully restored, 0 the input.")] = 1.0,
+        preset: Annotated[str, Form(description="strong, natural or keep-grain: luma, chroma and detail.")] = "strong",
+        luma: Annotated[float | None, Form(description="How much of the grain to remove, 0 to 1.")] = None,
+        chroma: Annotated[float | None, Form(description="How much of the colour speckle to remove, 0 to 1.")] = None,
+        detail: Annotated[float | None, Form(description="How much fine texture to bring back, 0 to 1.")] = None,
+        tile: Annotated[str, Form(description="auto, or the largest side of a tile in pixels.")] = "auto",
+    ) -> dict[str, Any]:
+        return locals()
+
+    Options = Annotated[dict[str, Any], Depends(asked)]
+    fields = list(inspect.signature(asked).parameters)
 
     @app.post(
         "/restore",
-        dependencies=[strict("picture", "model", "strength", "tile")],
+        dependencies=[strict("picture", "model", *fields)],
         summary="Restore a picture: the PNG file that `kithkin restore --format png` writes",
         response_class=Response,
         responses=documented("image/png"),
     )
-    async def restore_now(
-        request: Request, picture: Picture, model: Model = "", strength: Strength = 1.0, tile: Tile = "auto"
-    ) -> Response:
-        options = {"strength": strength, "tile": tile}
-        return await desk.answer(request, await desk.restore(picture, model, options, job_id=None))
+    async def restore_now(request: Request, picture: Picture, options: Options, model: Model = "") -> Response:
+        return await service.answer(request, await service.restore(picture, model, options, job_id=None))
 
     @app.post(
         "/neighbors",
@@ -257,21 +306,20 @@ def _add_restore(app: "FastAPI", desk: _Desk) -> None:
         y: Annotated[int, Form(description="Pixels from the upper edge.")],
         model: Model = "",
     ) -> Response:
-        return await desk.answer(request, await desk.neighbors(picture, model, (x, y)))
+        return await service.answer(request, await service.neighbors(picture, model, (x, y)))
 
     @app.post(
         "/jobs",
         status_code=202,
-        dependencies=[strict("picture", "model", "strength", "tile", "id")],
+        dependencies=[strict("picture", "model", *fields, "id")],
         response_model=JobState,
         summary="The same as /restore, but ask for the state and fetch it later",
         responses=documented(),
     )
     async def submit(
         picture: Picture,
+        options: Options,
         model: Model = "",
-        strength: Strength = 1.0,
-        tile: Tile = "auto",
         id: Annotated[
             str,
             Form(
@@ -281,9 +329,8 @@ def _add_restore(app: "FastAPI", desk: _Desk) -> None:
             ),
         ] = "",
     ) -> dict[str, Any]:
-        options = {"strength": strength, "tile": tile}
-        job = await desk.restore(picture, model, options, job_id=id or secrets.token_urlsafe(16))
-        return _state(desk.jobs, job)
+        job = await service.restore(picture, model, options, job_id=id or secrets.token_urlsafe(16))
+        return _state(service.jobs, job)
 
 
 def _state(jobs: Jobs, job: Job) -> dict[str, Any]:
@@ -291,11 +338,11 @@ def _state(jobs: Jobs, job: Job) -> dict[str, Any]:
     return {"id": job.id, **jobs.status(job), "detail": detail}
 
 
-def _add_jobs(app: "FastAPI", desk: _Desk) -> None:
+def _add_jobs(app: "FastAPI", service: _JobService) -> None:
     from fastapi import Response
 
     def found(job_id: str) -> Job:
-        job = desk.jobs.find(job_id)
+        job = service.jobs.find(job_id)
         if job is None:
             raise Refused(404, "there is no such job: it was fetched, cancelled, or nobody asked for it in time")
         return job
@@ -308,7 +355,7 @@ def _add_jobs(app: "FastAPI", desk: _Desk) -> None:
         responses=NO_JOB,
     )
     async def status(job_id: str) -> dict[str, Any]:
-        return _state(desk.jobs, found(job_id))
+        return _state(service.jobs, found(job_id))
 
     @app.delete(
         "/jobs/{job_id}",
@@ -318,7 +365,7 @@ def _add_jobs(app: "FastAPI", desk: _Desk) -> None:
         responses=NO_JOB,
     )
     async def cancel(job_id: str) -> None:
-        desk.jobs.drop(found(job_id))
+        service.jobs.drop(found(job_id))
 
     @app.get(
         "/jobs/{job_id}/result",
@@ -338,4 +385,4 @@ def _add_jobs(app: "FastAPI", desk: _Desk) -> None:
         job = found(job_id)
         if job.outcome is None:
             raise Refused(409, "the job is not finished; ask /jobs/{id} for its state")
-        return _response(desk.jobs.take(job))
+        return _response(service.jobs.take(job))

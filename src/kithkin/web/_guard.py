@@ -1,4 +1,5 @@
-"""What stands before every request: who may ask, how much may come in and how long that may take, safe headers."""
+"""Checks before every request: who may ask, how large and how slow a request may be, and safe
+headers."""
 
 import asyncio
 import ipaddress
@@ -17,7 +18,7 @@ Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 FORM_BYTES = 65536
 """What a form may hold besides the picture."""
-AGAIN = 10
+RETRY_SECONDS = 10
 """Seconds after which another upload may be tried where there are too many."""
 
 HEADERS = {
@@ -36,9 +37,10 @@ HEADERS = {
 class Guard:
     """ASGI middleware.
 
-    A web page elsewhere must not reach a server on this machine through the visitor's browser: the name in ``Host``
-    must be an IP address, localhost or one of ``names`` (an attacker's own name that resolves to this machine is none
-    of these), and a browser's request must come from the server's own page.
+    A web page elsewhere must not reach a server on this machine through the visitor's browser: the
+    name in ``Host`` must be an IP address, localhost or one of ``names`` (an attacker's own name
+    that resolves to this machine is none of these), and a browser's request must come from the
+    server's own page.
 
     Args:
         app: what it guards.
@@ -81,7 +83,7 @@ class Guard:
             self._check_origin(headers)
             self._check_length(headers)
             if uploads and self._uploads >= self._limits.requests:
-                raise Refused(503, f"the server has as many uploads as it takes; try again in {AGAIN} seconds")
+                raise Refused(503, f"the server has as many uploads as it takes; try again in {RETRY_SECONDS} seconds")
             self._uploads += uploads
             try:
                 await self._app(scope, self._bounded(receive, refusals), send_unless_refused)
@@ -96,7 +98,7 @@ class Guard:
         host = headers.get("host", "")
         if not self._answers_to(host):
             raise Refused(
-                421, f"this server does not answer to the name {host[:100]!r}; start it with --allow-host if it should"
+                421, f"this server does not answer to the name {host[:100]!r}; whoever runs it can allow that name"
             )
         origin = headers.get("origin")
         foreign = origin is not None and urlsplit(origin).netloc != host
@@ -118,15 +120,16 @@ class Guard:
             raise Refused(413, too_many_bytes(self._limits))
 
     def _bounded(self, receive: Receive, refusals: list[Refused]) -> Receive:
-        """Count what comes, and the time, rather than believe what was announced; what is refused is noted as well."""
-        got, complete, started = 0, False, asyncio.get_running_loop().time()
+        """Count what comes, and the time, rather than believe what was announced; what is refused
+        is noted as well."""
+        received, complete, started = 0, False, asyncio.get_running_loop().time()
 
         def refuse(status: int, detail: str) -> Refused:
             refusals.append(Refused(status, detail))
             return refusals[-1]
 
         async def receive_bounded() -> Message:
-            nonlocal got, complete
+            nonlocal received, complete
             if complete:
                 return await receive()
             left = started + self._limits.upload_seconds - asyncio.get_running_loop().time()
@@ -135,9 +138,9 @@ class Guard:
             except TimeoutError:
                 time = f"{self._limits.upload_seconds:g} seconds"
                 raise refuse(408, f"the upload took longer than {time}; try again, or send a smaller file") from None
-            got += len(message.get("body", b""))
+            received += len(message.get("body", b""))
             complete = not message.get("more_body", False)
-            if got > self._limits.megabytes * 1e6 + FORM_BYTES:
+            if received > self._limits.megabytes * 1e6 + FORM_BYTES:
                 raise refuse(413, too_many_bytes(self._limits))
             return message
 
@@ -150,6 +153,6 @@ async def _answer(send: Send, refused: Refused) -> None:
     # What is still on its way is not read.
     headers.append((b"connection", b"close"))
     if refused.status == 503:
-        headers.append((b"retry-after", str(AGAIN).encode()))
+        headers.append((b"retry-after", str(RETRY_SECONDS).encode()))
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -1,4 +1,5 @@
-"""What the HTTP interface takes and says: the fields of a form, refusals, the state of a job, and their description."""
+"""The HTTP interface: the fields of a form, error answers, the state of a job, and their
+description."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -6,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from kithkin.images._picture import one_line
+from kithkin.messages import one_line
 from kithkin.web._jobs import Busy
 from kithkin.web._pictures import Refused
 
@@ -61,7 +62,8 @@ def _fault(error: Mapping[str, Any]) -> str:
 
 
 def strict(*fields: str) -> Any:
-    """A dependency that refuses query parameters, fields of a form that are not among these, and fields given twice."""
+    """A dependency that refuses query parameters, fields of a form that are not among these, and
+    fields given twice."""
     from fastapi import Depends, Request
 
     async def check(request: Request) -> None:

@@ -1,4 +1,5 @@
-"""Work that waits, the one thread that does it, and answers that wait to be fetched. All of it in memory."""
+"""The queue of jobs, the one thread that works on them, and results that wait to be fetched. All of
+it in memory."""
 
 import ctypes
 import logging
@@ -15,17 +16,18 @@ from typing import Any
 
 from kithkin.errors import ImageError, InputError, KithkinError
 from kithkin.estimate import Estimate
-from kithkin.restoration import out_of_memory
+from kithkin.restorers import out_of_memory
 from kithkin.web._limits import Limits
 
-MOST_AGAIN = 120
+LONGEST_RETRY = 120
 """Seconds after which to come again, at most: the queue moves on sooner than any estimate knows."""
 Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a job gives: a file's bytes, their type, a name for them, and sentences on what was changed or lost."""
+    """What a job gives: a file's bytes, their type, a name for them, and sentences on what was
+    changed or lost."""
 
     body: bytes
     media_type: str
@@ -91,7 +93,8 @@ class Job:
 
 
 class Jobs:
-    """A bounded queue and the thread that works it off, one job at a time, first come, first served.
+    """A bounded queue and the thread that works it off, one job at a time, first come, first
+    served.
 
     Args:
         limits: how much may wait, and how long.
@@ -108,7 +111,8 @@ class Jobs:
         self._thread = threading.Thread(target=self._work, name="kithkin-worker", daemon=True)
 
     def start(self, first: Iterable[Job] = ()) -> None:
-        """Start the thread; it begins with these jobs, whose answers nobody wants and which take no place."""
+        """Start the thread; it begins with these jobs, whose answers nobody wants and which take no
+        place."""
         self._waiting.extend(first)
         self._thread.start()
 
@@ -122,7 +126,8 @@ class Jobs:
         self._thread.join()
 
     def submit(self, job: Job) -> None:
-        """Put a job at the end of the queue, unless one of that id is known; raises Busy where no more is taken."""
+        """Put a job at the end of the queue, unless one of that id is known; raises Busy where no
+        more is taken."""
         with self._changed:
             if job.id in self._known:
                 return
@@ -150,8 +155,8 @@ class Jobs:
             return job
 
     def status(self, job: Job) -> dict[str, Any]:
-        """Its state; how many come before it, the one at work counted; the finished fraction; the seconds until it is
-        finished, from its own pace and from what earlier ones took.
+        """Its state; how many come before it, the one at work counted; the finished fraction; the
+        seconds until it is finished, from its own pace and from what earlier ones took.
         """
         with self._changed:
             before = [job]
@@ -201,15 +206,16 @@ class Jobs:
             return expected
         left = expected - (now - job.started)
         if job.fraction > 0:  # what it does itself says more, the more of it is done
-            own = (job.reported - job.started) * (1 - job.fraction) / job.fraction - (now - job.reported)
+            by_pace = (job.reported - job.started) * (1 - job.fraction) / job.fraction - (now - job.reported)
             trust = min(1.0, 4 * job.fraction)
-            left = trust * own + (1 - trust) * left
+            left = trust * by_pace + (1 - trust) * left
         return max(0.0, min(left, most - (now - job.started)))
 
     def _seconds_until_free(self) -> int:
-        """What Retry-After says: until the job at work is finished, from one second to two minutes."""
+        """What Retry-After says: until the job at work is finished, from one second to two
+        minutes."""
         left = self._remaining(self._running) if self._running is not None else 0.0
-        return max(1, min(MOST_AGAIN, math.ceil(left)))
+        return max(1, min(LONGEST_RETRY, math.ceil(left)))
 
     def _work(self) -> None:
         used = False  # memory, since it was given back
@@ -249,7 +255,8 @@ class Jobs:
         job.finished.set_result(None)
 
     def _outcome(self, job: Job, run: Callable[[Progress], Answer]) -> Answer | Problem | None:
-        """Do the work; None where it was given up. The thread must outlive whatever happens here."""
+        """Do the work; None where it was given up. The thread must outlive whatever happens
+        here."""
 
         def progress(fraction: float) -> None:
             with self._changed:
@@ -275,7 +282,8 @@ class Jobs:
 
 
 def _give_back_memory() -> None:
-    """Return freed memory to the system: the command keeps it for the next tile, which may be hours away here."""
+    """Return freed memory to the system: the command keeps it for the next tile, which may be hours
+    away here."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

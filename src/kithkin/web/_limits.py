@@ -1,4 +1,4 @@
-"""What the server takes on, and what it leaves to others."""
+"""The limits of what the server accepts."""
 
 from dataclasses import dataclass, fields
 
@@ -7,13 +7,15 @@ from kithkin.errors import InputError
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on one picture and on all together, which keep the server's memory and its queue bounded.
+    """Bounds on one picture and on all together, which keep the server's memory and its queue
+    bounded.
 
     Attributes:
         megabytes: of one upload, in 10⁶ bytes.
         megapixels: of one picture, in 10⁶ pixels.
         queue: pictures that wait, the one at work not counted.
-        held_megabytes: of all uploads that wait and all results that were not fetched yet, in 10⁶ bytes.
+        held_megabytes: of all uploads that wait and all results that were not fetched yet, in 10⁶
+            bytes.
         header_seconds: until the head of a request must be complete.
         upload_seconds: until an upload must be complete.
         work_seconds: for one picture; looked at between its tiles.
@@ -51,5 +53,6 @@ class Limits:
 
     @property
     def connections(self) -> int:
-        """At a time: beside those uploads, the page asks for states, and a browser opens some ahead."""
+        """At a time: beside those uploads, the page asks for states, and a browser opens some
+        ahead."""
         return self.requests + 256

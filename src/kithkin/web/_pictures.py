@@ -1,4 +1,4 @@
-"""From an upload to a job: what is refused at once, and the work itself."""
+"""From an upload to a job: the checks at the start, and the work itself."""
 
 import json
 import re
@@ -11,11 +11,12 @@ import numpy as np
 
 from kithkin.errors import ImageError, InputError
 from kithkin.images import Picture, decode_picture, encode_picture, losses, measure_picture
-from kithkin.images._picture import one_line
+from kithkin.messages import one_line
 from kithkin.model import KiT
 from kithkin.neighbors import map_neighbors
-from kithkin.restoration import restore
-from kithkin.restore_options import SMALLEST_TILE, check_strength
+from kithkin.restore_options import RestoreOptions
+from kithkin.restorers import Restorer, restore_image
+from kithkin.tiles import SMALLEST_TILE
 from kithkin.web._jobs import Answer, Job, Progress
 from kithkin.web._limits import Limits
 
@@ -49,7 +50,8 @@ def clean_name(name: str | None) -> str:
 
 
 def check_upload(upload: Upload, limits: Limits) -> int:
-    """The pixels of a picture, from its header; raises Refused where it is too large or of no known format."""
+    """The pixels of a picture, from its header; raises Refused where it is too large or of no known
+    format."""
     if len(upload.data) > limits.megabytes * 1e6:
         raise Refused(413, too_many_bytes(limits))
     try:
@@ -72,55 +74,64 @@ def too_many_bytes(limits: Limits) -> str:
     )
 
 
-def checked_tile(text: str, limits: Limits) -> str | int:
-    """``auto`` or the side of a tile; raises Refused for another one."""
-    if text == "auto":
-        return text
-    if text.isascii() and text.isdecimal() and SMALLEST_TILE <= int(text[:9]) <= limits.tile:
-        return int(text)
-    sides = f"a whole number of pixels from {SMALLEST_TILE} to {limits.tile}"
-    raise Refused(422, f"restore: tile must be 'auto' or {sides}, got {text[:40]!r}")
+def options_of(form: Mapping[str, Any], precision: str, limits: Limits, model: tuple[str, str]) -> RestoreOptions:
+    """The options that a form asks for, beside the precision that the server has settled.
+
+    Raises:
+        Refused: a value is not taken.
+    """
+    tile = form["tile"]
+    if tile != "auto":
+        if not (tile.isascii() and tile.isdecimal() and SMALLEST_TILE <= int(tile[:9]) <= limits.tile):
+            sides = f"a whole number of pixels from {SMALLEST_TILE} to {limits.tile}"
+            raise Refused(422, f"restore: tile must be 'auto' or {sides}, got {tile[:40]!r}")
+        tile = int(tile)
+    try:
+        options = RestoreOptions(**{**form, "tile": tile, "precision": precision})
+        options.check_task(*model)
+        return options
+    except InputError as error:
+        raise Refused(422, str(error)) from error
 
 
-def restore_job(upload: Upload, network: KiT, options: Mapping[str, Any], limits: Limits) -> Job:
+def restore_job(upload: Upload, name: str, model: KiT | Restorer, options: RestoreOptions, limits: Limits) -> Job:
     """The job that gives the PNG file that ``kithkin restore --format png`` writes.
 
     Args:
         upload: the picture.
-        network: that restores it.
-        options: model, strength and tile.
+        name: of the model.
+        model: that restores it.
+        options: how.
         limits: of the server.
 
     Raises:
-        Refused: the picture or an option is not taken.
+        Refused: the picture is not taken.
     """
     pixels = check_upload(upload, limits)
-    strength, tile = options["strength"], checked_tile(options["tile"], limits)
-    try:
-        check_strength(strength)
-    except InputError as error:
-        raise Refused(422, str(error)) from error
 
     def run(progress: Progress) -> Answer:
         picture = decode_picture(upload.data, upload.name)
         notes = [*picture.notes, *losses(picture, upload.result_name)]
-        result = restore(network, picture, tile=tile, strength=strength, progress=progress, note=notes.append)
+        restorer = options.compose(model, note=notes.append)
+        result = restore_image(restorer, picture, progress=progress, note=notes.append)
         body = encode_picture(result, upload.result_name)
         return Answer(body, "image/png", upload.result_name, tuple(notes))
 
-    kind = f"restore {options['model']} {tile}" if strength else "copy"
+    kind = f"restore {name} {options.tile}" if any(options.amounts[:2]) else "copy"
     return Job(kind, upload.name, pixels, len(upload.data), run)
 
 
-def neighbors_job(upload: Upload, network: KiT, point: tuple[int, int], limits: Limits) -> Job:
+def neighbors_job(upload: Upload, network: KiT | Restorer, point: tuple[int, int], limits: Limits) -> Job:
     """The job that gives, as JSON, what all patches around a point attend to, in every block.
 
     Raises:
         Refused: the picture is not taken, or the network has no neighbours.
     """
     check_upload(upload, limits)
+    if not isinstance(network, KiT):
+        raise Refused(422, "neighbors: this is none of kithkin's networks, so no patches meet; take another model")
     if network.config.k == 1:
-        raise Refused(422, "neighbors: in this network k = 1: a patch attends to itself alone; take another model")
+        raise Refused(422, "neighbors: in this network k = 1: a patch attends only to itself; choose another model")
 
     def run(progress: Progress) -> Answer:
         picture = decode_picture(upload.data, upload.name)
@@ -136,7 +147,8 @@ def neighbors_job(upload: Upload, network: KiT, point: tuple[int, int], limits: 
 
 
 def crop_around(picture: Picture, point: tuple[int, int], side: int, stride: int) -> tuple[int, int, int, int]:
-    """The part (left, top, width, height) of at most ``side``² pixels that is looked at, on the network's own grid.
+    """The part (left, top, width, height) of at most ``side``² pixels that is looked at, on the
+    network's own grid.
 
     Raises InputError where the point is outside the picture.
     """

@@ -1,4 +1,7 @@
-"""The data sets of the field: what they are, where they come from, and how they lie on people's disks."""
+"""Published data sets: what they are, where they come from, and their layouts on disk.
+
+The cards are in ``cards.toml``. ``kithkin.data.layouts`` finds and opens a set.
+"""
 
 import tomllib
 from functools import cache
@@ -49,12 +52,12 @@ class Card(_Entry):
     Attributes:
         name: what ``kithkin data`` and ``kithkin.data.open_samples`` take.
         title: in full.
-        task: denoise, denoise-real (the noise of cameras), deblur or derain; None where it is not of one task.
+        task: denoise, denoise-gaussian, derain or deblur; None where it is not of one task.
         kind: ``"photos"`` are clean pictures; ``"pairs"`` input and target; ``"blocks"`` pairs within two arrays;
             ``"noisy-only"`` has no public target.
         url: where to get it.
         licence: as its source states it; "see source" where that was not looked up.
-        protocol: how it is measured, a name from `docs/evaluation.md`.
+        protocol: how it is measured, a name from `docs/reference/evaluation.md`.
         layouts: in words.
         parts: "train" and "test"; none where any number is right.
         original: the naming rule of the authors' own files, where it is not input and target.
@@ -63,7 +66,7 @@ class Card(_Entry):
 
     name: str
     title: str
-    task: Literal["denoise", "denoise-real", "deblur", "derain"] | None = None
+    task: Literal["denoise", "denoise-gaussian", "derain", "deblur"] | None = None
     kind: Literal["photos", "pairs", "blocks", "noisy-only"]
     url: str
     licence: str

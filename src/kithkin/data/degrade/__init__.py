@@ -27,19 +27,22 @@ from kithkin.data.degrade.camera import (
     sensor_noise,
     unprocess,
 )
+from kithkin.data.degrade.compression import jpeg
 from kithkin.data.degrade.draws import Draws
 from kithkin.data.degrade.exposure import BlurSettings, Exposure, plan_blur
 from kithkin.data.degrade.fields import Source, as_draws
-from kithkin.data.degrade.jpeg import jpeg
+from kithkin.data.degrade.mixed_noise import CAMERA_MARGIN, apply_noise, draw_noise
 from kithkin.data.degrade.noise import benchmark_noise, correlated_noise, gaussian_noise, smooth
-from kithkin.data.degrade.rain import Shower, apply_rain, plan_rain
+from kithkin.data.degrade.rain import RainPlan, apply_rain, plan_rain
 from kithkin.data.degrade.rain_looks import LOOKS, RainSettings
+from kithkin.data.degrade.suite import NOISES, noise_example
 from kithkin.data.transfer import Numbers, moved
 from kithkin.degradation_config import BlurConfig, CameraConfig, CorrelatedConfig, RainConfig
 from kithkin.errors import InputError
 
 __all__ = [
     "DEGRADATIONS",
+    "NOISES",
     "Cameras",
     "Degradation",
     "benchmark_noise",
@@ -53,6 +56,7 @@ __all__ = [
     "jpeg",
     "margin",
     "mosaic",
+    "noise_example",
     "process",
     "raw_noise",
     "reduce_noise",
@@ -132,16 +136,16 @@ def _rain_settings(settings: RainConfig) -> RainSettings:
     return RainSettings(tuple(LOOKS.values()), (settings.light, settings.medium, settings.heavy))
 
 
-def _draw_rain(draws: Draws, size: tuple[int, int], settings: RainConfig) -> Shower:
+def _draw_rain(draws: Draws, size: tuple[int, int], settings: RainConfig) -> RainPlan:
     return plan_rain(draws, _rain_settings(settings), settings.dry_share)
 
 
-def _rain(clean: Tensor, shower: Shower, settings: RainConfig) -> tuple[Tensor, Tensor]:
-    return apply_rain(clean, shower, _rain_settings(settings)), clean
+def _rain(clean: Tensor, plan: RainPlan, settings: RainConfig) -> tuple[Tensor, Tensor]:
+    return apply_rain(clean, plan, _rain_settings(settings)), clean
 
 
 def _camera(clean: Tensor, numbers: CameraNumbers, settings: CameraConfig) -> tuple[Tensor, Tensor]:
-    inside = slice(_CAMERA_MARGIN, -_CAMERA_MARGIN)
+    inside = slice(CAMERA_MARGIN, -CAMERA_MARGIN)
     return apply_camera(clean, numbers)[..., inside, inside], clean[..., inside, inside]
 
 
@@ -170,12 +174,10 @@ def _blur(clean: Tensor, exposure: Exposure, settings: BlurConfig) -> tuple[Tens
     return apply_blur(clean, exposure, _blur_settings(settings))
 
 
-# Two pixels of demosaicing and three of smoothing see a border.
-_CAMERA_MARGIN = 5
-
 DEGRADATIONS: dict[str, Degradation] = {
     "correlated": Degradation(_draw_correlated, _correlated, margin=lambda settings: 0),
     "rain": Degradation(_draw_rain, _rain, margin=lambda settings: 0),
     "blur": Degradation(_draw_blur, _blur, margin=lambda settings: settings.margin),
-    "camera": Degradation(draw_camera, _camera, margin=lambda settings: _CAMERA_MARGIN),
+    "camera": Degradation(draw_camera, _camera, margin=lambda settings: CAMERA_MARGIN),
+    "noise": Degradation(draw_noise, apply_noise, margin=lambda settings: CAMERA_MARGIN),
 }

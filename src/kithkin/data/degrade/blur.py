@@ -81,9 +81,9 @@ def _light_of(stored: Tensor, exposure: Exposure) -> Tensor:
         (exposure.gamma, gamma_to_light, exposure.bright[1]),
     ):
         if len(places):
-            some = stored.index_select(0, places)
-            factor = torch.where(some >= _HIGHLIGHT, 1 + bright.view(-1, 1, 1, 1).to(some), 1.0)
-            stored.index_copy_(0, places, to_light(some) * factor)
+            values = stored.index_select(0, places)
+            factor = torch.where(values >= _HIGHLIGHT, 1 + bright.view(-1, 1, 1, 1).to(values), 1.0)
+            stored.index_copy_(0, places, to_light(values) * factor)
     return stored
 
 
@@ -106,15 +106,17 @@ def blurred(light: Tensor, kernels: Kernels, margin: int, mask: Tensor) -> Tenso
     size = (light.shape[2], light.shape[3])
     waves = torch.fft.rfft2(light)
     if len(kernels.soft):
-        soft = spectrum(disc_kernels(kernels.disc, margin), size).unsqueeze(1)
-        waves.index_copy_(0, kernels.soft, waves.index_select(0, kernels.soft) * soft)
+        discs = spectrum(disc_kernels(kernels.disc, margin), size).unsqueeze(1)
+        waves.index_copy_(0, kernels.soft, waves.index_select(0, kernels.soft) * discs)
     result = light.new_empty(*light.shape[:2], *(side - 2 * margin for side in size))
     if len(kernels.even):
-        one = _waves_of(kernels.one, size).unsqueeze(1)
-        result.index_copy_(0, kernels.even, _back(waves.index_select(0, kernels.even) * one, size[1], margin))
+        transfer = _waves_of(kernels.one, size).unsqueeze(1)
+        result.index_copy_(0, kernels.even, _back(waves.index_select(0, kernels.even) * transfer, size[1], margin))
     if len(kernels.varying):
-        many = _waves_of(kernels.many, size).unflatten(1, (NODES, NODES))
-        result.index_copy_(0, kernels.varying, _blended(waves.index_select(0, kernels.varying), many, size[1], margin))
+        transfers = _waves_of(kernels.many, size).unflatten(1, (NODES, NODES))
+        result.index_copy_(
+            0, kernels.varying, _blended(waves.index_select(0, kernels.varying), transfers, size[1], margin)
+        )
     if len(kernels.front):
         part = torch.cat([mask, mask * light.index_select(0, kernels.front)], 1)
         parts = _waves_of(kernels.parts, size).unsqueeze(1)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kithkin.data.degrade.compression import Compression, compressed, draw_compression, mix_channels
 from kithkin.data.degrade.draws import Draws
 from kithkin.data.degrade.fields import Source, as_draws, field_keys, normal_field
-from kithkin.data.degrade.jpeg import Compression, compressed, draw_compression, mix_channels
 from kithkin.data.degrade.noise import correlated_noise, smooth
 from kithkin.data.transfer import Numbers, moved
 from kithkin.degradation_config import CameraConfig
@@ -238,12 +238,12 @@ class CameraNumbers(NamedTuple):
 def draw_camera(draws: Draws, size: tuple[int, int], settings: CameraConfig) -> CameraNumbers:
     """Draw what ``apply_camera`` does to pictures of this size."""
     kind, file = draws.uniform("kind", 2).T
-    other, packed = kind < settings.correlated_share, np.flatnonzero(file < settings.jpeg_share)
-    places = np.flatnonzero(~other), np.flatnonzero(other)
-    some, rest = draws.take(places[0]), draws.take(places[1])
-    shot, read = draw_noise_levels(some, settings.phone_share)
+    is_correlated, packed = kind < settings.correlated_share, np.flatnonzero(file < settings.jpeg_share)
+    places = np.flatnonzero(~is_correlated), np.flatnonzero(is_correlated)
+    sensor_draws, noise_draws = draws.take(places[0]), draws.take(places[1])
+    shot, read = draw_noise_levels(sensor_draws, settings.phone_share)
     left, luma, chroma = (
-        some.between(name, bounds).astype(np.float32)
+        sensor_draws.between(name, bounds).astype(np.float32)
         for name, bounds in (
             ("left", settings.noise_left),
             ("luma", settings.luma_grain),
@@ -253,11 +253,11 @@ def draw_camera(draws: Draws, size: tuple[int, int], settings: CameraConfig) -> 
     low, high = settings.luma_grain
     return CameraNumbers(
         *places,
-        Developed(shot, read, some.keys("sensor"), draw_cameras(some), left, luma, chroma),
-        rest.between("sigma", settings.correlated_sigma).astype(np.float32),
-        (low + (high - low) * rest.uniform("grain", 2)).astype(np.float32),
-        rest.uniform("mix", 1)[:, 0].astype(np.float32),
-        rest.keys("noise"),
+        Developed(shot, read, sensor_draws.keys("sensor"), draw_cameras(sensor_draws), left, luma, chroma),
+        noise_draws.between("sigma", settings.correlated_sigma).astype(np.float32),
+        (low + (high - low) * noise_draws.uniform("grain", 2)).astype(np.float32),
+        noise_draws.uniform("mix", 1)[:, 0].astype(np.float32),
+        noise_draws.keys("noise"),
         np.argsort(np.concatenate(places)),
         packed,
         draw_compression(draws.take(packed), size, settings.jpeg_quality),
@@ -289,8 +289,8 @@ def apply_camera(clean: Tensor, numbers: CameraNumbers) -> Tensor:
     if len(numbers.developed):
         parts.append(_developed(clean.index_select(0, numbers.developed), numbers.sensor))
     if len(numbers.correlated):
-        some = clean.index_select(0, numbers.correlated)
-        parts.append(correlated_noise(some, numbers.level, numbers.grain, numbers.chroma, numbers.keys))
+        pictures = clean.index_select(0, numbers.correlated)
+        parts.append(correlated_noise(pictures, numbers.level, numbers.grain, numbers.chroma, numbers.keys))
     noisy = parts[0] if len(parts) == 1 else torch.cat(parts).index_select(0, numbers.order)
     noisy = noisy.clamp_(0, 1).mul_(255).round_().div_(255)
     if len(numbers.packed):

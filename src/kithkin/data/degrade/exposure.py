@@ -152,8 +152,8 @@ def draw_paths(draws: Draws, settings: BlurSettings, frames: np.ndarray | None =
     shaken, straight, curved = (motion == i for i in (0, 1, 3))
     paths[shaken] = shake_paths(between(*settings.anxiety, anxiety[shaken]), settings.length, draws.take(shaken))
     paths[straight] = linear_paths(np.full(straight.sum(), settings.length), turn[straight])
-    some = draws.take(curved)
-    paths[curved] = spline_paths(some.between("span", settings.span), some)
+    curved_draws = draws.take(curved)
+    paths[curved] = spline_paths(curved_draws.between("span", settings.span), curved_draws)
     exposure = np.where(curved, 1.0, between(*settings.exposure, exposure))
     return exposed(paths, exposure, np.full(draws.count, np.inf) if frames is None else frames)
 
@@ -192,8 +192,8 @@ def render_blur(blur: Blur, size: tuple[int, int], margin: int) -> Kernels:
     even, varying, front, soft = (
         np.flatnonzero(x) for x in (~blur.varying, blur.varying, blur.foreground, blur.disc > 0)
     )
-    some = Blur(*(x[varying] for x in blur))
-    nodes = node_paths(some, size, reach[varying]).reshape(-1, STEPS, 2)
+    varying_blur = Blur(*(x[varying] for x in blur))
+    nodes = node_paths(varying_blur, size, reach[varying]).reshape(-1, STEPS, 2)
     return Kernels(
         even,
         varying,
@@ -271,7 +271,7 @@ def node_paths(blur: Blur, size: tuple[int, int], reach: np.ndarray) -> np.ndarr
     nodes = np.stack([np.repeat(down, NODES), np.tile(right, NODES)], axis=-1)
     zoom, roll = blur.turn[:, :1], blur.turn[:, 1:]
     # By how far a place moves from the beginning to the end; small angles.
-    way = np.stack([zoom * nodes[:, 0] + roll * nodes[:, 1], zoom * nodes[:, 1] - roll * nodes[:, 0]], -1)
+    displacement = np.stack([zoom * nodes[:, 0] + roll * nodes[:, 1], zoom * nodes[:, 1] - roll * nodes[:, 0]], -1)
     times = instants(blur.frames)
     times = (times - times.mean(axis=1, keepdims=True))[:, None, :, None]
-    return shrunk(blur.path[:, None] + times * way[:, :, None], reach.reshape(-1, 1, 1, 1))
+    return shrunk(blur.path[:, None] + times * displacement[:, :, None], reach.reshape(-1, 1, 1, 1))

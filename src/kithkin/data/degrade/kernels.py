@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kithkin.data.degrade.draws import Draws, single
 from kithkin.errors import InputError
+from kithkin.messages import missing_extra
 
 STEPS = 250
 """Of a path. DeblurGAN takes 2,000; what happens in a step is scaled so that a path of fewer steps looks the same."""
@@ -204,7 +205,7 @@ def load_kernels(path: str | Path) -> list[np.ndarray]:
     try:
         matrices = _of_hdf5(path) if path.read_bytes()[:512].startswith(b"MATLAB 7.3") else _of_mat5(path)
     except ImportError as error:
-        raise InputError(f'load_kernels: {path} needs {error.name}; pip install "kithkin[data]"') from error
+        raise InputError(missing_extra(f"load_kernels: {path}", str(error.name), "data")) from error
     except (KeyError, OSError, ValueError, TypeError, zlib.error) as error:
         raise InputError(f"load_kernels: {path} is no MATLAB file with a list 'kernels' ({error})") from error
     if not matrices:

@@ -50,9 +50,22 @@ def correlated_noise(
     white = normal_field(field_keys(keys, batch), size).to(clean.dtype)
     share = chroma.to(clean).view(-1, 1, 1, 1)
     mixed = white[:, :channels] * share.sqrt() + white[:, channels:] * (1 - share).sqrt()
-    taps = _taps(grain.to(clean))
-    taps = taps / taps.norm(dim=-1, keepdim=True)
-    return clean + _filter(mixed, taps) * (sigma.to(clean) / 255).view(-1, 1, 1, 1)
+    return clean + filter_normed(mixed, grain) * (sigma.to(clean) / 255).view(-1, 1, 1, 1)
+
+
+def filter_normed(white: Tensor, grain: Tensor) -> Tensor:
+    """White noise through a Gaussian kernel for each picture, whose norm is 1, so that the level stays.
+
+    Args:
+        white: (B, C, H + 2 TAPS, W + 2 TAPS).
+        grain: (B, 2) standard deviations in pixels, down and across, or (B, C, 2) for each channel; 0 leaves the noise
+            as it is.
+
+    Returns:
+        (B, C, H, W).
+    """
+    taps = _taps(grain.to(white))
+    return _filter(white, taps / taps.norm(dim=-1, keepdim=True))
 
 
 def smooth(picture: Tensor, grain: Tensor) -> Tensor:
@@ -68,15 +81,16 @@ def smooth(picture: Tensor, grain: Tensor) -> Tensor:
 
 
 def _taps(grain: Tensor) -> Tensor:
-    """(B, 2) standard deviations -> (B, 2, 7) kernels with a 1 in the middle."""
+    """(…, 2) standard deviations -> (…, 2, 7) kernels with a 1 in the middle."""
     places = torch.arange(-TAPS, TAPS + 1, device=grain.device, dtype=grain.dtype)
     return torch.exp(-0.5 * (places / grain.clamp(min=1e-3)[..., None]).square())
 
 
 def _filter(padded: Tensor, taps: Tensor) -> Tensor:
-    """Convolve each picture with its two kernels, (B, 2, 7); the border of ``TAPS`` pixels is used up."""
+    """Convolve each picture with its two kernels, (B, 2, 7) or (B, C, 2, 7); the border of ``TAPS`` is used up."""
     batch, channels, height, width = padded.shape
-    down, across = taps.repeat_interleave(channels, dim=0).unbind(1)
+    each = taps.flatten(0, 1) if taps.ndim == 4 else taps.repeat_interleave(channels, dim=0)
+    down, across = each.unbind(1)
     rows = padded.reshape(1, batch * channels, height, width)
     rows = F.conv2d(rows, down[:, None, :, None], groups=batch * channels)
     rows = F.conv2d(rows, across[:, None, None, :], groups=batch * channels)

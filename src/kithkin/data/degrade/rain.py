@@ -53,8 +53,8 @@ def add_rain(clean: Tensor, source: Source, settings: RainSettings) -> tuple[Ten
         raise InputError(
             f"add_rain: pictures are (B, 3, H, W) floats in [0, 1], got {clean.dtype} {tuple(clean.shape)}"
         )
-    shower = plan_rain(as_draws(source, len(clean)), settings)
-    return apply_rain(clean, moved(shower, clean.device), settings), clean
+    plan = plan_rain(as_draws(source, len(clean)), settings)
+    return apply_rain(clean, moved(plan, clean.device), settings), clean
 
 
 class Rain(NamedTuple):
@@ -142,7 +142,7 @@ class Drops(NamedTuple):
     keys: Numbers
 
 
-class Shower(NamedTuple):
+class RainPlan(NamedTuple):
     """What rain falls on a batch. The wet pictures are sorted, those with the most layers first, so that those that
     have a second layer, a third one and so on are the first ones.
 
@@ -152,7 +152,7 @@ class Shower(NamedTuple):
         gray, screened: of the wet ones, as in ``Rain``.
         counts: how many pictures have a first layer, a second one, …
         streaks: the first layers of all pictures that have one, then the second ones, …
-        wearing, drops: places among the wet ones of those with drops on the lens, and their drops.
+        with_drops, drops: places among the wet ones of those with drops on the lens, and their drops.
         veiled, veil, light, keys: places among the wet ones of those with a veil, and its numbers.
     """
 
@@ -163,7 +163,7 @@ class Shower(NamedTuple):
     screened: Numbers
     counts: tuple[int, ...]
     streaks: Streaks
-    wearing: Numbers
+    with_drops: Numbers
     drops: Drops
     veiled: Numbers
     veil: Numbers
@@ -171,7 +171,7 @@ class Shower(NamedTuple):
     keys: Numbers
 
 
-def plan_rain(draws: Draws, settings: RainSettings, dry_share: float = 0.0) -> Shower:
+def plan_rain(draws: Draws, settings: RainSettings, dry_share: float = 0.0) -> RainPlan:
     """Draw the rain of B pictures, ``dry_share`` of which get none, and say which pictures have which parts of it."""
     rain = draw_rain(draws, settings)
     n_layers = (rain.density > 0).sum(axis=1)
@@ -179,15 +179,15 @@ def plan_rain(draws: Draws, settings: RainSettings, dry_share: float = 0.0) -> S
     by_layers = np.argsort(-n_layers, kind="stable")
     wet, dry = by_layers[~is_dry[by_layers]], by_layers[is_dry[by_layers]]
     counts = tuple(int((n_layers[wet] > i).sum()) for i in range(rain.density.shape[1]))
-    wearing, veiled = np.flatnonzero(rain.drops[wet] > 0), np.flatnonzero(rain.veil[wet] > 0)
-    wearers, covered = wet[wearing], wet[veiled]
+    with_drops, veiled = np.flatnonzero(rain.drops[wet] > 0), np.flatnonzero(rain.veil[wet] > 0)
+    under_drops, under_veil = wet[with_drops], wet[veiled]
     drops = Drops(
-        rain.drops[wearers],
-        rain.radius[wearers],
-        rain.strength[wearers].mean(axis=1),
-        draws.take(wearers).keys("drops"),
+        rain.drops[under_drops],
+        rain.radius[under_drops],
+        rain.strength[under_drops].mean(axis=1),
+        draws.take(under_drops).keys("drops"),
     )
-    return Shower(
+    return RainPlan(
         wet,
         dry,
         np.argsort(np.concatenate([wet, dry])),
@@ -195,12 +195,12 @@ def plan_rain(draws: Draws, settings: RainSettings, dry_share: float = 0.0) -> S
         rain.screened[wet],
         tuple(count for count in counts if count),
         streaks_of(rain, draws, [wet[:count] for count in counts]),
-        wearing,
+        with_drops,
         drops,
         veiled,
-        rain.veil[covered],
-        rain.light[covered],
-        draws.take(covered).keys("veil"),
+        rain.veil[under_veil],
+        rain.light[under_veil],
+        draws.take(under_veil).keys("veil"),
     )
 
 
@@ -208,39 +208,39 @@ def streaks_of(rain: Rain, draws: Draws, places: list[np.ndarray]) -> Streaks:
     """The first layers of these pictures, the second ones of those, …: ``places`` for each layer, which they have."""
     parts = []
     for layer, chosen in enumerate(places):
-        own = draws.child(f"layer {layer}").take(chosen)
+        layer_draws = draws.child(f"layer {layer}").take(chosen)
         numbers = [x[chosen, layer] for x in rain[:7]]
-        parts.append([*numbers, rain.variation[chosen], own.keys("seeds"), own.keys("changes")])
+        parts.append([*numbers, rain.variation[chosen], layer_draws.keys("seeds"), layer_draws.keys("changes")])
     if not parts:
         return Streaks(*np.zeros((8, 0), np.float32), *np.zeros((2, 0, 2), np.int32))
     return Streaks(*(np.concatenate(x) for x in zip(*parts, strict=True)))
 
 
-def apply_rain(clean: Tensor, shower: Shower, settings: RainSettings) -> Tensor:
+def apply_rain(clean: Tensor, plan: RainPlan, settings: RainSettings) -> Tensor:
     """Rainy pictures, by numbers that have been moved to the device of the clean ones (B, 3, H, W)."""
-    if not len(shower.wet):
+    if not len(plan.wet):
         return clean
     size = (clean.shape[2], clean.shape[3])
-    picture = clean.index_select(0, shower.wet).to(torch.promote_types(clean.dtype, torch.float32))
-    gray, screened = (x.to(picture) for x in (shower.gray, shower.screened))
-    layers = streak_layers(shower.streaks, size, streak_reach(settings)) if shower.counts else picture[:0]
-    for layer, count in zip(layers.split(shower.counts), shower.counts, strict=True):
+    picture = clean.index_select(0, plan.wet).to(torch.promote_types(clean.dtype, torch.float32))
+    gray, screened = (x.to(picture) for x in (plan.gray, plan.screened))
+    layers = streak_layers(plan.streaks, size, streak_reach(settings)) if plan.counts else picture[:0]
+    for layer, count in zip(layers.split(plan.counts), plan.counts, strict=True):
         part = picture[:count]
         part.copy_(blend(part, layer[:, None].to(picture), gray[:count], screened[:count]))
-    if len(shower.wearing):
-        part = picture.index_select(0, shower.wearing)
-        layer = drop_layers(shower.drops, size, drop_reach(settings))[:, None].to(picture)
-        own = gray.index_select(0, shower.wearing), screened.index_select(0, shower.wearing)
-        picture.index_copy_(0, shower.wearing, blend(part, layer, *own))
-    if len(shower.veiled):
-        veil = shower.veil.view(-1, 1, 1, 1) * smooth_field(shower.keys, size, _CELLS).mul_(0.5).add_(0.5)
-        light = shower.light.view(-1, 1, 1, 1).to(picture)
-        part = picture.index_select(0, shower.veiled)
-        picture.index_copy_(0, shower.veiled, torch.lerp(part, light, veil.to(picture)))
+    if len(plan.with_drops):
+        part = picture.index_select(0, plan.with_drops)
+        layer = drop_layers(plan.drops, size, drop_reach(settings))[:, None].to(picture)
+        blending = gray.index_select(0, plan.with_drops), screened.index_select(0, plan.with_drops)
+        picture.index_copy_(0, plan.with_drops, blend(part, layer, *blending))
+    if len(plan.veiled):
+        veil = plan.veil.view(-1, 1, 1, 1) * smooth_field(plan.keys, size, _CELLS).mul_(0.5).add_(0.5)
+        light = plan.light.view(-1, 1, 1, 1).to(picture)
+        part = picture.index_select(0, plan.veiled)
+        picture.index_copy_(0, plan.veiled, torch.lerp(part, light, veil.to(picture)))
     if settings.quantised:
         picture = picture.mul_(255).round_().div_(255)
     picture = picture.to(clean.dtype)
-    return torch.cat([picture, clean.index_select(0, shower.dry)]).index_select(0, shower.order)
+    return torch.cat([picture, clean.index_select(0, plan.dry)]).index_select(0, plan.order)
 
 
 def streak_reach(settings: RainSettings) -> int:
@@ -317,8 +317,8 @@ def drop_layers(drops: Drops, size: tuple[int, int], reach: int) -> Tensor:
     steps = torch.arange(-reach, reach + 1, device=drops.radius.device, dtype=torch.float32)
     discs = (drops.radius.view(-1, 1, 1) + 0.5 - torch.hypot(steps.view(-1, 1), steps)).clamp_(0, 1)
     wet = (max(size[0], discs.shape[1]), max(size[1], discs.shape[1]))
-    found = seeds(drops.share / discs.sum((1, 2)), wet, drops.keys)
-    return _wrapped(found, discs)[:, : size[0], : size[1]].mul(drops.bright.view(-1, 1, 1)).clamp_(0, 1)
+    drop_seeds = seeds(drops.share / discs.sum((1, 2)), wet, drops.keys)
+    return _wrapped(drop_seeds, discs)[:, : size[0], : size[1]].mul(drops.bright.view(-1, 1, 1)).clamp_(0, 1)
 
 
 def blend(picture: Tensor, layer: Tensor, gray: Tensor, screened: Tensor) -> Tensor:

@@ -8,9 +8,7 @@
 
 #pragma once
 
-#include <cstdlib>
 #include <limits>
-#include <new>
 #include <vector>
 
 #include "simd.hpp"
@@ -64,8 +62,7 @@ struct Scratch {
         const int64_t wide = 2 * (3 * s.kc + s.kq);
         int64_t total = (wide + 15) / 16 * 16;
         for (int64_t n : sizes) total += (n + 15) / 16 * 16;
-        memory_ = static_cast<float*>(std::aligned_alloc(64, total * 4));
-        if (!memory_) throw std::bad_alloc();
+        memory_ = static_cast<float*>(::operator new(total * 4, CACHE_LINE));
         std::memset(memory_, 0, total * 4);
         float* next = memory_;
         for (size_t i = 0; i < sizeof places / sizeof *places; ++i) {
@@ -77,7 +74,7 @@ struct Scratch {
         candidates = reinterpret_cast<int64_t*>(values + s.kc);
         queries = candidates + s.kc;
     }
-    ~Scratch() { std::free(memory_); }
+    ~Scratch() { ::operator delete(memory_, CACHE_LINE); }
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;
 

@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "simd.hpp"
@@ -13,6 +14,19 @@ namespace kithkin {
 
 inline int64_t vectors(int64_t channels) { return (channels + W - 1) / W; }
 inline int64_t vector_at(int64_t v, int64_t channels) { return std::min(v * W, channels - W); }
+
+// Floats that begin at a cache line, not set to anything.
+struct Aligned {
+    explicit Aligned(int64_t count) : memory_(static_cast<float*>(::operator new(count * 4, CACHE_LINE))) {}
+    ~Aligned() { ::operator delete(memory_, CACHE_LINE); }
+    Aligned(Aligned&& other) noexcept : memory_(std::exchange(other.memory_, nullptr)) {}
+    Aligned(const Aligned&) = delete;
+    Aligned& operator=(const Aligned&) = delete;
+    float* at(int64_t i) const { return memory_ + i; }
+
+  private:
+    float* memory_;
+};
 
 // Element (r, d) of a left factor lies at x[r * row + d * column].
 struct Factor {

@@ -27,9 +27,6 @@ bool forward(const KithkinDepthwise& c) {
 
 }  // namespace
 
-extern "C" {
-
 // 0, or 1 where the memory did not suffice.
-int kithkin_depthwise(const KithkinDepthwise* c) { return guarded([=] { return forward(*c); }); }
-int kithkin_depthwise_backward(const KithkinDepthwise* c) { return guarded([=] { return differentiate_depthwise(*c); }); }
-}
+KITHKIN_API int kithkin_depthwise(const KithkinDepthwise* c) { return guarded([=] { return forward(*c); }); }
+KITHKIN_API int kithkin_depthwise_backward(const KithkinDepthwise* c) { return guarded([=] { return differentiate_depthwise(*c); }); }

@@ -5,8 +5,6 @@
 
 #pragma once
 
-#include <cstdlib>
-#include <new>
 #include <vector>
 
 #include "dense.hpp"
@@ -84,20 +82,15 @@ struct Strips {
 
 // The last three rows of a map that were worked off, each with an empty pixel at both ends.
 struct Rows {
-    explicit Rows(const Strips& s) : row_((s.call.width + 2) * s.pitch), pitch_(s.pitch) {
-        memory_ = static_cast<float*>(std::aligned_alloc(64, (3 * row_ * 4 + 63) / 64 * 64));
-        if (!memory_) throw std::bad_alloc();
-        std::memset(memory_, 0, 3 * row_ * 4);
+    explicit Rows(const Strips& s) : row_((s.call.width + 2) * s.pitch), pitch_(s.pitch), memory_(3 * row_) {
+        std::memset(memory_.at(0), 0, 3 * row_ * 4);
     }
-    ~Rows() { std::free(memory_); }
-    Rows(const Rows&) = delete;
-    Rows& operator=(const Rows&) = delete;
-    float* at(int64_t y) { return memory_ + (y + 3) % 3 * row_ + pitch_; }
+    float* at(int64_t y) { return memory_.at((y + 3) % 3 * row_ + pitch_); }
     void clear(int64_t y) { std::memset(at(y), 0, (row_ - 2 * pitch_) * 4); }
 
   private:
     int64_t row_, pitch_;
-    float* memory_;
+    Aligned memory_;
 };
 
 // GELU of row y of the map, and its derivative where `slopes` is given; zeros beyond the border.

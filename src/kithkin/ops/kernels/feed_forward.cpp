@@ -208,9 +208,6 @@ bool backward(const KithkinFeedForward& c) {
 
 }  // namespace
 
-extern "C" {
-
 // 0, or 1 where the memory did not suffice.
-int kithkin_feed_forward(const KithkinFeedForward* c) { return guarded([=] { return forward(*c); }); }
-int kithkin_feed_forward_backward(const KithkinFeedForward* c) { return guarded([=] { return backward(*c); }); }
-}
+KITHKIN_API int kithkin_feed_forward(const KithkinFeedForward* c) { return guarded([=] { return forward(*c); }); }
+KITHKIN_API int kithkin_feed_forward_backward(const KithkinFeedForward* c) { return guarded([=] { return backward(*c); }); }

@@ -165,35 +165,18 @@ bool pairs_fit(const KithkinCall& c) { return c.pixels % 2 == 0 && c.pitch % 2 =
 
 }  // namespace
 
-extern "C" {
-
 // 0, or 1 where the work fails or memory runs out.
-int kithkin_forward(const KithkinCall* c) {
+KITHKIN_API int kithkin_forward(const KithkinCall* c) {
     if (!c->bfloat16) return guarded([=] { return forward<Floats, float>(*c); });
 #ifdef __AVX512BF16__
     if (pairs_fit(*c)) return guarded([=] { return forward<Pairs, bfloat16>(*c); });
 #endif
     return guarded([=] { return forward<Floats, bfloat16>(*c); });
 }
-int kithkin_backward(const KithkinCall* c) {
+KITHKIN_API int kithkin_backward(const KithkinCall* c) {
     if (!c->bfloat16) return guarded([=] { return backward<Floats, float>(*c); });
 #ifdef __AVX512BF16__
     if (pairs_fit(*c)) return guarded([=] { return backward<Pairs, bfloat16>(*c); });
 #endif
     return guarded([=] { return backward<Floats, bfloat16>(*c); });
-}
-
-// What this processor and its system can run: a place in the list of instruction sets in build.py.
-int kithkin_level() {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
-    for (bool has : {__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512vl"), __builtin_cpu_supports("avx512bw"),
-                     __builtin_cpu_supports("avx512dq")})
-        if (!has) return 1;
-    return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
-#else
-    return 0;
-#endif
-}
 }

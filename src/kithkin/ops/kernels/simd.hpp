@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <type_traits>
 
 #ifdef __AVX__
@@ -24,6 +25,7 @@ typedef uint32_t Int __attribute__((vector_size(4 * KITHKIN_LANES), aligned(4), 
 typedef float Quad __attribute__((vector_size(16), aligned(4), may_alias));
 typedef uint32_t Bits __attribute__((may_alias));
 
+constexpr std::align_val_t CACHE_LINE{64};
 constexpr float LOG2_E = 1.44269504f;
 
 struct bfloat16 {

@@ -10,13 +10,15 @@
 #include <thread>
 #include <vector>
 
+#include "api.hpp"
+
 namespace kithkin {
 
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
 // Run `work` in a team of threads, each of which takes numbers from 0 to `count` - 1 until none is left. `team` is the
 // GOMP_parallel of the OpenMP runtime that PyTorch has loaded, so that its sleeping threads are used and no second team is
-// started.
+// started; without one (Windows) each loop starts threads of its own.
 struct Loop {
     int64_t count;
     std::function<void(Loop&)> work;
@@ -47,7 +49,10 @@ struct Loop {
             team(enter, this, static_cast<unsigned>(threads), 0);
         } else {
             std::vector<std::thread> others;
-            for (int i = 1; i < threads; ++i) others.emplace_back(enter, this);
+            try {
+                for (int i = 1; i < threads; ++i) others.emplace_back(enter, this);
+            } catch (const std::exception&) {  // the system gives no more threads: those that there are do the work
+            }
             enter(this);
             for (auto& other : others) other.join();
         }

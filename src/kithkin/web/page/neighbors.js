@@ -5,7 +5,7 @@ import * as api from "/page/api.js";
 const byId = (id) => document.getElementById(id);
 const COLOURS = ["#ff8a3d", "#4fb8ff", "#ffe04a", "#3fd694", "#ff8ad8", "#b79bff"];
 
-export function createNeighbors({ limits, model, say }) {
+export function createNeighbors({ limits, models, say }) {
   const [canvas, places, hint, list] = ["canvas", "places", "neighbors-hint", "patches"].map(byId);
   const groups = { stage: byId("stages"), block: byId("blocks"), round: byId("rounds") };
   const stage = canvas.parentElement;
@@ -128,7 +128,7 @@ export function createNeighbors({ limits, model, say }) {
     const strongest = others[0] ? ` The strongest other one counts ${percent(others[0].weight)}.` : "";
     say(`Patch in ${name} looks at ${others.length} others.${strongest}`);
     hint.textContent =
-      `Patches of ${patch_side} × ${patch_side} pixels. White: the patch in ${name}. Framed: what it looks at, the thicker the more; ` +
+      `${found.by} Patches of ${patch_side} × ${patch_side} pixels. White: the patch in ${name}. Framed: what it looks at, the thicker the more; ` +
       `dashed: from the chunk before its own; a colour a round. Point at another patch, or use the arrow keys.`;
   }
 
@@ -199,9 +199,11 @@ export function createNeighbors({ limits, model, say }) {
     const own = (waiting = new AbortController());
     hint.textContent = "The network looks at this part of the picture …";
     say(hint.textContent);
+    const { chosen, shown } = models();
     try {
-      const answer = await api.neighbors(picture.file, { x, y, model: model() }, own.signal);
-      found = answer;
+      const answer = await api.neighbors(picture.file, { x, y, model: shown.name }, own.signal);
+      const why = shown === chosen ? "" : `: ${chosen.name} has no attention`;
+      found = { ...answer, by: `Shown by ${shown.name}${why}.` };
       const stages = [...new Set(answer.blocks.map((one) => one.stage))];
       // The second stage's patches are large enough to be recognised.
       choices("stage", stages.map((name) => [name, name]), stages[Math.min(1, stages.length - 1)]);

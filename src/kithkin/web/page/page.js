@@ -34,7 +34,24 @@ let viewer;
 let neighbors;
 
 const option = (name) => document.querySelector(`input[name="${name}"]:checked`)?.value;
-const options = () => ({ model: option("model"), strength: Number(byId("strength").value) / 100 });
+const AMOUNTS = ["luma", "chroma", "detail"];
+const share = (name) => Number(byId(name).value) / 100;
+const modelOf = (name) => about.models.find((model) => model.name === name);
+// Grain and colour speckle are noise; detail can be told from noise alone.
+const isNoise = (model) => !["derain", "deblur"].includes(modelOf(model).task);
+
+function options() {
+  const [model, strength] = [option("model"), share("strength")];
+  const amounts = isNoise(model) ? AMOUNTS.map((name) => [name, share(name)]) : [];
+  return { model, strength, ...Object.fromEntries(amounts) };
+}
+
+/* The chosen model, and the one that shows neighbours: the first with attention where the chosen one has none. */
+function models() {
+  const chosen = modelOf(option("model"));
+  return { chosen, shown: chosen.attention ? chosen : about.models.find((model) => model.attention) };
+}
+
 const waits = (picture) => ["new", "failed", "cancelled"].includes(picture.state) && picture.taken;
 const unsaved = ({ state, result }) => ["waiting", "working"].includes(state) || (result && !result.saved);
 
@@ -277,6 +294,13 @@ function stripItem(picture) {
 
 const addItem = el("li", {}, el("button", { type: "button", class: "add", onclick: () => byId("files").click() }, "Add"));
 
+function drawOptions() {
+  for (const name of ["strength", ...AMOUNTS]) byId(`${name}-shown`).textContent = `${byId(name).value} %`;
+  byId("noise").hidden = !isNoise(option("model"));
+  const preset = presetOf(Object.fromEntries(AMOUNTS.map((name) => [name, share(name)])));
+  for (const input of byId("presets").querySelectorAll("input")) input.checked = input.value === preset;
+}
+
 function drawPanel() {
   const state = current?.state;
   const working = state === "working" || state === "waiting";
@@ -306,14 +330,26 @@ function drawPanel() {
   drawResult(working);
 }
 
-const asChosen = ({ model, strength }) => model === options().model && strength === options().strength;
+const asChosen = (result) => Object.entries(options()).every(([name, value]) => result[name] === value);
+
+const asPercent = (value) => `${Math.round(value * 100)} %`;
+const presetOf = (amounts) => Object.keys(about.presets).find((name) => AMOUNTS.every((one) => about.presets[name][one] === amounts[one]));
+
+/* "Noise, strength 100 %", and what is not as at the beginning. */
+function settingsOf(result) {
+  const words = [title(modelOf(result.model)), `strength ${asPercent(result.strength)}`];
+  if (result.luma === undefined) return words.join(", ");
+  const preset = presetOf(result);
+  if (!preset) words.push(`grain ${asPercent(result.luma)}`, `colour ${asPercent(result.chroma)}`, `detail ${asPercent(result.detail)}`);
+  else if (preset !== Object.keys(about.presets)[0]) words.push(presetTitle(preset).toLowerCase());
+  return words.join(", ");
+}
 
 function drawResult(working) {
   const result = working ? null : current?.result;
   byId("result").hidden = !result;
   if (!result) return;
-  const { task } = about.models.find((model) => model.name === result.model);
-  const settings = `${title(task)}, strength ${Math.round(result.strength * 100)} %`;
+  const settings = settingsOf(result);
   const download = byId("download");
   Object.assign(download, { href: result.url, download: result.name });
   download.textContent = asChosen(result) ? "Download PNG" : `Download PNG (${settings})`;
@@ -323,7 +359,8 @@ function drawResult(working) {
   byId("notes").replaceChildren(...result.notes.map((sentence) => el("li", {}, sentence)));
 }
 
-const title = (task) => task[0].toUpperCase() + task.slice(1);
+const presetTitle = (name) => name[0].toUpperCase() + name.slice(1).replace("-", " ");
+const title = ({ removes }) => removes[0].toUpperCase() + removes.slice(1);
 
 /* Beginning */
 
@@ -342,7 +379,10 @@ function listen() {
     cancel(current);
     draw();
   });
-  byId("strength").addEventListener("input", ({ target }) => (byId("strength-shown").textContent = `${target.value} %`));
+  byId("presets").addEventListener("change", ({ target }) => {
+    for (const name of AMOUNTS) byId(name).value = 100 * about.presets[target.value][name];
+  });
+  for (const event of ["input", "change"]) byId("options").addEventListener(event, drawOptions);
   for (const event of ["input", "change"]) byId("options").addEventListener(event, drawPanel);
   byId("download").addEventListener("click", () => (current.result.saved = true));
   byId("views").addEventListener("change", draw);
@@ -375,17 +415,27 @@ async function begin() {
     byId("problem").firstElementChild.textContent = error.message;
     return;
   }
-  about.models.forEach(({ name, task, summary }, i) => {
-    const input = el("input", { type: "radio", name: "model", value: name, checked: i === 0 && "" });
-    byId("tasks").append(el("label", {}, input, el("div", {}, el("b", {}, title(task)), el("small", {}, summary))));
+  about.models.forEach((model, i) => {
+    const input = el("input", { type: "radio", name: "model", value: model.name, checked: i === 0 && "" });
+    byId("tasks").append(el("label", {}, input, el("div", {}, el("b", {}, title(model)), el("small", {}, model.summary))));
   });
+  for (const name of Object.keys(about.presets)) {
+    const input = el("input", { type: "radio", name: "preset", value: name });
+    byId("presets").append(el("label", {}, input, el("span", {}, presetTitle(name))));
+  }
+  const attention = about.models.some((model) => model.attention);
+  document.querySelector("input[name=view][value=neighbors]").disabled = !attention;
+  byId("no-neighbors").hidden = attention;
   const { megabytes, megapixels } = about.limits;
-  byId("accepts").textContent = `PNG, JPEG, WebP, TIFF or BMP, up to ${megapixels} megapixels and ${megabytes} MB`;
+  const formats = Object.keys(about.formats).map((kind) => (kind === "raw" ? "camera raw" : kind));
+  byId("files").accept = [...Object.values(about.formats).flat(), "image/*"].join(",");
+  byId("accepts").textContent = `${formats.slice(0, -1).join(", ")} or ${formats.at(-1)}, up to ${megapixels} megapixels and ${megabytes} MB`;
   const here = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
   byId("promise").textContent = here ? "Pictures stay on this computer. Nothing is kept." : "Pictures go to this server alone. Nothing is kept.";
   viewer = createViewer();
-  neighbors = createNeighbors({ limits: about.limits, model: () => option("model"), say });
+  neighbors = createNeighbors({ limits: about.limits, models, say });
   listen();
+  drawOptions();
   draw();
 }
 
