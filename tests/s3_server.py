@@ -21,7 +21,7 @@ sys.stdin.read()
 def s3_server():
     """Run an empty server that AWS's variables lead to."""
     pytest.importorskip("moto.server", reason="moto is not installed")
-    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
     command = [sys.executable, "-c", COMMAND]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -34,4 +34,6 @@ def s3_server():
                 patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
                 yield
         finally:
+            # s3fs keeps its clients, and would ask this server after the next one has started.
+            s3fs.S3FileSystem.clear_instance_cache()
             process.terminate()

@@ -319,7 +319,6 @@ def s3():
         system.mkdir("bucket")
         put(system, "bucket/folder", FILES)
         yield s3fs.S3FileSystem
-        s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_training_from_an_s3_server_is_training_from_the_folder(tmp_path, s3):
