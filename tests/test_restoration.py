@@ -284,6 +284,12 @@ def test_what_is_no_image_is_refused_with_what_is_expected(name):
         restore(MODEL, BAD[name])
 
 
+@pytest.mark.parametrize("first", ["denoise", np.zeros((8, 8, 3), np.uint8), torch.zeros(3, 8, 8)])
+def test_what_is_no_model_is_named(first):
+    with pytest.raises(InputError, match=rf"first argument is a model.*got {type(first).__name__}"):
+        restore(first, MODEL)
+
+
 def test_noise_beyond_the_range_is_taken_and_the_result_clamped():
     image = random_image(8, 8) * 3 - 1
     for strength in (0, 0.5, 1):

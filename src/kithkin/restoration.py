@@ -56,12 +56,16 @@ def restore(
             bfloat16 that was asked for; None makes it a warning.
 
     Raises:
-        InputError: the image, or an option, is not one of the above, or holds NaN or infinite
-            values.
+        InputError: the model, the image or an option is not one of the above, or the image holds
+            NaN or infinite values.
         ImageError: a file can't be read, or its result exists already or can't be written.
         KithkinError: the memory does not suffice (for tiles of 64 pixels, or for one pass with
             ``"off"``), or the model gives NaN or infinite values.
     """
+    if not callable(model):
+        raise InputError(
+            f"restore: the first argument is a model, such as load_model('denoise'), got {type(model).__name__}"
+        )
     options = replace(options or RestoreOptions(), **changes)
     note = note or warn
     if isinstance(model, KiT) and (slow := remark(next(model.parameters()).device.type)):
