@@ -28,16 +28,16 @@ HERE = Path(__file__).parent.parent / "src"
 ROUNDS, BUDGET, BATCHES = 3, 1.5, (8, 64)
 CELLS = {
     "Gaussian noise, 96²": ("denoise-gaussian-small", 96),
-    "camera, 128²": ("denoise-real-small", 128),
+    "camera, 128²": ("denoise-gaussian-small", 128, "camera"),
     "rain, 128²": ("derain-small", 128),
     "blur, 96² of 160²": ("deblur-tiny", 96),
 }
 
 
-def setting(recipe: str, crop: int) -> DataConfig:
-    """The data of a recipe; what is degraded is degraded in every crop."""
+def setting(recipe: str, crop: int, kind: str | None = None) -> DataConfig:
+    """The data of a recipe, with another kind of degradation if one is named; it degrades every crop."""
     changes: dict[str, Any] = {"crop": crop, "cache_gb": 2.0}
-    data = load_config(recipe).data
+    data = load_config(recipe, {"data.degradation.kind": kind} if kind else {}).data
     if data.degradation is not None:
         changes |= {"sigma": None, "degraded_share": 1.0}
     return data.model_copy(update=changes)
@@ -61,8 +61,8 @@ def rates(folder: Path) -> dict[str, float]:
     for _ in photos.read(range(len(photos))):
         pass
     found = {}
-    for name, (recipe, crop) in CELLS.items():
-        config = setting(recipe, crop)
+    for name, cell in CELLS.items():
+        config = setting(*cell)
         for size in BATCHES:
             spent = least(lambda step, c=config, b=size: sample_batch(photos, c, batch_size=b, seed=0, step=step))
             found[f"{name}, batch of {size}"] = 1e3 * spent / size

@@ -223,7 +223,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     args = parser.parse_args(given)
-    args.method = args.method or ["denoise-gaussian-tiny", "denoise-gaussian-small", "denoise-real-small"]
+    args.method = args.method or ["denoise-tiny", "denoise-small", "denoise-gaussian-tiny", "denoise-gaussian-small"]
     return args
 
 

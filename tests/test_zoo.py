@@ -47,7 +47,7 @@ def test_a_task_names_its_default():
 
 def test_old_names_answer_with_a_note():
     for old, new in RENAMED.items():
-        with pytest.warns(RenamedWarning, match=f"{old} is called {new} now"):
+        with pytest.warns(RenamedWarning, match=f"{old} is {new} now"):
             assert zoo.find_model(old) == zoo.find_model(new) is not None
     assert not RENAMED.keys() & zoo.list_models().keys()
     with pytest.warns(RenamedWarning, match="denoise-fast"):

@@ -77,9 +77,8 @@ class RestoreOptions:
             ``config.blocks``). The result is float32 before it is stored. Other restorers ignore it.
         uniform_blur: experimental, for a model that deblurs: ``"light"`` if the whole picture is blurred in the same
             way, as by a shaking hand, or ``"stored"`` if stored values were blurred, as in most test sets. The kernel
-            is estimated and undone, and the model ``denoise-real-small`` cleans what is left, in bfloat16 only if it
-            is of that kind. A picture that one kernel doesn't explain is restored by the model alone
-            (``kithkin.deconvolution``).
+            is estimated and undone, and the model ``denoise-small`` cleans what is left. A picture that one kernel
+            doesn't explain is restored by the model alone (``kithkin.deconvolution``).
         quality: 1 to 100, of JPEG, HEIC and AVIF files, 95 where it is None, and of WebP files, which it makes lossy.
         overwrite: replace results that exist already.
 
@@ -174,8 +173,7 @@ class RestoreOptions:
         if self.uniform_blur is not None:
             from kithkin.deconvolution import UniformDeblur, load_cleaner
 
-            cleaner = load_cleaner(model)
-            cleaning = self.passes(cleaner, precision if cleaner.config.blocks else "float32")
+            cleaning = self.passes(load_cleaner(model), precision)
             composed = UniformDeblur(composed, Tiled(cleaning, side, self.overlap, note=note), self.uniform_blur, note)
         return composed if self.amounts == (1, 1, 0) else Blend(composed, luma, chroma, detail)
 

@@ -11,12 +11,11 @@ from kithkin.deconvolution.constants import CURVES, SIZE
 from kithkin.deconvolution.inverse import deconvolve, noise_level, unexplained
 from kithkin.deconvolution.kernel import estimate_kernel
 from kithkin.errors import InputError
-from kithkin.layers import KNNLocalAttention
 from kithkin.model import KiT
 from kithkin.restorers import Composition, Note, Progress, Restorer, out_of_memory, share, silent, warn
 from kithkin.zoo import load_model
 
-CLEANER = "denoise-real-small"
+CLEANER = "denoise-small"
 """The model that cleans a picture whose uniform blur was undone."""
 
 
@@ -57,16 +56,14 @@ class UniformDeblur(Composition):
 
 
 def load_cleaner(model: KiT | Restorer) -> KiT:
-    """``CLEANER`` on the device of a network, with its backend; or on that of another restorer."""
-    if not isinstance(model, nn.Module):
-        return _cleaner(str(model.device), None)
-    backends = [module.backend for module in model.modules() if isinstance(module, KNNLocalAttention)]
-    return _cleaner(str(next(model.parameters(), torch.empty(0)).device), backends[0] if backends else None)
+    """``CLEANER`` on the device of a network or of another restorer."""
+    device = next(model.parameters(), torch.empty(0)).device if isinstance(model, nn.Module) else model.device
+    return _cleaner(str(device))
 
 
 @lru_cache(maxsize=2)
-def _cleaner(device: str, backend: str | None) -> KiT:
-    return load_model(CLEANER, device=device).set_backend(backend).eval()
+def _cleaner(device: str) -> KiT:
+    return load_model(CLEANER, device=device).eval()
 
 
 def remove_uniform_blur(
