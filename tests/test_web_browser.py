@@ -140,19 +140,32 @@ def test_a_picture_is_restored_compared_and_downloaded(visit, command):
 
     page.check("input[name=zoom][value='1']", force=True)
     divider = page.locator("#divider")
-    box = page.locator("#sheet").bounding_box()
-    page.mouse.move(box["x"] + 100, box["y"] + 60)
+    left, top = framed(page, 200, 120)
+    box = page.locator("#viewer").bounding_box()
+    page.mouse.move(box["x"] + left + 100, box["y"] + top + 60)
     page.mouse.down()
-    page.mouse.move(box["x"] + 80, box["y"] + 50, steps=4)
-    page.mouse.move(box["x"] + 50, box["y"] + 50, steps=4)
+    page.mouse.move(box["x"] + left + 80, box["y"] + top + 50, steps=4)
+    page.mouse.move(box["x"] + left + 50, box["y"] + top + 50, steps=4)
     page.mouse.up()
     assert divider.get_attribute("aria-valuenow") == "25"
-    shown = pixels_of(page.screenshot(clip={key: round(value) for key, value in box.items()}))
+    shown = drawn(page)[top : top + 120, left : left + 200]
     before, after = pixels_of(data), pixels_of(command("photo.png", data))
     # At 1:1 every pixel is the file's own; the line, its knob and the tags lie elsewhere.
     assert (shown[5:30, 5:45] == before[5:30, 5:45]).all()
     assert (shown[5:30, 60:195] == after[5:30, 60:195]).all()
     assert (before[5:30, 60:195] != after[5:30, 60:195]).any()
+
+
+def framed(page, width, height):
+    """Where a picture of this many screen pixels lies in the middle of its frame: left, top."""
+    frame = page.locator("#viewer").bounding_box()
+    return int((frame["width"] - width + 1) // 2), int((frame["height"] - height + 1) // 2)
+
+
+def drawn(page):
+    """What the frame shows: (H, W, 3)."""
+    page.evaluate("new Promise((then) => requestAnimationFrame(() => requestAnimationFrame(then)))")
+    return pixels_of(page.locator("#viewer").screenshot())
 
 
 def test_the_divider_follows_the_keys_and_says_where_it_is(visit):
@@ -165,8 +178,7 @@ def test_the_divider_follows_the_keys_and_says_where_it_is(visit):
         page.keyboard.press(key)
         assert divider.get_attribute("aria-valuenow") == str(value)
     assert divider.get_attribute("aria-valuetext") == "100 % before, 0 % after"
-    assert page.locator("#before").get_attribute("alt") == "photo.png as it came"
-    assert page.locator("#after").get_attribute("alt") == "photo.png restored"
+    assert page.get_attribute("#viewer", "aria-label") == "photo.png, before and after"
 
 
 def test_strength_and_task_reach_the_server(visit, command):
@@ -210,7 +222,7 @@ def test_several_pictures_in_a_row(visit, command):
     pictures = {f"photo{i}.png": encoded(pixels=levels(40 + 8 * i, 60, seed=i)) for i in range(3)}
     choose(page, **pictures)
     page.click("#go-all:has-text('Restore all 3')")
-    page.wait_for_selector("#strip:not(:has(li:not(.done) .pick))")
+    finish(page)
     for i, (name, data) in enumerate(pictures.items()):
         page.locator("#strip .pick").nth(i).click()
         assert downloaded(page) == (f"photo{i}-restored.png", command(name, data))
@@ -219,10 +231,62 @@ def test_several_pictures_in_a_row(visit, command):
     assert "photo2.png" in page.inner_text("#caption") + page.inner_text("#strip")
 
 
+def finish(page):
+    page.wait_for_selector("#strip:not(:has(li:not(.done) .pick))")
+
+
+def test_all_results_are_downloaded_at_once(visit, command):
+    page, saved = visit(), []
+    page.on("download", lambda download: saved.append(download))
+    pictures = {f"photo{i}.png": encoded(pixels=levels(40, 60, seed=i)) for i in range(3)}
+    choose(page, **pictures)
+    page.click("#go-all:has-text('Restore all 3')")
+    finish(page)
+    page.click("#download-all:has-text('Download all 3')")
+    page.wait_for_function("dispatchEvent(new Event('beforeunload', {cancelable: true}))")  # All are saved.
+    page.wait_for_timeout(300)
+    found = {one.suggested_filename: Path(one.path()).read_bytes() for one in saved}
+    assert found == {f"photo{i}-restored.png": command(f"photo{i}.png", pictures[f"photo{i}.png"]) for i in range(3)}
+
+
+def test_several_pictures_have_one_progress_and_are_cancelled_at_once(visit):
+    page = visit()
+    choose(page, **{"small.png": encoded(), "large.png": LARGE, "next.png": encoded(), "last.png": encoded()})
+    page.click("#go-all:has-text('Restore all 4')")
+    page.wait_for_selector("#progress-text:has-text('1 of 4, ')")
+    page.wait_for_selector("#progress-text:has-text(' left')")
+    # A small picture beside three: its share is that of its pixels.
+    shares = [int(page.get_attribute("#track", "aria-valuenow"))]
+    assert re.fullmatch(r"\d+ % · small.png · kithkin", page.title())
+    page.locator("#strip .pick").last.click()  # The progress is that of all, whichever is shown.
+    assert "last.png" in page.title()
+    while shares[-1] < 30:
+        page.wait_for_timeout(50)
+        shares.append(int(page.get_attribute("#track", "aria-valuenow")))
+    assert shares == sorted(shares)
+    page.click("#cancel:has-text('Cancel all 3')")
+    page.wait_for_selector("#strip li.cancelled:nth-child(2)")
+    assert page.locator("#strip li.done").count() == 1
+    assert page.locator("#strip li.cancelled").count() == 3
+    assert page.is_hidden("#progress")
+    assert page.title() == "last.png · kithkin"
+
+
+def test_the_empty_page_has_an_example(visit):
+    page = visit()
+    assert page.evaluate("document.querySelector('#example img').naturalWidth") == 384
+    page.click("#example")
+    page.wait_for_selector("#go:not(:disabled)")
+    assert "example.webp · 384 × 384" in page.inner_text("#caption")
+    restore(page)
+    assert downloaded(page)[0] == "example-restored.png"
+
+
 def test_what_the_browser_can_not_show_is_shown_by_the_server(visit, command):
     page, data = visit(), encoded("TIFF", levels(40, 70))
     add(page, "scan.tiff", data)
-    assert page.evaluate("document.querySelector('#before').naturalWidth") == 70
+    page.wait_for_selector("#viewer[data-before=drawn]")
+    assert "70 × 40" in page.inner_text("#caption")
     restore(page)
     assert downloaded(page) == ("scan-restored.png", command("scan.tiff", data))
 
@@ -340,6 +404,135 @@ def test_neighbors_by_keyboard_in_every_stage_and_round(visit):
     assert page.locator("#patches li").count() == 0
 
 
+def ramp():
+    """Red says the column and green the row, each of four pixels; 900 x 900."""
+    at = np.arange(900) // 4
+    return np.dstack(np.broadcast_arrays(at[None, :], at[:, None], 0)).astype(np.uint8)
+
+
+def pixel(page, x, y):
+    """The column and row, of the ramp, that the frame shows at a place."""
+    return 4 * drawn(page)[y, x, :2] + 1.5
+
+
+def test_the_wheel_a_double_click_and_keys_zoom(visit):
+    page = visit()
+    add(page, "ramp.png", encoded(pixels=ramp()))
+    page.wait_for_selector("#viewer[data-before=drawn]")
+    frame = page.locator("#viewer").bounding_box()
+    x, y = int(frame["width"] / 2) + 60, int(frame["height"] / 2) + 40
+    page.mouse.move(frame["x"] + x, frame["y"] + y)
+    place = pixel(page, x, y)
+    for _ in range(3):
+        page.mouse.wheel(0, -200)
+    # What is under the pointer stays there, and what lies beside it moves away.
+    assert pixel(page, x, y) == pytest.approx(place, abs=6)
+    fit = frame["height"] / 900
+    scale = fit * np.exp(0.002 * 600)
+    assert pixel(page, x + 40, y)[0] - pixel(page, x, y)[0] == pytest.approx(40 / scale, abs=5)
+    assert page.locator("input[name=zoom]:checked").count() == 0
+    page.mouse.wheel(0, 3000)
+    assert page.is_checked("input[name=zoom][value=fit]")
+    page.mouse.dblclick(frame["x"] + x, frame["y"] + y)
+    assert page.is_checked("input[name=zoom][value='1']")
+    assert pixel(page, x, y) == pytest.approx(place, abs=6)
+    page.mouse.down()
+    page.mouse.move(frame["x"] + x - 50, frame["y"] + y - 30, steps=3)
+    page.mouse.up()
+    assert pixel(page, x - 50, y - 30) == pytest.approx(place, abs=6)
+    page.focus("#viewer")
+    page.keyboard.press("ArrowLeft")
+    assert pixel(page, x + 10, y - 30) == pytest.approx(place, abs=6)
+    page.keyboard.press("0")
+    assert page.is_checked("input[name=zoom][value=fit]")
+    page.keyboard.press("+")
+    assert pixel(page, x + 40, y)[0] - pixel(page, x, y)[0] == pytest.approx(40 / fit / 1.25, abs=5)
+    page.check("input[name=zoom][value='2']", force=True)
+    assert pixel(page, x + 40, y)[0] - pixel(page, x, y)[0] == pytest.approx(20, abs=4)
+
+
+def test_two_fingers_zoom(visit):
+    page = visit(390, 844, has_touch=True)
+    add(page, "ramp.png", encoded(pixels=ramp()))
+    page.wait_for_selector("#viewer[data-before=drawn]")
+    frame = page.locator("#viewer").bounding_box()
+    x, y = int(frame["width"] / 2), int(frame["height"] / 2)
+    place = pixel(page, x, y)
+    before = pixel(page, x + 20, y)[0] - place[0]
+    touch = page.context.new_cdp_session(page)
+
+    def fingers(kind, apart):
+        points = [{"x": frame["x"] + x + side * apart, "y": frame["y"] + y, "id": side} for side in (-1, 1) if apart]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    fingers("touchStart", 30)
+    for apart in (40, 50, 60, 75, 90):
+        fingers("touchMove", apart)
+    fingers("touchEnd", 0)
+    assert pixel(page, x, y) == pytest.approx(place, abs=9)
+    assert pixel(page, x + 20, y)[0] - pixel(page, x, y)[0] == pytest.approx(before / 3, abs=4.5)
+
+
+def test_the_original_is_shown_while_the_picture_the_button_or_the_space_bar_is_held(visit):
+    page = visit()
+    add(page, "photo.png", encoded(pixels=levels(120, 200)))
+    page.wait_for_selector("#viewer[data-before=drawn]")
+    page.check("input[name=zoom][value='1']", force=True)
+    assert page.is_disabled("#hold")
+    original = drawn(page)
+    restore(page)
+    page.wait_for_selector("#viewer[data-after=drawn]")
+    (left, top), frame = framed(page, 200, 120), page.locator("#viewer").bounding_box()
+
+    def part(seen):
+        return seen[top : top + 80, left + 130 : left + 180]  # Beside the divider, above the labels.
+
+    restored = drawn(page)
+    assert (part(restored) != part(original)).any()
+
+    def begin(where):
+        if where == "button":
+            page.locator("#hold").hover()
+            page.mouse.down()
+        elif where == "picture":
+            page.mouse.move(frame["x"] + left + 150, frame["y"] + top + 60)
+            page.mouse.down()
+        else:
+            page.focus("#viewer")
+            page.keyboard.down(" ")
+
+    for where in ("button", "picture", "space bar"):
+        begin(where)
+        page.wait_for_selector("#hold[aria-pressed=true]")
+        assert (part(drawn(page)) == part(original)).all(), where
+        (page.keyboard.up(" ") if where == "space bar" else page.mouse.up())
+        page.wait_for_selector("#hold[aria-pressed=false]")
+        assert (part(drawn(page)) == part(restored)).all(), where
+
+
+def test_arrows_go_from_picture_to_picture(visit):
+    page = visit()
+    choose(page, **{f"{name}.png": encoded() for name in "abc"})
+    page.wait_for_selector("#strip:not(:has(li.opening))")
+
+    def shown():
+        return page.inner_text("#caption")[0] + page.inner_text("#position")
+
+    assert shown() == "a1 of 3"
+    page.click("#next")
+    assert shown() == "b2 of 3"
+    page.keyboard.press("ArrowRight")
+    assert shown() == "c3 of 3"
+    page.focus("#viewer")
+    page.keyboard.press("ArrowRight")
+    assert shown() == "a1 of 3"
+    page.keyboard.press("ArrowLeft")
+    assert shown() == "c3 of 3"
+    page.focus("#strength")  # There they move the slider.
+    page.keyboard.press("ArrowLeft")
+    assert shown() == "c3 of 3"
+
+
 @pytest.mark.parametrize("case", ["text", "empty", "bomb", "cut off", "svg", "svg as png"])
 def test_a_bad_file_gets_a_sentence_and_the_next_one_is_restored(visit, command, case):
     name, data, _, sentence = BAD[case]
@@ -403,7 +596,8 @@ def test_everything_is_reached_with_the_keyboard_and_focus_is_seen(visit):
         "skip",
         "view",
         "zoom",
-        "viewport",
+        "hold",
+        "viewer",
         "divider",
         "pick",
         "remove",

@@ -35,7 +35,7 @@ from kithkin.zoo import grouping_text, list_models, split_grouping
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response, UploadFile
 
-_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".webp": "image/webp"}
 _WARM_UPS = (64, 192)
 """Sides of pictures that are restored before the first one comes: a first pass is slower, the
 second tells the pace."""

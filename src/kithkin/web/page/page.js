@@ -27,8 +27,8 @@ function el(tag, attributes = {}, ...children) {
 const PATIENCE = 120;
 
 const pictures = [];
+let batch = []; // What was asked for since the page last had nothing to do.
 let current = null;
-let busy = false;
 let about;
 let viewer;
 let neighbors;
@@ -53,7 +53,8 @@ function models() {
 }
 
 const waits = (picture) => ["new", "failed", "cancelled"].includes(picture.state) && picture.taken;
-const unsaved = ({ state, result }) => ["waiting", "working"].includes(state) || (result && !result.saved);
+const active = ({ state }) => state === "waiting" || state === "working";
+const unsaved = (picture) => active(picture) || (picture.result && !picture.result.saved);
 
 /* Adding */
 
@@ -111,10 +112,10 @@ async function measure(picture, url) {
 }
 
 function remove(picture) {
-  cancel(picture);
-  for (const url of [picture.url, picture.result?.url]) if (url) URL.revokeObjectURL(url);
   const at = pictures.indexOf(picture);
   pictures.splice(at, 1);
+  cancel(picture);
+  for (const url of [picture.url, picture.result?.url]) if (url) URL.revokeObjectURL(url);
   if (picture === current) {
     current = pictures[Math.min(at, pictures.length - 1)] || null;
     neighbors.forget();
@@ -124,21 +125,30 @@ function remove(picture) {
   (byId("strip").querySelector("[aria-current]") || byId("choose")).focus();
 }
 
+/* The picture before or after the current one, round and round. */
+function step(by) {
+  if (pictures.length < 2) return;
+  current = pictures.at((pictures.indexOf(current) + by) % pictures.length);
+  say(`${current.name}, ${STATES[current.state](current)}`);
+  draw();
+}
+
 /* Restoring: one picture at a time goes to the server, so that others have their turn. */
 
 function enqueue(list) {
+  const idle = !batch.length;
   for (const picture of list) {
-    if (!picture.taken || ["waiting", "working"].includes(picture.state)) continue;
-    Object.assign(picture, { state: "waiting", wanted: options(), problem: null });
+    if (!picture.taken || active(picture)) continue;
+    Object.assign(picture, { state: "waiting", wanted: options(), problem: null, fraction: 0 });
+    if (!batch.includes(picture)) batch.push(picture);
   }
   draw();
-  if (!busy) work();
+  if (idle) work();
 }
 
 async function work() {
-  busy = true;
-  for (let picture; (picture = pictures.find((one) => one.state === "waiting")); ) {
-    Object.assign(picture, { state: "working", fraction: 0, text: "Sending …", began: 0 });
+  for (let picture; (picture = batch.find((one) => one.state === "waiting")); ) {
+    Object.assign(picture, { state: "working", text: "Sending …", began: 0, left: 0 });
     draw();
     try {
       const started = performance.now();
@@ -153,7 +163,8 @@ async function work() {
     }
     draw();
   }
-  busy = false;
+  batch = [];
+  draw();
 }
 
 async function restored(picture, fields) {
@@ -197,10 +208,12 @@ async function patiently(picture, signal, action) {
   }
 }
 
+const duration = (seconds) => (seconds < 1 ? "a moment" : seconds < 90 ? `about ${Math.round(seconds)} s` : `about ${Math.round(seconds / 60)} min`);
+
 function note(picture, { state, ahead, fraction, eta_seconds: eta }) {
-  const left = eta < 1 ? "a moment" : eta < 90 ? `about ${Math.round(eta)} s` : `about ${Math.round(eta / 60)} min`;
+  picture.left = eta;
   if (state === "queued") {
-    picture.text = `${ahead === 1 ? "One picture is" : `${ahead} pictures are`} before this one; ${left} in all`;
+    picture.text = `${ahead === 1 ? "One picture is" : `${ahead} pictures are`} before this one; ${duration(eta)} in all`;
     if (!ahead) picture.text = "Starting …";
   } else {
     picture.began ||= performance.now();
@@ -208,17 +221,36 @@ function note(picture, { state, ahead, fraction, eta_seconds: eta }) {
     // Between two tiles the bar follows the clock.
     const guess = Math.min(elapsed / (elapsed + eta + 0.001), 0.99);
     picture.fraction = Math.max(picture.fraction, fraction, guess);
-    const percent = `${Math.round(picture.fraction * 100)} %`;
-    picture.text = fraction === 1 ? "Writing the PNG …" : `${percent}, ${left} left`;
+    picture.text = fraction === 1 ? "Writing the PNG …" : null;
   }
   drawPanel();
   drawStrip();
+}
+
+const area = (list, share = () => 1) => list.reduce((sum, one) => sum + one.width * one.height * share(one), 0);
+
+/* The finished share of what was asked for, by pixels, and a sentence on it. */
+function overall() {
+  const share = area(batch, (one) => (active(one) ? one.fraction : 1)) / area(batch);
+  const working = batch.find((one) => one.state === "working");
+  if (working?.text && batch.length === 1) return { share, sentence: working.text };
+  const parts = [`${Math.round(share * 100)} %`];
+  if (batch.length > 1) parts.unshift(`${batch.filter((one) => !active(one)).length} of ${batch.length}`);
+  if (working?.text) parts.push(working.text);
+  else if (working) {
+    // Those that wait take as long a pixel as the one at work.
+    const seconds = (performance.now() - working.began) / 1000 + working.left;
+    const waiting = area(batch.filter((one) => one.state === "waiting")) / area([working]);
+    parts.push(`${duration(working.left + waiting * seconds)} left`);
+  }
+  return { share, sentence: parts.join(", ") };
 }
 
 function cancel(picture) {
   picture.control?.abort(new DOMException("cancelled", "AbortError"));
   if (picture.job) api.cancel(picture.job);
   if (picture.state === "waiting") picture.state = "cancelled";
+  if (!pictures.includes(picture)) batch = batch.filter((one) => one !== picture);
 }
 
 function fail(picture, error) {
@@ -245,16 +277,17 @@ function draw() {
   const view = option("view");
   byId("empty").hidden = shown;
   byId("bar").hidden = !shown;
-  byId("zooms").hidden = view !== "compare";
+  byId("zooms").hidden = byId("hold").hidden = view !== "compare";
   byId("compare").hidden = !shown || view !== "compare";
   byId("neighbors").hidden = !shown || view !== "neighbors";
   byId("whole").hidden = byId("neighbors").hidden || byId("places").hidden;
   if (shown) {
     byId("caption").textContent = `${current.name} · ${current.width} × ${current.height}`;
+    byId("steps").hidden = pictures.length < 2;
+    byId("position").textContent = `${pictures.indexOf(current) + 1} of ${pictures.length}`;
     viewer.show(current, current.result?.url || null);
     if (view === "neighbors") neighbors.show(current).catch(() => say("The picture can't be shown."));
   }
-  document.title = current ? `${current.name} · kithkin` : "kithkin";
   drawStrip();
   drawPanel();
 }
@@ -302,32 +335,37 @@ function drawOptions() {
 }
 
 function drawPanel() {
-  const state = current?.state;
-  const working = state === "working" || state === "waiting";
-  const go = byId("go");
-  const held = [go, byId("go-all")].includes(document.activeElement);
-  go.disabled = !current?.taken || working;
+  const working = batch.some(active);
+  const [go, all, cancelling] = ["go", "go-all", "cancel"].map(byId);
+  const held = [go, all].includes(document.activeElement);
+  go.disabled = !current?.taken || active(current);
   const again = Boolean(current?.result) && asChosen(current.result);
   go.textContent = again ? "Restore again" : "Restore";
-  go.classList.toggle("again", again && !working);
-  const left = pictures.filter(waits);
-  byId("go-all").hidden = left.length < 2;
-  byId("go-all").textContent = `Restore all ${left.length}`;
-  const leaving = !working && byId("progress").contains(document.activeElement);
+  go.classList.toggle("again", again && !go.disabled);
+  const left = pictures.filter(waits).length;
+  all.hidden = left < 2;
+  all.textContent = `Restore all ${left}`;
+  const leaving = !working && document.activeElement === cancelling;
   byId("progress").hidden = !working;
   if (leaving) go.focus();
   // What was pressed can't be pressed now; the focus goes to what can.
-  if (held && (go.disabled || byId("go-all").hidden)) (working ? byId("cancel") : go).focus();
-  if (working) {
-    const percent = Math.round((state === "working" ? current.fraction : 0) * 100);
-    byId("track").setAttribute("aria-valuenow", percent);
-    byId("track").firstElementChild.style.width = `${percent}%`;
-    byId("progress-text").textContent = state === "working" ? current.text : "Waiting for the pictures before it";
-  }
-  byId("problem").hidden = state !== "failed";
+  if (held && (go.disabled || all.hidden)) (working ? cancelling : go).focus();
+  document.title = [working && drawProgress(), current?.name, "kithkin"].filter(Boolean).join(" · ");
+  byId("problem").hidden = current?.state !== "failed";
   const problem = byId("problem").firstElementChild;
   if (problem.textContent !== (current?.problem || "")) problem.textContent = current?.problem || "";
-  drawResult(working);
+  drawResult();
+}
+/* Draws the bar, and returns the percentage. */
+function drawProgress() {
+  const { share, sentence } = overall();
+  const percent = Math.round(share * 100);
+  byId("track").setAttribute("aria-valuenow", percent);
+  byId("track").firstElementChild.style.width = `${percent}%`;
+  byId("progress-text").textContent = sentence;
+  const count = batch.filter(active).length;
+  byId("cancel").textContent = count === 1 ? "Cancel" : `Cancel all ${count}`;
+  return `${percent} %`;
 }
 
 const asChosen = (result) => Object.entries(options()).every(([name, value]) => result[name] === value);
@@ -345,8 +383,11 @@ function settingsOf(result) {
   return words.join(", ");
 }
 
-function drawResult(working) {
-  const result = working ? null : current?.result;
+function drawResult() {
+  const results = pictures.filter((one) => one.result).length;
+  byId("download-all").hidden = results < 2;
+  byId("download-all").textContent = `Download all ${results}`;
+  const result = active(current || {}) ? null : current?.result;
   byId("result").hidden = !result;
   if (!result) return;
   const settings = settingsOf(result);
@@ -357,6 +398,15 @@ function drawResult(working) {
   const other = asChosen(result) ? "" : " Made with other settings than those chosen now.";
   byId("about-result").textContent = `${(result.blob.size / 1e6).toFixed(1)} MB. ${settings}, ${result.seconds.toFixed(1)} s.${other}`;
   byId("notes").replaceChildren(...result.notes.map((sentence) => el("li", {}, sentence)));
+}
+
+/* One file after the other: a browser may ask once whether it may save several. */
+async function downloadAll() {
+  for (const picture of pictures.filter((one) => one.result)) {
+    el("a", { href: picture.result.url, download: picture.result.name }).click();
+    picture.result.saved = true;
+    await new Promise((resolve) => setTimeout(resolve, 200));
+  }
 }
 
 const presetTitle = (name) => name[0].toUpperCase() + name.slice(1).replace("-", " ");
@@ -376,7 +426,7 @@ function listen() {
   });
   byId("go-all").addEventListener("click", () => enqueue(pictures.filter(waits)));
   byId("cancel").addEventListener("click", () => {
-    cancel(current);
+    batch.filter(active).forEach(cancel);
     draw();
   });
   byId("presets").addEventListener("change", ({ target }) => {
@@ -385,8 +435,19 @@ function listen() {
   for (const event of ["input", "change"]) byId("options").addEventListener(event, drawOptions);
   for (const event of ["input", "change"]) byId("options").addEventListener(event, drawPanel);
   byId("download").addEventListener("click", () => (current.result.saved = true));
+  byId("download-all").addEventListener("click", downloadAll);
+  byId("example").addEventListener("click", async () => {
+    const answer = await fetch("/page/example.webp");
+    add([new File([await answer.blob()], "example.webp")]);
+  });
   byId("views").addEventListener("change", draw);
-  byId("zooms").addEventListener("change", () => viewer.zoomTo(option("zoom")));
+  byId("zooms").addEventListener("change", () => viewer.zoomTo(Number(option("zoom")) || "fit"));
+  byId("previous").addEventListener("click", () => step(-1));
+  byId("next").addEventListener("click", () => step(1));
+  addEventListener("keydown", ({ key, target, ctrlKey, altKey, metaKey }) => {
+    if (ctrlKey || altKey || metaKey || target.matches("input, canvas, [role=slider]")) return;
+    if (key === "ArrowLeft" || key === "ArrowRight") step(key === "ArrowLeft" ? -1 : 1);
+  });
   addEventListener("paste", (event) => add(event.clipboardData.files));
   let depth = 0;
   const over = (by) => {
@@ -432,7 +493,10 @@ async function begin() {
   byId("accepts").textContent = `${formats.slice(0, -1).join(", ")} or ${formats.at(-1)}, up to ${megapixels} megapixels and ${megabytes} MB`;
   const here = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
   byId("promise").textContent = here ? "Pictures stay on this computer. Nothing is kept." : "Pictures go to this server alone. Nothing is kept.";
-  viewer = createViewer();
+  const onZoom = (zoom) => {
+    for (const input of byId("zooms").querySelectorAll("input")) input.checked = input.value === String(zoom);
+  };
+  viewer = createViewer({ onZoom, onStep: step });
   neighbors = createNeighbors({ limits: about.limits, models, say });
   listen();
   drawOptions();

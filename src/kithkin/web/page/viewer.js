@@ -1,128 +1,264 @@
-/* Before and after under a divider that is dragged or moved with keys; fit to the frame, or enlarged and moved about. */
+/* Before and after under a divider, fit to the frame or enlarged and moved about. All of it is drawn on one canvas of
+   the frame's size: places are in its pixels, which are the screen's own, `scale` of them a pixel of the picture. */
 
 const byId = (id) => document.getElementById(id);
+const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+const LARGEST = 8;
+const STILL = 5; // Pixels that a finger at rest may move.
+const HELD = 200; // Milliseconds after which a press is no tap.
 
-export function createViewer() {
-  const [frame, viewport, sheet, divider] = ["compare", "viewport", "sheet", "divider"].map(byId);
-  const [before, after] = [byId("before"), byId("after")];
+/* `onZoom` is told "fit", or the scale; `onStep` -1 or 1 where arrow keys ask for another picture. */
+export function createViewer({ onZoom, onStep }) {
+  const [frame, canvas, divider, hold] = ["compare", "viewer", "divider", "hold"].map(byId);
   const tags = [byId("tag-before"), byId("tag-after")];
-  let size = { width: 1, height: 1 };
+  const context = canvas.getContext("2d");
+  const layers = { before: null, after: null };
+  let size = { url: null, width: 1, height: 1 };
   let zoom = "fit";
+  let centre = { x: 0, y: 0 }; // Of what is seen of an enlarged picture, in its pixels.
   let part = 0.5; // Of the visible picture, left of the divider.
+  let original = false;
 
-  function scale() {
-    if (zoom !== "fit") return Number(zoom) / devicePixelRatio;
-    return Math.min(viewport.clientWidth / size.width, viewport.clientHeight / size.height, 4);
+  /* Where the picture lies: its left upper corner, its sides, and whether they leave the frame. */
+  function place() {
+    const fit = Math.min(canvas.width / size.width, canvas.height / size.height, 4);
+    const scale = zoom === "fit" ? fit : zoom;
+    const [width, height] = [size.width * scale, size.height * scale];
+    const start = (whole, length, middle) => Math.round(length <= whole ? (whole - length) / 2 : clamp(whole / 2 - middle * scale, whole - length, 0));
+    const left = start(canvas.width, width, centre.x);
+    const top = start(canvas.height, height, centre.y);
+    return { scale, fit, left, top, width, height, larger: zoom !== "fit" && (width > canvas.width || height > canvas.height) };
   }
 
-  /* The visible part of the picture, in pixels of the frame. */
-  function visible() {
-    const [outer, inner] = [viewport.getBoundingClientRect(), sheet.getBoundingClientRect()];
-    const left = Math.max(outer.left, inner.left) - outer.left;
-    const right = Math.min(outer.left + viewport.clientWidth, inner.right) - outer.left;
-    const top = Math.max(outer.top, inner.top) - outer.top;
-    const bottom = Math.min(outer.top + viewport.clientHeight, inner.bottom) - outer.top;
-    return { left, right, top, bottom, offset: inner.left - outer.left };
+  /* Its visible part, in pixels of the frame. */
+  function visible({ left, top, width, height }) {
+    return { left: Math.max(left, 0), right: Math.min(left + width, canvas.width), top: Math.max(top, 0), bottom: Math.min(top + height, canvas.height) };
   }
 
   function draw() {
-    if (frame.hidden) return;
-    const factor = scale();
-    sheet.style.width = `${size.width * factor}px`;
-    sheet.style.height = `${size.height * factor}px`;
-    sheet.classList.toggle("enlarged", factor * devicePixelRatio > 1.01);
-    const larger = zoom !== "fit" && (size.width * factor > viewport.clientWidth || size.height * factor > viewport.clientHeight);
-    viewport.classList.toggle("larger", larger);
-    place();
+    if (frame.hidden || !canvas.width) return;
+    const at = place();
+    const seen = visible(at);
+    const line = layers.after && !original ? seen.left + part * (seen.right - seen.left) : seen.right;
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    context.imageSmoothingEnabled = at.scale < 1;
+    context.imageSmoothingQuality = "high";
+    drawLayer(layers.before, at, 0, line);
+    if (line < seen.right) drawLayer(layers.after, at, line, canvas.width);
+    canvas.classList.toggle("larger", at.larger);
+    drawDivider(seen);
   }
 
-  function place() {
-    const { left, right, top, bottom, offset } = visible();
-    const at = left + part * (right - left);
-    after.style.clipPath = `inset(0 0 0 ${at - offset}px)`;
-    divider.style.left = `${at}px`;
-    divider.style.top = `${top}px`;
-    divider.style.height = `${bottom - top}px`;
+  function drawLayer(image, { left, top, width, height }, from, to) {
+    if (!image) return;
+    context.save();
+    context.beginPath();
+    context.rect(Math.round(from), 0, Math.round(to) - Math.round(from), canvas.height);
+    context.clip();
+    context.drawImage(image, left, top, width, height);
+    context.restore();
+  }
+
+  function drawDivider({ left, right, top, bottom }) {
+    const pixel = (value) => value / devicePixelRatio;
+    divider.style.left = `${pixel(left + part * (right - left))}px`;
+    divider.style.top = `${pixel(top)}px`;
+    divider.style.height = `${pixel(bottom - top)}px`;
     // Beside a picture that has no room for both.
-    const [first, second] = tags.map((tag) => (right - left < tags[0].offsetWidth + tags[1].offsetWidth + 30 ? -tag.offsetWidth - 6 : 10));
-    tags[0].style.left = `${left + first}px`;
-    tags[1].style.right = `${viewport.clientWidth - right + second}px`;
-    for (const tag of tags) tag.style.top = `${bottom - 34}px`;
+    const room = pixel(right - left) - tags[0].offsetWidth - tags[1].offsetWidth > 30;
+    const [first, second] = tags.map((tag) => (room ? 10 : -tag.offsetWidth - 6));
+    tags[0].style.left = `${pixel(left) + first}px`;
+    tags[1].style.right = `${pixel(canvas.width - right) + second}px`;
+    for (const tag of tags) tag.style.top = `${pixel(bottom) - 34}px`;
     const percent = Math.round(part * 100);
     divider.setAttribute("aria-valuenow", percent);
     divider.setAttribute("aria-valuetext", `${percent} % before, ${100 - percent} % after`);
   }
 
-  function moveTo(clientX) {
-    const { left, right } = visible();
-    part = Math.min(1, Math.max(0, (clientX - viewport.getBoundingClientRect().left - left) / (right - left)));
-    place();
+  function fitCanvas() {
+    if (!frame.clientWidth) return;
+    canvas.width = Math.round(frame.clientWidth * devicePixelRatio);
+    canvas.height = Math.round(frame.clientHeight * devicePixelRatio);
+    draw();
   }
 
-  function drag(target, event, onMove, onEnd = () => {}) {
-    target.setPointerCapture(event.pointerId);
-    const end = () => {
-      target.removeEventListener("pointermove", onMove);
-      onEnd();
-    };
-    target.addEventListener("pointermove", onMove);
-    for (const name of ["pointerup", "pointercancel"]) target.addEventListener(name, end, { once: true });
+  /* Zooming and moving */
+
+  const onCanvas = ({ clientX, clientY }) => {
+    const box = canvas.getBoundingClientRect();
+    return { x: (clientX - box.left) * devicePixelRatio, y: (clientY - box.top) * devicePixelRatio };
+  };
+  const middle = () => ({ x: canvas.width / 2, y: canvas.height / 2 });
+
+  /* The pixel of the picture that is under a place. */
+  function under({ x, y }) {
+    const { left, top, scale } = place();
+    return { x: (x - left) / scale, y: (y - top) / scale };
+  }
+
+  /* "fit", or a scale; what is under the place `from` comes under `to`. */
+  function zoomTo(value, from = middle(), to = from) {
+    const { fit } = place();
+    const pixel = under(from);
+    // A picture that the frame enlarges may also be seen at 1:1.
+    zoom = value === "fit" || (fit < 1 && value < fit * 1.001) ? "fit" : clamp(value, Math.min(fit, 1), LARGEST);
+    const { scale } = place();
+    centre = { x: pixel.x - (to.x - canvas.width / 2) / scale, y: pixel.y - (to.y - canvas.height / 2) / scale };
+    keepInside();
+    onZoom(zoom);
+    draw();
+  }
+
+  /* So that moving back begins at once where the picture's edge was reached. */
+  function keepInside() {
+    const { scale } = place();
+    const inside = (value, length, whole) => clamp(value, Math.min(whole / 2 / scale, length / 2), Math.max(length - whole / 2 / scale, length / 2));
+    centre = { x: inside(centre.x, size.width, canvas.width), y: inside(centre.y, size.height, canvas.height) };
+  }
+
+  function move(dx, dy) {
+    const { scale } = place();
+    centre = { x: centre.x - dx / scale, y: centre.y - dy / scale };
+    keepInside();
+    draw();
+  }
+
+  canvas.addEventListener("wheel", (event) => {
+    const { scale, fit } = place();
+    if (zoom === "fit" && event.deltaY > 0) return; // The page scrolls on.
+    event.preventDefault();
+    const step = event.deltaMode ? 16 : 1; // Lines, in some browsers.
+    zoomTo(Math.max(scale, fit) * Math.exp(-event.deltaY * step * (event.ctrlKey ? 0.01 : 0.002)), onCanvas(event));
+  }, { passive: false });
+  canvas.addEventListener("dblclick", (event) => zoomTo(zoom === "fit" ? place().fit < 1 ? 1 : 2 * place().fit : "fit", onCanvas(event)));
+  canvas.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
+    const { scale, larger } = place();
+    const arrows = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
+    const zooms = { "+": scale * 1.25, "=": scale * 1.25, "-": scale / 1.25, 0: "fit", 1: 1, 2: 2 };
+    if (event.key in zooms) zoomTo(zooms[event.key]);
+    else if (event.key in arrows && larger) move(...arrows[event.key].map((step) => step * devicePixelRatio));
+    else if (event.key === "ArrowLeft" || event.key === "ArrowRight") onStep(event.key === "ArrowLeft" ? -1 : 1);
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+
+  /* Pointers: one moves an enlarged picture, or, held still, shows the original; two zoom. */
+
+  const pointers = new Map();
+  let timer = 0;
+  let began = null;
+
+  function show(whole) {
+    clearTimeout(timer);
+    if (original === whole) return;
+    original = whole;
+    hold.setAttribute("aria-pressed", whole);
+    draw();
+  }
+
+  const between = () => {
+    const [a, b] = pointers.values();
+    return { x: (a.x + b.x) / 2, y: (a.y + b.y) / 2, distance: Math.hypot(a.x - b.x, a.y - b.y) };
+  };
+
+  canvas.addEventListener("pointerdown", (event) => {
+    if (event.button) return;
+    canvas.setPointerCapture(event.pointerId);
+    pointers.set(event.pointerId, onCanvas(event));
+    began = onCanvas(event);
+    show(false);
+    if (pointers.size === 1 && layers.after) timer = setTimeout(show, HELD, true);
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    const before = pointers.get(event.pointerId);
+    if (!before) return;
+    const now = onCanvas(event);
+    if (pointers.size === 2) {
+      const from = between();
+      pointers.set(event.pointerId, now);
+      const to = between();
+      zoomTo((place().scale * to.distance) / from.distance, from, to);
+      return;
+    }
+    if (Math.hypot(now.x - began.x, now.y - began.y) > STILL * devicePixelRatio) clearTimeout(timer);
+    pointers.set(event.pointerId, now);
+    if (place().larger) move(now.x - before.x, now.y - before.y);
+  });
+  for (const name of ["pointerup", "pointercancel"]) {
+    canvas.addEventListener(name, (event) => {
+      pointers.delete(event.pointerId);
+      show(false);
+    });
+  }
+  hold.addEventListener("pointerdown", () => show(true));
+  for (const name of ["pointerup", "pointerleave", "pointercancel"]) hold.addEventListener(name, () => show(false));
+  for (const node of [hold, canvas]) {
+    node.addEventListener("keydown", (event) => {
+      if (event.key !== " " || !layers.after) return;
+      event.preventDefault();
+      show(true);
+    });
+    node.addEventListener("keyup", () => show(false));
+    node.addEventListener("blur", () => original && show(false));
+  }
+
+  /* The divider */
+
+  function divide(clientX) {
+    const { left, right } = visible(place());
+    part = clamp((onCanvas({ clientX, clientY: 0 }).x - left) / (right - left), 0, 1);
+    draw();
   }
 
   divider.addEventListener("pointerdown", (event) => {
     if (event.button) return;
     event.preventDefault();
     divider.focus({ preventScroll: true });
-    drag(divider, event, (move) => moveTo(move.clientX));
+    divider.setPointerCapture(event.pointerId);
   });
+  divider.addEventListener("pointermove", (event) => divider.hasPointerCapture(event.pointerId) && divide(event.clientX));
   divider.addEventListener("keydown", (event) => {
     const steps = { ArrowLeft: -0.02, ArrowDown: -0.02, ArrowRight: 0.02, ArrowUp: 0.02, PageDown: -0.1, PageUp: 0.1, Home: -1, End: 1 };
     if (!(event.key in steps) || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
-    part = Math.min(1, Math.max(0, part + steps[event.key]));
-    place();
+    event.stopPropagation();
+    part = clamp(part + steps[event.key], 0, 1);
+    draw();
   });
-  viewport.addEventListener("pointerdown", (event) => {
-    if (event.button || event.target === viewport) return;
-    if (!viewport.classList.contains("larger")) {
-      if (after.hidden) return;
-      moveTo(event.clientX);
-      drag(viewport, event, (move) => moveTo(move.clientX));
-    } else if (event.pointerType === "mouse") {
-      event.preventDefault();
-      const from = { x: event.clientX + viewport.scrollLeft, y: event.clientY + viewport.scrollTop };
-      viewport.classList.add("panning");
-      const pan = (move) => viewport.scrollTo(from.x - move.clientX, from.y - move.clientY);
-      drag(viewport, event, pan, () => viewport.classList.remove("panning"));
-    }
-  });
-  viewport.addEventListener("scroll", place);
-  new ResizeObserver(draw).observe(viewport);
+  new ResizeObserver(fitCanvas).observe(frame);
+
+  /* Load a layer, and keep the one before until then. */
+  const wanted = {};
+  async function load(name, url) {
+    if (wanted[name] === url) return;
+    wanted[name] = url;
+    const image = new Image();
+    image.src = url || "";
+    const loaded = url && (await image.decode().then(() => image, () => null));
+    if (wanted[name] !== url) return;
+    layers[name] = loaded || null;
+    canvas.dataset[name] = loaded ? "drawn" : "";
+    draw();
+  }
 
   return {
     /* Show a picture {url, width, height, name} and its restored version's address, or null. */
     show(picture, restored) {
-      if (before.getAttribute("src") !== picture.url) {
-        before.src = picture.url;
+      if (size.url !== picture.url) {
+        layers.before = layers.after = null;
         part = 0.5;
-        viewport.scrollTo(0, 0);
+        size = picture;
+        centre = { x: size.width / 2, y: size.height / 2 };
       }
-      before.alt = `${picture.name} as it came`;
-      after.alt = restored ? `${picture.name} restored` : "";
-      if (restored && after.getAttribute("src") !== restored) after.src = restored;
-      for (const node of [after, divider, ...tags]) node.hidden = !restored;
-      size = picture;
-      draw();
+      load("before", picture.url);
+      load("after", restored);
+      canvas.setAttribute("aria-label", restored ? `${picture.name}, before and after` : picture.name);
+      for (const node of [divider, ...tags]) node.hidden = !restored;
+      hold.disabled = !restored;
+      fitCanvas();
     },
-    /* "fit", or screen pixels a picture's pixel takes; the middle stays where it was. */
-    zoomTo(value) {
-      const middle = (side, extent) => (viewport[`scroll${side}`] + viewport[`client${extent}`] / 2) / viewport[`scroll${extent}`];
-      const [x, y] = [middle("Left", "Width"), middle("Top", "Height")];
-      zoom = value;
-      draw();
-      viewport.scrollTo(x * viewport.scrollWidth - viewport.clientWidth / 2, y * viewport.scrollHeight - viewport.clientHeight / 2);
-      place();
-    },
-    draw,
+    zoomTo,
   };
 }
