@@ -25,9 +25,9 @@ DOG = ROOT / "examples/dog-noisy.png"
 WIDE, NARROW = {"width": 1280, "height": 865}, {"width": 390, "height": 844}
 
 
-def save(page: Page, name: str, width: int | None = None) -> None:
-    """Write what the page shows, narrower where a width is given."""
-    page.evaluate("scrollTo(0, 0)")
+def save(page: Page, name: str, width: int | None = None, place: str = "body") -> None:
+    """Write what the page shows from a place on, narrower where a width is given."""
+    page.locator(place).evaluate("(node) => node.scrollIntoView()")
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     if width:
         picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
@@ -49,6 +49,7 @@ def restored(page: Page) -> None:
     """Restore the chosen picture and wait for it."""
     page.click("#go")
     page.wait_for_selector("#result:not([hidden])")
+    page.wait_for_selector("#viewer[data-after=drawn]")
 
 
 def main(photograph: str) -> None:
@@ -77,24 +78,27 @@ def main(photograph: str) -> None:
 def draw(browser: Browser, address: str, noisy: Path) -> None:
     """All pictures of the page."""
     page = opened(browser, address, [noisy, DOG], viewport=WIDE)
-    page.click("#go-all")
-    while int(page.get_attribute("#track", "aria-valuenow") or 0) < 90:
-        page.wait_for_timeout(20)
+    with page.expect_response("**/tiles/1"):
+        page.click("#go-all")
+    page.focus("#divider")
+    page.keyboard.press("Home")  # The restored part is seen whole.
+    page.wait_for_timeout(200)
     save(page, "progress", 900)
     page.wait_for_selector("#strip:not(:has(li:not(.done) .pick))")
     page.locator("#strip .pick").nth(1).click()
+    page.wait_for_selector("#viewer[data-after=drawn]")
     save(page, "compare")
 
     page = opened(browser, address, [DOG], viewport=WIDE, color_scheme="dark")
     page.check("input[name=model][value^=denoise-gaussian]", force=True)
     restored(page)
-    page.check("input[name=view][value=neighbors]", force=True)
+    page.click("#how > summary")
     box = page.locator("#canvas").bounding_box()
     assert box
     page.click("#canvas", position={"x": 0.42 * box["width"], "y": 0.29 * box["height"]})
     page.wait_for_selector("#patches li")
     page.check("input[name=at-stage][value=encoder1]", force=True)
-    save(page, "neighbors")
+    save(page, "neighbors", place="#how")
 
     page = opened(browser, address, [DOG], viewport=NARROW)
     restored(page)

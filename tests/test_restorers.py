@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,6 +68,26 @@ def test_options_compose_no_more_than_they_ask_for():
     assert isinstance(whole, Blend)
     assert (whole.restorer.side, whole.restorer.restorer) == (None, Ensemble(Network(model), 2))
     assert RestoreOptions(strength=0).compose(model) == Unchanged()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_order_of_tiles_changes_nothing(channels):
+    torch.manual_seed(0)
+    network = Network(KiT(KiTConfig(width=8, depth=1, n_stages=1)))
+    image = torch.rand(channels, 150, 200)
+    plain = Tiled(network, 64, 16)
+    want, tiles, fractions = plain(image), [], []
+    watch = lambda tile, piece: tiles.append((tile, piece.shape))  # noqa: E731
+    backwards = replace(plain, choose=lambda waiting: waiting[-1], watch=watch)
+    assert torch.equal(backwards(image, fractions.append), want)
+    assert fractions == sorted(fractions)
+    assert (fractions[0], fractions[-1]) == (0, 1)
+    assert all(shape == (channels, tile.height, tile.width) for tile, shape in tiles)
+    assert (tiles[-1][0].left, tiles[-1][0].top) == (0, 0)
+    covered = torch.zeros(150, 200)
+    for tile, _ in tiles:
+        covered[tile.top : tile.top + tile.height, tile.left : tile.left + tile.width] += 1
+    assert covered.min() == 1
 
 
 @pytest.mark.parametrize("tile", ["off", 64])

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image, ImageCms
 from typer.testing import CliRunner
 
@@ -27,6 +28,7 @@ from kithkin.images import read_picture
 from kithkin.neighbors import find_neighbors
 from kithkin.web import Limits, create_app, served_models
 from kithkin.web._jobs import Answer, Busy, Job, Jobs, Problem
+from kithkin.web._kept import Kept
 from kithkin.zoo import list_models
 
 from serving import BAD, encoded, levels, running, tiny_weights
@@ -58,11 +60,11 @@ def command(weights, tmp_path_factory):
     """The bytes that the command line writes for a file."""
     folder = tmp_path_factory.mktemp("command")
 
-    def call(name, data, *options):
+    def call(name, data, *options, ending="png"):
         source = folder / name
         source.write_bytes(data)
-        target = source.with_name(f"{source.stem}-restored.png")
-        arguments = ["restore", source, "--format", "png", "--overwrite", "-m", weights, "--device", "cpu", *options]
+        target = source.with_name(f"{source.stem}-restored.{ending}")
+        arguments = ["restore", source, "--format", ending, "--overwrite", "-m", weights, "--device", "cpu", *options]
         result = CliRunner().invoke(commands, list(map(str, arguments)))
         assert result.exit_code == 0, result.output
         return target.read_bytes()
@@ -95,6 +97,16 @@ def test_the_bytes_are_those_of_the_command_line(client, command, name):
     assert f"{Path(name).stem}-restored.png" in found.headers["content-disposition"]
     assert found.content == command(name, FILES[name])
     assert Image.open(io.BytesIO(found.content)).size == ((40, 56) if name == "turned.jpg" else (56, 40))
+
+
+@pytest.mark.parametrize("name", ["rgb.png", "alpha.png", "gray16.png"])
+def test_a_result_may_be_a_jpeg(client, command, name):
+    found = post(client, name=name, data=FILES[name], format="jpg")
+    assert found.headers["content-type"] == "image/jpeg"
+    assert f"{Path(name).stem}-restored.jpg" in found.headers["content-disposition"]
+    assert found.content == command(name, FILES[name], ending="jpg")
+    notes = json.loads(found.headers.get("x-kithkin-notes", "[]"))
+    assert any("transparency" in note for note in notes) == (name == "alpha.png")
 
 
 def test_a_black_and_white_picture_comes_back_without_colour(client):
@@ -172,6 +184,7 @@ def test_a_name_is_never_a_path(client):
         ({"strength": "full"}, "strength: Input should be a valid number"),
         ({"luma": "2"}, "luma must be a number from 0 to 1"),
         ({"preset": "soft"}, "preset must be one of strong, natural, keep-grain, got 'soft'"),
+        ({"format": "gif"}, "format: Input should be 'png' or 'jpg'"),
         ({"tile": "32"}, "tile must be 'auto' or a whole number of pixels from 64 to 1024, got '32'"),
         ({"tile": "off"}, "tile must be"),
         ({"tile": "9" * 5000}, "tile must be"),
@@ -200,7 +213,7 @@ def test_a_request_without_a_picture_says_what_is_missing(client):
             {"sigma": "25"},
             "",
             "/jobs: no field is called 'sigma'; "
-            "it takes picture, model, strength, preset, luma, chroma, detail, tile, id",
+            "it takes picture, model, strength, preset, luma, chroma, detail, tile, format, view, id",
         ),
         ("/restore", {"strength": ["1", "0.1"]}, "", "strength is given 2 times; give it once"),
         (
@@ -336,6 +349,70 @@ def test_a_client_that_goes_away_takes_its_picture_with_it(models, held_up):
     assert passes == [(64, 64), (20, 20)]
 
 
+def test_tiles_come_as_they_are_finished_those_near_the_view_first(models, command, held_up):
+    data = encoded(pixels=levels(150, 300))
+    with TestClient(create_app(models), base_url="http://127.0.0.1") as client:
+        whole = post(client, data=data, tile="64").content
+        _, first, on = held_up()
+        job = post(client, "/jobs", data=data, tile="64", view="290,70").json()
+        assert first.wait(60)
+        assert client.put(f"/jobs/{job['id']}/view", data={"view": "0,149"}).status_code == 204
+        on.set()
+        while (state := client.get(f"/jobs/{job['id']}").json())["state"] == "running":
+            time.sleep(0.02)
+        tiles = state["tiles"]
+        for (left, top, width, height), (x, y) in zip(tiles, [(290, 70), (0, 149)], strict=False):
+            assert left <= x < left + width
+            assert top <= y < top + height
+        assert len(tiles) == len({tuple(tile) for tile in tiles}) > 10
+        shown = np.zeros((150, 300, 3), int)
+        for i, (left, top, width, height) in enumerate(tiles):
+            found = client.get(f"/jobs/{job['id']}/tiles/{i}")
+            assert found.headers["content-type"] == "image/jpeg"
+            part = np.asarray(Image.open(io.BytesIO(found.content)))
+            assert part.shape == (height, width, 3)
+            shown[top : top + height, left : left + width] = part
+        assert client.get(f"/jobs/{job['id']}/tiles/{len(tiles)}").status_code == 404
+        result = client.get(f"/jobs/{job['id']}/result").content
+        assert client.get(f"/jobs/{job['id']}/tiles/0").status_code == 404
+        assert client.put(f"/jobs/{job['id']}/view", data={"view": "1,1"}).status_code == 404
+        assert post(client, "/jobs", data=data, view="here").status_code == 422
+    assert result == whole == command("order.png", data, "--tile", "64")
+    # Tiles are JPEG files, and where they overlap the result is a blend of them.
+    restored = np.asarray(Image.open(io.BytesIO(result)))
+    assert 4 * np.abs(shown - restored).mean() < np.abs(shown - restored[::-1]).mean()
+
+
+def test_other_amounts_of_a_picture_that_was_viewed_take_no_second_pass(models, command, held_up):
+    data = encoded(pixels=levels(90, 130))
+    with TestClient(create_app(models), base_url="http://127.0.0.1") as client:
+        post(client, data=data)  # Not viewed, so not kept.
+        passes, _, on = held_up()
+        on.set()
+        assert finished(client, post(client, "/jobs", data=data, view="5,5").json()["id"])[1].status_code == 200
+        assert len(passes) == 1
+        for fields in {"strength": "0.4"}, {"luma": "0.2", "detail": "0.5"}, {}:
+            arguments = [part for name, value in fields.items() for part in (f"--{name}", value)]
+            assert post(client, data=data, **fields).content == command("again.png", data, *arguments)
+        assert len(passes) == 1
+        post(client, data=data, tile="64")  # Another result.
+        assert len(passes) > 1
+
+
+def test_what_is_kept_is_bounded_and_goes_after_a_while():
+    kept = Kept(Limits(again_megabytes=0.001, again_seconds=0.2))
+    for name in "abc":
+        kept.put(name, torch.zeros(100))
+        kept.get("a")
+    assert [name in kept for name in "abc"] == [True, False, True]
+    kept.put("large", torch.zeros(1000))
+    assert len(kept) == 0
+    kept.put("a", torch.ones(100))
+    time.sleep(0.3)
+    kept.expire()
+    assert kept.get("a") is None
+
+
 def job(run, **values):
     return Job(**{"kind": "test", "name": "a.png", "pixels": 100, "size": 10, "run": run, **values})
 
@@ -402,6 +479,26 @@ def test_what_is_held_is_bounded_results_included(queue):
         jobs.submit(job(answer, size=60))
     jobs.take(large)
     jobs.submit(job(answer, size=60))
+
+
+def test_work_without_a_network_is_done_in_the_midst_of_other_work(queue):
+    jobs, gate, order = queue(), Gate(), []
+
+    def named(name):
+        return lambda progress: order.append(name) or answer(progress)
+
+    def large(progress):
+        gate(progress)
+        return named("large")(progress)
+
+    jobs.submit(job(large))
+    assert gate.entered.wait(60)
+    jobs.submit(behind := job(named("behind")))
+    jobs.submit(brief := job(named("brief"), brief=True))
+    assert jobs.status(brief)["ahead"] == 0
+    gate.open.set()
+    behind.finished.result(60)
+    assert order == ["brief", "large", "behind"]
 
 
 def test_the_server_says_503_and_when_to_come_again(models):
@@ -639,6 +736,8 @@ def test_the_interface_describes_itself(client):
         "/jobs",
         "/jobs/{job_id}",
         "/jobs/{job_id}/result",
+        "/jobs/{job_id}/view",
+        "/jobs/{job_id}/tiles/{index}",
     }
     content = schema["paths"]["/restore"]["post"]["requestBody"]["content"]
     assert list(content) == ["multipart/form-data"]
@@ -653,6 +752,7 @@ def test_the_interface_describes_itself(client):
         "ahead": "integer",
         "fraction": "number",
         "eta_seconds": "number",
+        "tiles": "array",
     }
     assert {"413", "415", "422", "503"} <= set(schema["paths"]["/jobs"]["post"]["responses"])
     assert "404" in schema["paths"]["/jobs/{job_id}"]["delete"]["responses"]
@@ -745,7 +845,7 @@ def test_the_commands_of_the_documents_work(tmp_path):
         for line in lines:
             called = line.replace("http://127.0.0.1:8000", address).replace("curl ", "curl --fail -sS --noproxy '*' ")
             subprocess.run(called, shell=True, cwd=tmp_path, check=True, timeout=60)
-    for name in ("photo-restored.png", "dry.png"):
+    for name in ("photo-restored.png", "dry.png", "soft.jpg"):
         assert read_picture(tmp_path / name).pixels.shape == (56, 40, 3)
     assert json.loads((tmp_path / "neighbors.json").read_text())["size"] == [40, 56]
 

@@ -1,5 +1,6 @@
 """The page in a real browser: Debian's Chromium, driven by Playwright."""
 
+import base64
 import io
 import re
 import shutil
@@ -84,13 +85,13 @@ def command(weights, tmp_path_factory):
     """The bytes that the command line writes for a file."""
     folder = tmp_path_factory.mktemp("command")
 
-    def call(name, data, *options):
+    def call(name, data, *options, ending="png"):
         (folder / name).write_bytes(data)
         arguments = [
             "restore",
             folder / name,
             "--format",
-            "png",
+            ending,
             "--overwrite",
             "-m",
             weights,
@@ -99,7 +100,7 @@ def command(weights, tmp_path_factory):
             *options,
         ]
         assert CliRunner().invoke(commands, list(map(str, arguments))).exit_code == 0
-        return (folder / f"{Path(name).stem}-restored.png").read_bytes()
+        return (folder / f"{Path(name).stem}-restored.{ending}").read_bytes()
 
     return call
 
@@ -158,14 +159,14 @@ def test_a_picture_is_restored_compared_and_downloaded(visit, command):
 
 def framed(page, width, height):
     """Where a picture of this many screen pixels lies in the middle of its frame: left, top."""
-    frame = page.locator("#viewer").bounding_box()
-    return int((frame["width"] - width + 1) // 2), int((frame["height"] - height + 1) // 2)
+    size = page.evaluate("(({ width, height }) => [width, height])(document.querySelector('#viewer'))")
+    return (size[0] - width + 1) // 2, (size[1] - height + 1) // 2
 
 
 def drawn(page):
-    """What the frame shows: (H, W, 3)."""
-    page.evaluate("new Promise((then) => requestAnimationFrame(() => requestAnimationFrame(then)))")
-    return pixels_of(page.locator("#viewer").screenshot())
+    """What is drawn of the picture: (H, W, 3)."""
+    address = page.evaluate("document.querySelector('#viewer').toDataURL()")
+    return pixels_of(base64.b64decode(address.partition(",")[2]))
 
 
 def test_the_divider_follows_the_keys_and_says_where_it_is(visit):
@@ -191,7 +192,7 @@ def test_strength_and_task_reach_the_server(visit, command):
     page.check("input[name=model][value=derain-small]", force=True)
     page.fill("#strength", "100")
     page.click("#go")
-    page.wait_for_selector("#about-result:has-text('Rain, strength 100 %')")
+    page.wait_for_selector("#about-result:has-text('Removed: rain, in')")
     assert downloaded(page)[1] == command("photo.png", data, "-m", "derain")
 
 
@@ -202,18 +203,15 @@ def test_presets_and_amounts_reach_the_server(visit, command):
     page.check("input[name=preset][value=natural]", force=True)
     page.click("#noise summary")
     assert [page.inner_text(f"#{name}-shown") for name in ("luma", "chroma", "detail")] == ["85 %", "100 %", "50 %"]
-    page.click("#go")
-    page.wait_for_selector("#about-result:has-text('strength 100 %, natural,')")
+    restore(page)
     assert downloaded(page)[1] == command("photo.png", data, "--preset", "natural")
     page.fill("#luma", "30")
     assert page.locator("input[name=preset]:checked").count() == 0
-    page.click("#go")
-    page.wait_for_selector("#about-result:has-text('grain 30 %, colour 100 %, detail 50 %')")
     assert downloaded(page)[1] == command("photo.png", data, "--luma", "0.3", "--detail", "0.5")
     page.check("input[name=model][value=derain-small]", force=True)
     assert page.is_hidden("#noise")
     page.click("#go")
-    page.wait_for_selector("#about-result:has-text('Rain, strength 100 %,')")
+    page.wait_for_selector("#about-result:has-text('Removed: rain, in')")
     assert downloaded(page)[1] == command("photo.png", data, "-m", "derain")
 
 
@@ -311,7 +309,7 @@ def test_pictures_are_dropped_and_pasted(visit):
 def test_the_neighbors_of_a_patch_are_shown(visit, weights):
     page, pixels = visit(), levels(64, 96)
     add(page, "photo.png", encoded(pixels=pixels))
-    page.check("input[name=view][value=neighbors]", force=True)
+    page.click("#how > summary")
     canvas = page.locator("#canvas")
     box = canvas.bounding_box()
     canvas.click(position={"x": box["width"] * 50 / 96, "y": box["height"] * 37 / 64})
@@ -351,7 +349,7 @@ def test_a_model_with_attention_shows_neighbors_in_place_of_one_without(visit, w
         page = visit(at=address)
         add(page, "photo.png", encoded(pixels=levels(64, 96)))
         assert page.is_hidden("#no-neighbors")
-        page.check("input[name=view][value=neighbors]", force=True)
+        page.click("#how > summary")
         for model, shown in (
             ("denoise-tiny", "Shown by derain-small: denoise-tiny has no attention."),
             ("tiny", "Shown by tiny."),
@@ -367,16 +365,17 @@ def test_neighbors_are_disabled_where_no_model_has_attention(visit):
     with running("-m", "denoise-tiny") as (address, _):
         page = visit(at=address)
         add(page, "photo.png", encoded())
-        assert page.is_disabled("input[name=view][value=neighbors]")
-        sentence = "Neighbours needs a model with attention, and this server has none."
+        page.click("#how > summary")
+        sentence = "Neighbours need a model with attention, and this server has none."
         assert page.inner_text("#no-neighbors") == sentence
+        assert page.is_hidden("#canvas")
         restore(page)
 
 
 def test_neighbors_by_keyboard_in_every_stage_and_round(visit):
     page = visit()
     add(page, "photo.png", encoded(pixels=levels(64, 96)))
-    page.check("input[name=view][value=neighbors]", force=True)
+    page.click("#how > summary")
     page.locator("#canvas").focus()
     page.keyboard.press("Enter")
     page.wait_for_selector("#patches li")
@@ -586,7 +585,7 @@ def test_everything_is_reached_with_the_keyboard_and_focus_is_seen(visit):
     look = "const e = document.activeElement, s = getComputedStyle(e), n = e.nextElementSibling;"
     look += "const shown = (x) => x && getComputedStyle(x).outlineStyle !== 'none';"
     look += "return [e.id || e.name || e.className || e.tagName, shown(e) || shown(n) || shown(e.firstElementChild)]"
-    for _ in range(24):
+    for _ in range(30):
         page.keyboard.press("Tab")
         name, visible = page.evaluate(f"() => {{ {look} }}")
         reached.append(name)
@@ -594,8 +593,9 @@ def test_everything_is_reached_with_the_keyboard_and_focus_is_seen(visit):
     assert unseen == []
     wanted = {
         "skip",
-        "view",
         "zoom",
+        "SUMMARY",
+        "format",
         "hold",
         "viewer",
         "divider",
@@ -630,12 +630,11 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(visit, scheme):
     page = visit(390, 844, color_scheme=scheme, device_scale_factor=2, has_touch=True)
     add(page, "a-rather-long-name-of-a-picture-from-a-camera-2026-11-24.png", encoded(pixels=levels(90, 130)))
     restore(page)
-    for view in ("compare", "neighbors"):
-        page.check(f"input[name=view][value={view}]", force=True)
-        if view == "neighbors":
-            page.locator("#canvas").tap()
-            page.wait_for_selector("#patches li")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.click("#how > summary")
+    page.locator("#canvas").tap()
+    page.wait_for_selector("#patches li")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert all((int(value) > 200) == (scheme == "light") for value in re.findall(r"\d+", ground)[:3])
 
@@ -722,18 +721,98 @@ def test_the_focus_stays_on_what_can_be_pressed(visit):
     assert page.evaluate("document.activeElement.id") == "go"
 
 
-def test_a_download_says_where_it_was_made_with_other_settings_than_those_shown(visit, command):
-    page, data = visit(), encoded()
+def test_a_result_says_that_it_is_of_another_task(visit):
+    page = visit()
+    add(page, "photo.png", encoded())
+    restore(page)
+    assert page.inner_text("#go") == "Restore again"
+    page.check("input[name=model][value=derain-small]", force=True)
+    assert page.inner_text("#go") == "Restore"
+    assert "Restore again for the task that is chosen now." in page.inner_text("#about-result")
+
+
+def test_a_download_may_be_a_jpeg(visit, command):
+    page, data = visit(), encoded(pixels=levels(80, 120))
     add(page, "photo.png", data)
     restore(page)
-    assert page.inner_text("#download") == "Download PNG"
-    page.fill("#strength", "35")
-    assert page.inner_text("#download") == "Download PNG (Tiny, strength 100 %)"
-    assert "Made with other settings" in page.inner_text("#about-result")
-    assert page.inner_text("#go") == "Restore"
-    page.fill("#strength", "100")
-    assert page.inner_text("#download") == "Download PNG"
-    assert page.inner_text("#go") == "Restore again"
+    page.check("input[name=format][value=jpg]", force=True)
+    assert page.inner_text("#download") == "Download JPEG"
+    assert downloaded(page) == ("photo-restored.jpg", command("photo.png", data, ending="jpg"))
+
+
+def test_amounts_are_live_and_the_download_is_exact(visit, command):
+    page, data = visit(), encoded(pixels=levels(120, 200))
+    add(page, "photo.png", data)
+    restore(page)
+    page.wait_for_selector("#viewer[data-after=drawn]")
+    page.check("input[name=zoom][value='1']", force=True)
+    page.focus("#divider")
+    page.keyboard.press("Home")
+    left, top = framed(page, 200, 120)
+    seen = (slice(0, 80), slice(30, 200))  # Beside the knob, above the labels.
+    full = pixels_of(command("photo.png", data))[seen]
+    inside = (full > 0) & (full < 255)  # What the network carries beyond is cut off before it is blended here.
+    assert inside.mean() > 0.5
+    posted = []
+    page.on("request", lambda request: posted.append(request.url) if request.method == "POST" else None)
+    page.click("#noise summary")
+    for amounts in {"strength": 50}, {"strength": 100, "luma": 30}, {"strength": 80, "luma": 90, "chroma": 20}:
+        for name, value in amounts.items():
+            page.fill(f"#{name}", str(value))
+        count = len(posted)
+        shown = drawn(page)[top : top + 120, left : left + 200][seen]
+        assert len(posted) == count
+        options = [part for name, value in amounts.items() for part in (f"--{name}", str(value / 100))]
+        wanted = command("photo.png", data, *options)
+        assert downloaded(page)[1] == wanted
+        difference = np.abs(shown - pixels_of(wanted)[seen])
+        assert difference[inside.all(axis=2)].max() <= 1
+        assert (shown != full).any()
+
+
+def test_the_place_that_is_looked_at_comes_first_and_tiles_as_they_finish(visit):
+    page, held = visit(), []
+    # The first tile comes, and nothing else.
+    page.route(re.compile("/tiles/[1-9]"), lambda route: None)
+    page.route("**/result", lambda route: held.append(route))
+    # Of its own: what the server still has of an earlier test takes no tiles.
+    add(page, "large.png", encoded(pixels=np.tile(levels(500, 800, seed=8), (2, 3, 1))))
+    page.wait_for_selector("#viewer[data-before=drawn]")
+    page.check("input[name=zoom][value='1']", force=True)
+    page.focus("#viewer")
+    for _ in range(40):
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowDown")
+    before = drawn(page)
+    with page.expect_response("**/tiles/0"):
+        page.click("#go")
+    page.wait_for_selector("#divider:not([hidden])")
+    page.wait_for_timeout(500)
+    changed = (drawn(page) != before).any(axis=2)
+    middle = changed.shape[1] // 2
+    assert changed[50:-50, middle + 40 :].mean() > 0.9
+    assert not changed[50:-50, : middle - 40].any()
+    assert page.is_hidden("#result")
+    page.wait_for_function("document.querySelector('#progress-text').textContent.includes('Writing')")
+    held[0].continue_()
+    page.wait_for_selector("#result:not([hidden])")
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (844, 390)])
+def test_the_main_buttons_are_in_reach_on_a_phone(visit, width, height):
+    page = visit(width, height, device_scale_factor=2, has_touch=True, is_mobile=True)
+
+    def reached(*names):
+        page.evaluate("scrollTo(0, 0)")
+        boxes = [page.locator(name).bounding_box() for name in names]
+        assert all(box and box["y"] >= 0 and box["y"] + box["height"] <= height for box in boxes), boxes
+
+    reached("#choose-photos", "#go")
+    add(page, "photo.png", encoded(pixels=levels(90, 130)))
+    reached("#choose-photos", "#go", "#viewer")
+    restore(page)
+    reached("#choose-photos", "#download", "#viewer")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize(
@@ -764,7 +843,7 @@ def test_what_scrolls_has_the_keyboard_and_all_is_in_a_landmark(visit):
     page = visit()
     add(page, "photo.png", encoded(pixels=levels(64, 96)))
     assert page.evaluate("document.querySelector('#files').closest('main') !== null")
-    page.check("input[name=view][value=neighbors]", force=True)
+    page.click("#how > summary")
     page.locator("#canvas").click()
     page.wait_for_selector("#patches li")
     assert page.evaluate("document.querySelector('#patches').tabIndex") == 0

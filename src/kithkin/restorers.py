@@ -8,7 +8,7 @@ result does not depend on what else is restored, and the network's memory does n
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from kithkin.blending import blended
 from kithkin.containers import BEYOND, check_values, open_image
 from kithkin.errors import KithkinError
 from kithkin.precision import computing_in
-from kithkin.tiles import OVERLAP, SMALLEST_TILE, Cuts, cuts
+from kithkin.tiles import OVERLAP, SMALLEST_TILE, Cuts, Tile, cuts
 
 Progress = Callable[[float], None]
 """Called with the finished fraction in [0, 1]; what it raises ends the work."""
@@ -190,6 +190,7 @@ class Tiled(Composition):
 
     A picture no larger than a tile goes through in one pass. A larger one is cut into tiles of one size, which are
     blended linearly where they overlap. Where the memory does not suffice, it starts again with tiles of half the side.
+    The result does not depend on the order of the tiles.
 
     Attributes:
         side: of the largest tile, in pixels; None for one pass whatever the size.
@@ -197,12 +198,17 @@ class Tiled(Composition):
         exact: height and width of every tile of a larger picture, for networks of one fixed size; None for any up to
             ``side``.
         note: told where tiles became smaller.
+        choose: the tile to restore next, of those that are left; None goes from the top to the bottom. What it takes
+            early is held until the tiles above are restored.
+        watch: given each tile when it is restored, before it is blended with its neighbours: (C, h, w), not clamped.
     """
 
     side: int | None = None
     overlap: int = OVERLAP
     exact: tuple[int | None, int | None] = (None, None)
     note: Note = warn
+    choose: Callable[[Sequence[Tile]], Tile] | None = None
+    watch: Callable[[Tile, Tensor], None] | None = None
 
     @property
     def reach(self) -> None:
@@ -242,19 +248,39 @@ class Tiled(Composition):
         if height > tall or width > wide:
             rows = cuts(height, tall, self.overlap, self.stride, exact=self.exact[0] is not None)
             columns = cuts(width, wide, self.overlap, self.stride, exact=self.exact[1] is not None)
+        tiles = [
+            Tile(left, top, min(columns.size, width - left), min(rows.size, height - top))
+            for top in rows.starts
+            for left in columns.starts
+        ]
+        waiting, early = list(tiles), dict[Tile, Tensor]()
+
+        def restored(tile: Tile) -> Tensor:
+            while tile not in early:
+                chosen = self.choose(waiting) if self.choose else tile
+                waiting.remove(chosen)
+                early[chosen] = self._piece(image, chosen, rows.size, columns.size)
+                if self.watch:
+                    self.watch(chosen, early[chosen])
+                progress(1 - len(waiting) / len(tiles))
+            return early.pop(tile)
+
         out, band = torch.empty(image.shape), torch.empty(channels, rows.size, width)
         progress(0.0)
         for i, top in enumerate(rows.starts):
             bottom = min(top + rows.size, height)
             for j, left in enumerate(columns.starts):
-                crop = image[:, top:bottom, left : left + columns.size].float()
-                # Gray is shown as three equal channels.
-                piece = self.restorer(_extended(crop, rows.size, columns.size).expand(3, -1, -1))
-                piece = (piece.mean(0, keepdim=True) if channels == 1 else piece)[:, : crop.shape[1], : crop.shape[2]]
+                piece = restored(tiles[i * len(columns.starts) + j])
                 _crossfade(band[:, : bottom - top], piece, left, columns.end(j - 1), dim=2)
-                progress((i + (j + 1) / len(columns.starts)) / len(rows.starts))
             _crossfade(out, band[:, : bottom - top], top, rows.end(i - 1), dim=1)
         return out
+
+    def _piece(self, image: Tensor, tile: Tile, height: int, width: int) -> Tensor:
+        """Restore one tile, shown to the restorer with this height and width."""
+        crop = image[:, tile.top : tile.top + tile.height, tile.left : tile.left + tile.width].float()
+        # Gray is shown as three equal channels.
+        piece = self.restorer(_extended(crop, height, width).expand(3, -1, -1))
+        return (piece.mean(0, keepdim=True) if len(image) == 1 else piece)[:, : tile.height, : tile.width]
 
 
 def _extended(crop: Tensor, height: int, width: int) -> Tensor:

@@ -13,6 +13,15 @@ OVERLAP = 32
 """Pixels that neighbouring tiles share at least, unless another number is asked for."""
 
 
+class Tile(NamedTuple):
+    """A rectangle of a picture, in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
 class Cuts(NamedTuple):
     """Where one axis is cut: tiles of `size` pixels from each of `starts`; the last may reach beyond the picture."""
 

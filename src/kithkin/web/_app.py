@@ -7,9 +7,10 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
 import torch
@@ -29,13 +30,23 @@ from kithkin.web._guard import Guard
 from kithkin.web._interface import NO_JOB, JobState, Refusal, add_errors, documented, strict
 from kithkin.web._jobs import Answer, Job, Jobs, Problem
 from kithkin.web._limits import Limits
-from kithkin.web._pictures import Refused, Upload, clean_name, neighbors_job, options_of, restore_job
+from kithkin.web._pictures import (
+    MEDIA_TYPES,
+    Refused,
+    Upload,
+    clean_name,
+    neighbors_job,
+    options_of,
+    restore_job,
+)
+from kithkin.web._preview import Preview
 from kithkin.zoo import grouping_text, list_models, split_grouping
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response, UploadFile
 
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".webp": "image/webp"}
+_VIEW = r"^\d{1,6},\d{1,6}$|^$"
 _WARM_UPS = (64, 192)
 """Sides of pictures that are restored before the first one comes: a first pass is slower, the
 second tells the pace."""
@@ -85,7 +96,8 @@ def served_models(names: Sequence[str] = (), *, device: str = "cpu", precision: 
 def create_app(
     models: Mapping[str, ServedModel], *, limits: Limits | None = None, host_names: Iterable[str] = ()
 ) -> "FastAPI":
-    """The page and the HTTP interface as an ASGI application. Nothing is kept after an answer.
+    """The page and the HTTP interface as an ASGI application. Nothing is stored: pictures stay in memory,
+    for a short time.
 
     Args:
         models: from ``served_models``, the first one is taken where a request names none.
@@ -112,7 +124,7 @@ def create_app(
     app = FastAPI(
         title="kithkin",
         version=__version__,
-        description="Restores photographs. Nothing is kept after an answer.",
+        description="Restores photographs. Nothing is stored.",
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
@@ -207,14 +219,26 @@ class _JobService:
             raise Refused(422, f"restore: no model is called {name[:60]!r} on this server; there are {known}")
         return model
 
-    async def restore(self, picture: "UploadFile", model: str, form: dict[str, Any], *, job_id: str | None) -> Job:
+    async def restore(
+        self, picture: "UploadFile", model: str, form: dict[str, Any], *, job_id: str | None = None, view: str = ""
+    ) -> Job:
         """Submit a picture to restore; under an id it waits until somebody asks, without one for
-        the answer."""
+        the answer. Where a place is viewed, it is restored first, and the restoration is kept."""
         served = self.model(model)
+        form = dict(form)
+        ending = form.pop("format")
         options = options_of(form, served.precision, self.limits, (served.name, served.task))
-        return await self._admit(
-            picture, lambda upload: restore_job(upload, served.name, served.network, options, self.limits), job_id
+        make = partial(
+            restore_job,
+            name=served.name,
+            model=served.network,
+            options=options,
+            ending=ending,
+            preview=Preview(_place(view)) if view else None,
+            kept=self.jobs.kept,
+            limits=self.limits,
         )
+        return await self._admit(picture, make, job_id)
 
     async def neighbors(self, picture: "UploadFile", model: str, point: tuple[int, int]) -> Job:
         """Submit a picture whose neighbours are looked for."""
@@ -247,6 +271,12 @@ class _JobService:
             self.jobs.drop(job)
 
 
+def _place(text: str) -> tuple[int, int]:
+    """A pixel as a form names it: "x,y"."""
+    x, y = text.split(",")
+    return int(x), int(y)
+
+
 def _response(outcome: Answer | Problem | None) -> "Response":
     from fastapi.responses import Response
 
@@ -267,6 +297,14 @@ def _add_restore(app: "FastAPI", service: _JobService) -> None:
     from fastapi import Depends, File, Form, Request, Response, UploadFile
 
     Picture = Annotated[UploadFile, File(description="A picture file of one of the formats in /about.")]
+    View = Annotated[
+        str,
+        Form(
+            pattern=_VIEW,
+            description="x,y: what lies around this pixel is restored first, and each tile can be fetched when it is "
+            "finished. The restoration stays in memory for a while, so that another strength takes no second pass.",
+        ),
+    ]
     Model = Annotated[str, Form(description="A name or a task from /about; the first of them where it is left out.")]
 
     def asked(
@@ -276,6 +314,7 @@ def _add_restore(app: "FastAPI", service: _JobService) -> None:
         chroma: Annotated[float | None, Form(description="How much of the colour speckle to remove, 0 to 1.")] = None,
         detail: Annotated[float | None, Form(description="How much fine texture to bring back, 0 to 1.")] = None,
         tile: Annotated[str, Form(description="auto, or the largest side of a tile in pixels.")] = "auto",
+        format: Annotated[Literal["png", "jpg"], Form(description="Of the result: png, or jpg of quality 95.")] = "png",
     ) -> dict[str, Any]:
         return locals()
 
@@ -285,12 +324,12 @@ def _add_restore(app: "FastAPI", service: _JobService) -> None:
     @app.post(
         "/restore",
         dependencies=[strict("picture", "model", *fields)],
-        summary="Restore a picture: the PNG file that `kithkin restore --format png` writes",
+        summary="Restore a picture: the file that `kithkin restore --format` writes",
         response_class=Response,
-        responses=documented("image/png"),
+        responses=documented(*MEDIA_TYPES.values()),
     )
     async def restore_now(request: Request, picture: Picture, options: Options, model: Model = "") -> Response:
-        return await service.answer(request, await service.restore(picture, model, options, job_id=None))
+        return await service.answer(request, await service.restore(picture, model, options))
 
     @app.post(
         "/neighbors",
@@ -311,7 +350,7 @@ def _add_restore(app: "FastAPI", service: _JobService) -> None:
     @app.post(
         "/jobs",
         status_code=202,
-        dependencies=[strict("picture", "model", *fields, "id")],
+        dependencies=[strict("picture", "model", *fields, "view", "id")],
         response_model=JobState,
         summary="The same as /restore, but ask for the state and fetch it later",
         responses=documented(),
@@ -320,6 +359,7 @@ def _add_restore(app: "FastAPI", service: _JobService) -> None:
         picture: Picture,
         options: Options,
         model: Model = "",
+        view: View = "",
         id: Annotated[
             str,
             Form(
@@ -329,17 +369,19 @@ def _add_restore(app: "FastAPI", service: _JobService) -> None:
             ),
         ] = "",
     ) -> dict[str, Any]:
-        job = await service.restore(picture, model, options, job_id=id or secrets.token_urlsafe(16))
+        id = id or secrets.token_urlsafe(16)
+        job = await service.restore(picture, model, options, job_id=id, view=view)
         return _state(service.jobs, job)
 
 
 def _state(jobs: Jobs, job: Job) -> dict[str, Any]:
     detail = job.outcome.detail if isinstance(job.outcome, Problem) else None
-    return {"id": job.id, **jobs.status(job), "detail": detail}
+    tiles = list(job.preview.tiles) if job.preview else []
+    return {"id": job.id, **jobs.status(job), "tiles": tiles, "detail": detail}
 
 
 def _add_jobs(app: "FastAPI", service: _JobService) -> None:
-    from fastapi import Response
+    from fastapi import Form, Response
 
     def found(job_id: str) -> Job:
         job = service.jobs.find(job_id)
@@ -357,6 +399,31 @@ def _add_jobs(app: "FastAPI", service: _JobService) -> None:
     async def status(job_id: str) -> dict[str, Any]:
         return _state(service.jobs, found(job_id))
 
+    @app.put(
+        "/jobs/{job_id}/view",
+        dependencies=[strict("view")],
+        status_code=204,
+        summary="Restore what lies around this pixel next, of a job that was submitted with a view",
+        responses=NO_JOB,
+    )
+    async def look(job_id: str, view: Annotated[str, Form(pattern=_VIEW, description="x,y")]) -> None:
+        preview = found(job_id).preview
+        if preview is not None and view:
+            preview.place = _place(view)
+
+    @app.get(
+        "/jobs/{job_id}/tiles/{index}",
+        dependencies=[strict()],
+        summary="A finished tile, restored in full, as JPEG: the index-th of `tiles` in the state of the job",
+        response_class=Response,
+        responses={200: {"content": {"image/jpeg": {}}}, **NO_JOB},
+    )
+    async def tile(job_id: str, index: int) -> Response:
+        preview = found(job_id).preview
+        if preview is None or not 0 <= index < len(preview.tiles):
+            raise Refused(404, "there is no such tile (any more): the job is finished, or the tile is not")
+        return Response(preview.files[index], media_type="image/jpeg")
+
     @app.delete(
         "/jobs/{job_id}",
         dependencies=[strict()],
@@ -373,7 +440,7 @@ def _add_jobs(app: "FastAPI", service: _JobService) -> None:
         summary="The result, once: it is forgotten with that",
         response_class=Response,
         responses={
-            200: {"content": {"image/png": {}}},
+            200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}},
             **NO_JOB,
             409: {"description": "It is not finished.", "model": Refusal},
             413: {"description": "It did not fit in memory.", "model": Refusal},

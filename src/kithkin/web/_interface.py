@@ -92,19 +92,23 @@ class JobState(BaseModel):
     ahead: Annotated[int, Field(description="Pictures that come before it.")]
     fraction: Annotated[float, Field(description="From 0 to 1, of the work.")]
     eta_seconds: Annotated[float, Field(description="About so many seconds until it is finished.")]
+    tiles: Annotated[
+        list[tuple[int, int, int, int]],
+        Field(description="Left, top, width and height of the finished tiles, while it runs and was given a view."),
+    ]
     detail: Annotated[str | None, Field(description="Why it failed, else null.")] = None
 
 
-def documented(kind: str | None = None) -> dict[int | str, dict[str, Any]]:
-    """The answers of a route that takes a picture: only what FastAPI can't know itself."""
+def documented(*kinds: str) -> dict[int | str, dict[str, Any]]:
+    """The answers of a route that takes a picture and gives these types: only what FastAPI can't know itself."""
     refusals = {
         408: "The upload took too long.",
         413: "Too many bytes or pixels.",
         415: "Not a picture of a known format.",
         422: "A damaged picture, a field that is missing or unknown, or a value that is not taken.",
-        503: "The queue is full (see Retry-After)" + (", or the picture took too long." if kind else "."),
+        503: "The queue is full (see Retry-After)" + (", or the picture took too long." if kinds else "."),
     }
-    file: dict[int | str, dict[str, Any]] = {200: {"content": {kind: {}}}} if kind else {}
+    file: dict[int | str, dict[str, Any]] = {200: {"content": {kind: {} for kind in kinds}}} if kinds else {}
     return {**file, **{status: {"description": text, "model": Refusal} for status, text in refusals.items()}}
 
 

@@ -17,7 +17,9 @@ from typing import Any
 from kithkin.errors import ImageError, InputError, KithkinError
 from kithkin.estimate import Estimate
 from kithkin.restorers import out_of_memory
+from kithkin.web._kept import Kept
 from kithkin.web._limits import Limits
+from kithkin.web._preview import Preview
 
 LONGEST_RETRY = 120
 """Seconds after which to come again, at most: the queue moves on sooner than any estimate knows."""
@@ -70,6 +72,8 @@ class Job:
         size: bytes held while it waits.
         run: does the work, calling its argument with the finished fraction.
         patient: wait for the answer, however long nobody asks for the state.
+        brief: done between two tiles of the job at work, because no network has to run.
+        preview: what is finished of the picture; None where nobody looks.
         state: queued, running, done or failed.
         finished: resolved when it is done, failed or given up.
     """
@@ -80,6 +84,8 @@ class Job:
     size: int
     run: Callable[[Progress], Answer] | None
     patient: bool = False
+    brief: bool = False
+    preview: Preview | None = None
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     state: str = "queued"
     fraction: float = 0.0
@@ -98,10 +104,14 @@ class Jobs:
 
     Args:
         limits: how much may wait, and how long.
+
+    Attributes:
+        kept: restorations that stay for a while.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self.kept = Kept(limits)
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._known: dict[str, Job] = {}
@@ -160,7 +170,7 @@ class Jobs:
         """
         with self._changed:
             before = [job]
-            if job in self._waiting:
+            if job in self._waiting and not job.brief:
                 before = [*self._waiting][: self._waiting.index(job) + 1]
                 before = [self._running, *before] if self._running is not None else before
             eta = round(sum(self._remaining(one) for one in before), 1)
@@ -189,6 +199,7 @@ class Jobs:
             job.finished.set_result(None)
 
     def _expire(self) -> None:
+        self.kept.expire()
         now, limits = time.monotonic(), self._limits
         for job in list(self._known.values()):
             unfetched = job.outcome is not None and now - job.ended > limits.keep_seconds
@@ -223,24 +234,40 @@ class Jobs:
             with self._changed:
                 while not self._waiting and not self._closed:
                     # Results that nobody fetches are dropped in time even where no request comes.
-                    seconds = min(10.0, self._limits.keep_seconds) if self._known else 1.0 if used else None
+                    held = self._known or self.kept
+                    seconds = min(10.0, self._limits.keep_seconds) if held else 1.0 if used else None
                     if self._changed.wait(timeout=seconds):
                         continue
                     self._expire()
                     if used:  # a second later the last answer has been sent
                         _give_back_memory()
-                        used = bool(self._known)
+                        used = bool(self._known or self.kept)
                 if self._closed:
                     return
                 job = self._running = self._waiting.popleft()
-                job.state, job.started = "running", time.monotonic()
-                job.reported, run = job.started, job.run
-            outcome = self._outcome(job, run) if run is not None else None
+            self._do(job)
             with self._changed:
                 self._running = None
-                self._finish(job, outcome)
             used = True
-            del job, run, outcome  # else they would be held until the next picture comes
+            del job  # else it would be held until the next picture comes
+
+    def _do(self, job: Job) -> None:
+        with self._changed:
+            job.state, job.started = "running", time.monotonic()
+            job.reported, run = job.started, job.run
+        outcome = self._outcome(job, run) if run is not None else None
+        with self._changed:
+            self._finish(job, outcome)
+
+    def _do_brief(self) -> None:
+        """Do the jobs that need no network, in the midst of another one."""
+        while True:
+            with self._changed:
+                job = next((one for one in self._waiting if one.brief), None)
+                if job is None:
+                    return
+                self._waiting.remove(job)
+            self._do(job)
 
     def _finish(self, job: Job, outcome: Answer | Problem | None) -> None:
         job.run, job.ended = None, time.monotonic()
@@ -262,6 +289,8 @@ class Jobs:
             with self._changed:
                 self._expire()
                 job.fraction, job.reported = fraction, time.monotonic()
+            if not job.brief:
+                self._do_brief()
             if job.given_up:
                 raise _Stopped
             if job.reported - job.started > self._limits.work_seconds:

@@ -21,6 +21,8 @@ class Limits:
         work_seconds: for one picture; looked at between its tiles.
         keep_seconds: after which a result that nobody fetched is dropped.
         absent_seconds: after which a job whose state nobody asked for is given up.
+        again_megabytes: of restorations that stay for another strength or format, in 10⁶ bytes.
+        again_seconds: after which such a one is dropped, since it was last used.
         tile: the largest side of a tile that a request may ask for, in pixels.
         neighbors_side: of the part of a picture whose neighbours are looked for, in pixels.
 
@@ -37,6 +39,8 @@ class Limits:
     work_seconds: float = 900
     keep_seconds: float = 300
     absent_seconds: float = 180
+    again_megabytes: float = 512
+    again_seconds: float = 900
     tile: int = 1024
     neighbors_side: int = 256
 

@@ -1,9 +1,11 @@
 """From an upload to a job: the checks at the start, and the work itself."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -15,10 +17,15 @@ from kithkin.messages import one_line
 from kithkin.model import KiT
 from kithkin.neighbors import map_neighbors
 from kithkin.restore_options import RestoreOptions
-from kithkin.restorers import Restorer, restore_image
+from kithkin.restorers import Blend, Restorer, Tiled, restore_image
 from kithkin.tiles import SMALLEST_TILE
 from kithkin.web._jobs import Answer, Job, Progress
+from kithkin.web._kept import Kept, Remembered
 from kithkin.web._limits import Limits
+from kithkin.web._preview import Preview
+
+MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg"}
+"""Of the formats of results, by the ending of their files."""
 
 
 class Refused(Exception):
@@ -36,10 +43,9 @@ class Upload:
     name: str
     data: bytes
 
-    @property
-    def result_name(self) -> str:
-        """As ``kithkin restore --format png`` names its result."""
-        return f"{PurePath(self.name).stem}-restored.png"
+    def result_name(self, ending: str) -> str:
+        """As ``kithkin restore --format`` names its result."""
+        return f"{PurePath(self.name).stem}-restored.{ending}"
 
 
 def clean_name(name: str | None) -> str:
@@ -94,31 +100,52 @@ def options_of(form: Mapping[str, Any], precision: str, limits: Limits, model: t
         raise Refused(422, str(error)) from error
 
 
-def restore_job(upload: Upload, name: str, model: KiT | Restorer, options: RestoreOptions, limits: Limits) -> Job:
-    """The job that gives the PNG file that ``kithkin restore --format png`` writes.
+def restore_job(
+    upload: Upload,
+    name: str,
+    model: KiT | Restorer,
+    options: RestoreOptions,
+    ending: str,
+    preview: Preview | None,
+    kept: Kept,
+    limits: Limits,
+) -> Job:
+    """The job that gives the file that ``kithkin restore --format`` writes.
 
     Args:
         upload: the picture.
         name: of the model.
         model: that restores it.
         options: how.
+        ending: of the result's name, a key of ``MEDIA_TYPES``.
+        preview: takes tiles as they are finished; where there is one, the restoration is kept as well.
+        kept: restorations of before.
         limits: of the server.
 
     Raises:
         Refused: the picture is not taken.
     """
     pixels = check_upload(upload, limits)
+    target = upload.result_name(ending)
+    key = (hashlib.sha256(upload.data).digest(), name, options.tile)
+    changes = any(options.amounts[:2])
 
     def run(progress: Progress) -> Answer:
         picture = decode_picture(upload.data, upload.name)
-        notes = [*picture.notes, *losses(picture, upload.result_name)]
-        restorer = options.compose(model, note=notes.append)
+        notes = [*picture.notes, *losses(picture, target)]
+        full = replace(options, strength=1.0, luma=1.0, chroma=1.0, detail=0.0) if changes else options
+        restorer = full.compose(model, note=notes.append)
+        if changes:
+            assert isinstance(restorer, Tiled)
+            if preview is not None:
+                restorer = replace(restorer, choose=preview.choose, watch=partial(preview.add, picture))
+            restorer = Blend(Remembered(restorer, kept, key, keeping=preview is not None), *options.amounts)
         result = restore_image(restorer, picture, progress=progress, note=notes.append)
-        body = encode_picture(result, upload.result_name)
-        return Answer(body, "image/png", upload.result_name, tuple(notes))
+        return Answer(encode_picture(result, target), MEDIA_TYPES[ending], target, tuple(notes))
 
-    kind = f"restore {name} {options.tile}" if any(options.amounts[:2]) else "copy"
-    return Job(kind, upload.name, pixels, len(upload.data), run)
+    brief = not changes or key in kept
+    kind = "copy" if brief else f"restore {name} {options.tile}"
+    return Job(kind, upload.name, pixels, len(upload.data), run, brief=brief, preview=preview)
 
 
 def neighbors_job(upload: Upload, network: KiT | Restorer, point: tuple[int, int], limits: Limits) -> Job:

@@ -42,6 +42,16 @@ export const submit = (file, fields, signal) => ask("/jobs", { method: "POST", b
 
 export const state = (id, signal) => ask(`/jobs/${id}`, { signal }, json);
 
+/* Restore what lies around this place, "x,y", next. */
+export function look(id, view) {
+  const data = new FormData();
+  data.append("view", view);
+  return ask(`/jobs/${id}/view`, { method: "PUT", body: data });
+}
+
+/* The index-th finished tile. */
+export const tile = (id, index) => ask(`/jobs/${id}/tiles/${index}`, {}, (answer) => answer.blob());
+
 /* Give a job up; tried again, because the request that began it may still be on its way, and the network cut. */
 export async function cancel(id) {
   for (const seconds of [0, 1, 3, 9]) {

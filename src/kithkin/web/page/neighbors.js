@@ -210,7 +210,7 @@ export function createNeighbors({ limits, models, say }) {
       choices("block", [...new Set(answer.blocks.map((one) => one.block))].map((n) => [String(n), String(n + 1)]));
       const rounds = Math.max(...answer.blocks.map((one) => one.rounds));
       choices("round", [["all", "all"], ...Array.from({ length: rounds }, (_, i) => [String(i), String(i + 1)])]);
-      places.hidden = byId("whole").hidden = false;
+      places.hidden = false;
       middle = { x: x - answer.crop[0], y: y - answer.crop[1] };
       patch = at(middle.x, middle.y);
       draw();
@@ -225,7 +225,7 @@ export function createNeighbors({ limits, models, say }) {
   function choosePlace() {
     waiting?.abort();
     found = null;
-    places.hidden = byId("whole").hidden = true;
+    places.hidden = true;
     list.replaceChildren();
     const side = limits.neighbors_side;
     hint.textContent =

@@ -23,6 +23,7 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 
+const LARGEST_CANVAS = 16e6; // Pixels that every browser has.
 // Seconds for which an answer is waited for: the server keeps a job for longer that nobody asks about.
 const PATIENCE = 120;
 
@@ -40,10 +41,20 @@ const modelOf = (name) => about.models.find((model) => model.name === name);
 // Grain and colour speckle are noise; detail can be told from noise alone.
 const isNoise = (model) => !["derain", "deblur"].includes(modelOf(model).task);
 
-function options() {
-  const [model, strength] = [option("model"), share("strength")];
-  const amounts = isNoise(model) ? AMOUNTS.map((name) => [name, share(name)]) : [];
-  return { model, strength, ...Object.fromEntries(amounts) };
+/* What the server restores, in full: strength, luma and chroma are applied here, to what is shown, and by the server
+   to what is downloaded. */
+const asked = () => ({ model: option("model"), detail: isNoise(option("model")) ? share("detail") : 0 });
+
+/* What is chosen for a result of this model, as the server takes it. */
+function amounts(model) {
+  const noise = isNoise(model) ? AMOUNTS.map((name) => [name, share(name)]) : [];
+  return { strength: share("strength"), ...Object.fromEntries(noise) };
+}
+
+/* The shares of the change in luminance and in colour that are seen. */
+function shares(model) {
+  const { strength, luma = 1, chroma = 1 } = amounts(model);
+  return { luma: strength * luma, chroma: strength * chroma };
 }
 
 /* The chosen model, and the one that shows neighbours: the first with attention where the chosen one has none. */
@@ -60,7 +71,7 @@ const unsaved = (picture) => active(picture) || (picture.result && !picture.resu
 
 function add(files) {
   const added = [...files].map((file) => {
-    const picture = { file, name: file.name || "pasted.png", state: "opening", url: null, taken: false, fraction: 0, result: null };
+    const picture = { file, name: file.name || "pasted.png", state: "opening", url: null, taken: false, fraction: 0, result: null, tiles: null };
     pictures.push(picture);
     open(picture);
     return picture;
@@ -128,9 +139,20 @@ function remove(picture) {
 /* The picture before or after the current one, round and round. */
 function step(by) {
   if (pictures.length < 2) return;
-  current = pictures.at((pictures.indexOf(current) + by) % pictures.length);
+  choose(pictures.at((pictures.indexOf(current) + by) % pictures.length));
   say(`${current.name}, ${STATES[current.state](current)}`);
+}
+
+function choose(picture) {
+  current = picture;
+  bringDetail();
   draw();
+}
+
+/* Detail is told by the server, which has kept the network's work, so it is asked as soon as another one is chosen. */
+function bringDetail() {
+  const result = current?.result;
+  if (result && !active(current) && result.model === option("model") && result.detail !== asked().detail) enqueue([current]);
 }
 
 /* Restoring: one picture at a time goes to the server, so that others have their turn. */
@@ -139,7 +161,7 @@ function enqueue(list) {
   const idle = !batch.length;
   for (const picture of list) {
     if (!picture.taken || active(picture)) continue;
-    Object.assign(picture, { state: "waiting", wanted: options(), problem: null, fraction: 0 });
+    Object.assign(picture, { state: "waiting", wanted: asked(), problem: null, fraction: 0 });
     if (!batch.includes(picture)) batch.push(picture);
   }
   draw();
@@ -152,7 +174,7 @@ async function work() {
     draw();
     try {
       const started = performance.now();
-      const answer = await restored(picture, picture.wanted);
+      const answer = await restored(picture, { ...picture.wanted, view: placeOf(picture) });
       if (picture.result) URL.revokeObjectURL(picture.result.url);
       const seconds = (performance.now() - started) / 1000;
       picture.result = { ...answer, ...picture.wanted, url: URL.createObjectURL(answer.blob), seconds };
@@ -161,12 +183,20 @@ async function work() {
     } catch (error) {
       fail(picture, error);
     }
+    picture.tiles = null;
     draw();
   }
   batch = [];
   draw();
 }
 
+/* The pixel around which a picture is restored first: where it is looked at, or its middle. */
+function placeOf(picture) {
+  const { x, y } = picture === current ? viewer.place() : { x: picture.width / 2, y: picture.height / 2 };
+  return [x, y].map(Math.floor).join();
+}
+
+/* What the server makes of a picture, or of anything with its `file`. */
 async function restored(picture, fields) {
   const { signal } = (picture.control = new AbortController());
   for (let tries = 1; ; tries++) {
@@ -176,6 +206,7 @@ async function restored(picture, fields) {
       let job = await patiently(picture, signal, () => api.submit(picture.file, { ...fields, id }, signal));
       while (job.state === "queued" || job.state === "running") {
         note(picture, job);
+        if (job.tiles.length) drawTiles(picture, id, job.tiles);
         await wait(0.25, signal);
         job = await patiently(picture, signal, () => api.state(id, signal));
       }
@@ -206,6 +237,27 @@ async function patiently(picture, signal, action) {
     drawPanel();
     await wait(seconds, signal);
   }
+}
+
+/* Draw the finished tiles that are not drawn yet. They are restored in full and replaced by the whole picture. */
+function drawTiles(picture, id, places) {
+  const { width, height } = picture;
+  if (picture.tiles?.id !== id) {
+    const shrunk = Math.min(1, Math.sqrt(LARGEST_CANVAS / (width * height)));
+    const canvas = Object.assign(document.createElement("canvas"), { width: Math.ceil(width * shrunk), height: Math.ceil(height * shrunk) });
+    picture.tiles = { id, canvas, count: 0 };
+  }
+  const { tiles } = picture;
+  const context = tiles.canvas.getContext("2d");
+  context.setTransform(tiles.canvas.width / width, 0, 0, tiles.canvas.height / height, 0, 0);
+  for (; tiles.count < places.length; tiles.count++) {
+    const place = places[tiles.count];
+    api.tile(id, tiles.count).then(createImageBitmap).then((image) => {
+      context.drawImage(image, ...place);
+      if (picture === current) viewer.redraw();
+    }).catch(() => {}); // The picture is finished, or given up.
+  }
+  if (picture === current) draw();
 }
 
 const duration = (seconds) => (seconds < 1 ? "a moment" : seconds < 90 ? `about ${Math.round(seconds)} s` : `about ${Math.round(seconds / 60)} min`);
@@ -274,19 +326,17 @@ const STATES = {
 
 function draw() {
   const shown = Boolean(current?.url);
-  const view = option("view");
+  const how = byId("how");
   byId("empty").hidden = shown;
   byId("bar").hidden = !shown;
-  byId("zooms").hidden = byId("hold").hidden = view !== "compare";
-  byId("compare").hidden = !shown || view !== "compare";
-  byId("neighbors").hidden = !shown || view !== "neighbors";
-  byId("whole").hidden = byId("neighbors").hidden || byId("places").hidden;
+  byId("compare").hidden = how.hidden = !shown;
   if (shown) {
     byId("caption").textContent = `${current.name} · ${current.width} × ${current.height}`;
     byId("steps").hidden = pictures.length < 2;
     byId("position").textContent = `${pictures.indexOf(current) + 1} of ${pictures.length}`;
-    viewer.show(current, current.result?.url || null);
-    if (view === "neighbors") neighbors.show(current).catch(() => say("The picture can't be shown."));
+    viewer.show(current, current.tiles?.canvas || current.result?.url || null);
+    viewer.blend(shares((active(current) ? current.wanted : current.result || asked()).model));
+    if (how.open && models().shown) neighbors.show(current).catch(() => say("The picture can't be shown."));
   }
   drawStrip();
   drawPanel();
@@ -316,11 +366,7 @@ function stripItem(picture) {
   const image = el("img", { alt: "" });
   const thumb = el("span", { class: "thumb" }, el("span", {}, picture.name));
   const state = el("span", { class: "state" });
-  const choose = () => {
-    current = picture;
-    draw();
-  };
-  const pick = el("button", { type: "button", class: "pick", onclick: choose, title: picture.name }, thumb, el("span", { class: "unseen" }, `${picture.name}, `), state);
+  const pick = el("button", { type: "button", class: "pick", onclick: () => choose(picture), title: picture.name }, thumb, el("span", { class: "unseen" }, `${picture.name}, `), state);
   const gone = el("button", { type: "button", class: "remove", "aria-label": `Remove ${picture.name}`, onclick: () => remove(picture) }, "×");
   return { item: el("li", {}, pick, gone), pick, image, thumb, state };
 }
@@ -339,7 +385,7 @@ function drawPanel() {
   const [go, all, cancelling] = ["go", "go-all", "cancel"].map(byId);
   const held = [go, all].includes(document.activeElement);
   go.disabled = !current?.taken || active(current);
-  const again = Boolean(current?.result) && asChosen(current.result);
+  const again = current?.result?.model === option("model");
   go.textContent = again ? "Restore again" : "Restore";
   go.classList.toggle("again", again && !go.disabled);
   const left = pictures.filter(waits).length;
@@ -351,7 +397,7 @@ function drawPanel() {
   // What was pressed can't be pressed now; the focus goes to what can.
   if (held && (go.disabled || all.hidden)) (working ? cancelling : go).focus();
   document.title = [working && drawProgress(), current?.name, "kithkin"].filter(Boolean).join(" · ");
-  byId("problem").hidden = current?.state !== "failed";
+  byId("problem").hidden = !current?.problem;
   const problem = byId("problem").firstElementChild;
   if (problem.textContent !== (current?.problem || "")) problem.textContent = current?.problem || "";
   drawResult();
@@ -368,43 +414,50 @@ function drawProgress() {
   return `${percent} %`;
 }
 
-const asChosen = (result) => Object.entries(options()).every(([name, value]) => result[name] === value);
-
-const asPercent = (value) => `${Math.round(value * 100)} %`;
-const presetOf = (amounts) => Object.keys(about.presets).find((name) => AMOUNTS.every((one) => about.presets[name][one] === amounts[one]));
-
-/* "Noise, strength 100 %", and what is not as at the beginning. */
-function settingsOf(result) {
-  const words = [title(modelOf(result.model)), `strength ${asPercent(result.strength)}`];
-  if (result.luma === undefined) return words.join(", ");
-  const preset = presetOf(result);
-  if (!preset) words.push(`grain ${asPercent(result.luma)}`, `colour ${asPercent(result.chroma)}`, `detail ${asPercent(result.detail)}`);
-  else if (preset !== Object.keys(about.presets)[0]) words.push(presetTitle(preset).toLowerCase());
-  return words.join(", ");
-}
+const presetOf = (values) => Object.keys(about.presets).find((name) => AMOUNTS.every((one) => about.presets[name][one] === values[one]));
 
 function drawResult() {
   const results = pictures.filter((one) => one.result).length;
   byId("download-all").hidden = results < 2;
   byId("download-all").textContent = `Download all ${results}`;
   const result = active(current || {}) ? null : current?.result;
-  byId("result").hidden = !result;
+  byId("result").hidden = byId("download").hidden = !result;
+  byId("formats").hidden = !result && results < 2;
   if (!result) return;
-  const settings = settingsOf(result);
   const download = byId("download");
-  Object.assign(download, { href: result.url, download: result.name });
-  download.textContent = asChosen(result) ? "Download PNG" : `Download PNG (${settings})`;
-  download.classList.toggle("other", !asChosen(result));
-  const other = asChosen(result) ? "" : " Made with other settings than those chosen now.";
-  byId("about-result").textContent = `${(result.blob.size / 1e6).toFixed(1)} MB. ${settings}, ${result.seconds.toFixed(1)} s.${other}`;
+  download.textContent = current.saving ? "Writing the file …" : `Download ${option("format") === "png" ? "PNG" : "JPEG"}`;
+  download.disabled = Boolean(current.saving);
+  const other = result.model === option("model") ? "" : " Restore again for the task that is chosen now.";
+  byId("about-result").textContent = `Removed: ${modelOf(result.model).removes}, in ${result.seconds.toFixed(1)} s.${other}`;
   byId("notes").replaceChildren(...result.notes.map((sentence) => el("li", {}, sentence)));
+}
+
+/* The file with what is chosen now: what is shown in full is there already, all else comes from the server. */
+async function download(picture) {
+  const { result } = picture;
+  const fields = { ...amounts(result.model), model: result.model, format: option("format") };
+  const { strength, luma = 1, chroma = 1, detail = 0, format } = fields;
+  const there = strength === 1 && luma === 1 && chroma === 1 && detail === result.detail && format === "png";
+  picture.saving = true;
+  drawPanel();
+  try {
+    const { blob, name } = there ? result : await restored({ file: picture.file }, fields);
+    const url = URL.createObjectURL(blob);
+    el("a", { href: url, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 60_000);
+    result.saved = true;
+  } catch (error) {
+    picture.problem = error.message;
+    say(error.message);
+  }
+  picture.saving = false;
+  drawPanel();
 }
 
 /* One file after the other: a browser may ask once whether it may save several. */
 async function downloadAll() {
   for (const picture of pictures.filter((one) => one.result)) {
-    el("a", { href: picture.result.url, download: picture.result.name }).click();
-    picture.result.saved = true;
+    await download(picture);
     await new Promise((resolve) => setTimeout(resolve, 200));
   }
 }
@@ -433,14 +486,17 @@ function listen() {
     for (const name of AMOUNTS) byId(name).value = 100 * about.presets[target.value][name];
   });
   for (const event of ["input", "change"]) byId("options").addEventListener(event, drawOptions);
-  for (const event of ["input", "change"]) byId("options").addEventListener(event, drawPanel);
-  byId("download").addEventListener("click", () => (current.result.saved = true));
+  byId("options").addEventListener("input", draw);
+  byId("options").addEventListener("change", () => (bringDetail(), draw()));
+  byId("formats").addEventListener("change", drawPanel);
+  byId("download").addEventListener("click", () => download(current));
   byId("download-all").addEventListener("click", downloadAll);
   byId("example").addEventListener("click", async () => {
     const answer = await fetch("/page/example.webp");
     add([new File([await answer.blob()], "example.webp")]);
   });
-  byId("views").addEventListener("change", draw);
+  byId("how").addEventListener("toggle", draw);
+  byId("choose-photos").addEventListener("click", () => byId("files").click());
   byId("zooms").addEventListener("change", () => viewer.zoomTo(Number(option("zoom")) || "fit"));
   byId("previous").addEventListener("click", () => step(-1));
   byId("next").addEventListener("click", () => step(1));
@@ -485,18 +541,24 @@ async function begin() {
     byId("presets").append(el("label", {}, input, el("span", {}, presetTitle(name))));
   }
   const attention = about.models.some((model) => model.attention);
-  document.querySelector("input[name=view][value=neighbors]").disabled = !attention;
   byId("no-neighbors").hidden = attention;
+  byId("neighbors").hidden = byId("about-neighbors").hidden = !attention;
   const { megabytes, megapixels } = about.limits;
   const formats = Object.keys(about.formats).map((kind) => (kind === "raw" ? "camera raw" : kind));
   byId("files").accept = [...Object.values(about.formats).flat(), "image/*"].join(",");
   byId("accepts").textContent = `${formats.slice(0, -1).join(", ")} or ${formats.at(-1)}, up to ${megapixels} megapixels and ${megabytes} MB`;
   const here = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
-  byId("promise").textContent = here ? "Pictures stay on this computer. Nothing is kept." : "Pictures go to this server alone. Nothing is kept.";
+  byId("promise").textContent = here ? "Pictures stay on this computer. Nothing is stored." : "Pictures go to this server alone. Nothing is stored.";
   const onZoom = (zoom) => {
     for (const input of byId("zooms").querySelectorAll("input")) input.checked = input.value === String(zoom);
   };
-  viewer = createViewer({ onZoom, onStep: step });
+  let looked = 0;
+  const onLook = () => {
+    clearTimeout(looked);
+    if (current?.state !== "working" || !current.job) return;
+    looked = setTimeout(() => current.job && api.look(current.job, placeOf(current)).catch(() => {}), 150);
+  };
+  viewer = createViewer({ onZoom, onStep: step, onLook });
   neighbors = createNeighbors({ limits: about.limits, models, say });
   listen();
   drawOptions();

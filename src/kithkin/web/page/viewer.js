@@ -7,8 +7,27 @@ const LARGEST = 8;
 const STILL = 5; // Pixels that a finger at rest may move.
 const HELD = 200; // Milliseconds after which a press is no tap.
 
-/* `onZoom` is told "fit", or the scale; `onStep` -1 or 1 where arrow keys ask for another picture. */
-export function createViewer({ onZoom, onStep }) {
+const LUMA = [0.2126, 0.7152, 0.0722];
+
+/* Bring the pixels `after` nearer to `before`, as kithkin.blending does: luma and chroma are the shares of the change in
+   luminance and in colour that stay. Here both are the 8 bits of the screen. */
+function blend(before, after, { luma, chroma }) {
+  for (let i = 0; i < after.length; i += 4) {
+    if (!after[i + 3]) {
+      after.set(before.subarray(i, i + 4), i); // Not restored yet.
+      continue;
+    }
+    const [red, green, blue] = [after[i] - before[i], after[i + 1] - before[i + 1], after[i + 2] - before[i + 2]];
+    const bright = (luma - chroma) * (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue);
+    after[i] = before[i] + chroma * red + bright;
+    after[i + 1] = before[i + 1] + chroma * green + bright;
+    after[i + 2] = before[i + 2] + chroma * blue + bright;
+  }
+}
+
+/* `onZoom` is told "fit", or the scale; `onStep` -1 or 1 where arrow keys ask for another picture; `onLook` is called
+   where another part of the picture is looked at. */
+export function createViewer({ onZoom, onStep, onLook }) {
   const [frame, canvas, divider, hold] = ["compare", "viewer", "divider", "hold"].map(byId);
   const tags = [byId("tag-before"), byId("tag-after")];
   const context = canvas.getContext("2d");
@@ -18,6 +37,9 @@ export function createViewer({ onZoom, onStep }) {
   let centre = { x: 0, y: 0 }; // Of what is seen of an enlarged picture, in its pixels.
   let part = 0.5; // Of the visible picture, left of the divider.
   let original = false;
+  let shares = { luma: 1, chroma: 1 }; // Of the change that is seen.
+  const mixing = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  let seenPixels = { view: null }; // Before and after as the frame shows them, until the view changes.
 
   /* Where the picture lies: its left upper corner, its sides, and whether they leave the frame. */
   function place() {
@@ -41,22 +63,43 @@ export function createViewer({ onZoom, onStep }) {
     const seen = visible(at);
     const line = layers.after && !original ? seen.left + part * (seen.right - seen.left) : seen.right;
     context.clearRect(0, 0, canvas.width, canvas.height);
-    context.imageSmoothingEnabled = at.scale < 1;
-    context.imageSmoothingQuality = "high";
-    drawLayer(layers.before, at, 0, line);
-    if (line < seen.right) drawLayer(layers.after, at, line, canvas.width);
+    drawLayer(context, layers.before, at, 0, line);
+    if (line < seen.right) drawAfter(at, line);
     canvas.classList.toggle("larger", at.larger);
     drawDivider(seen);
   }
 
-  function drawLayer(image, { left, top, width, height }, from, to) {
+  function drawAfter(at, from) {
+    const whole = !(layers.after instanceof HTMLCanvasElement); // Else tiles, which come one by one.
+    if (shares.luma === 1 && shares.chroma === 1) {
+      if (!whole) drawLayer(context, layers.before, at, from, canvas.width);
+      drawLayer(context, layers.after, at, from, canvas.width);
+      return;
+    }
+    const view = [at.left, at.top, at.width, at.height, canvas.width, canvas.height].join();
+    if (seenPixels.view !== view) seenPixels = { view, before: pixels(layers.before, at), after: pixels(layers.after, at) };
+    const mixed = new ImageData(new Uint8ClampedArray(seenPixels.after.data), canvas.width, canvas.height);
+    blend(seenPixels.before.data, mixed.data, shares);
+    mixing.putImageData(mixed, 0, 0);
+    drawLayer(context, mixing.canvas, { left: 0, top: 0, width: canvas.width, height: canvas.height }, from, canvas.width);
+  }
+
+  function pixels(image, at) {
+    Object.assign(mixing.canvas, { width: canvas.width, height: canvas.height });
+    drawLayer(mixing, image, at, 0, canvas.width);
+    return mixing.getImageData(0, 0, canvas.width, canvas.height);
+  }
+
+  function drawLayer(target, image, { left, top, width, height, scale }, from, to) {
     if (!image) return;
-    context.save();
-    context.beginPath();
-    context.rect(Math.round(from), 0, Math.round(to) - Math.round(from), canvas.height);
-    context.clip();
-    context.drawImage(image, left, top, width, height);
-    context.restore();
+    target.save();
+    target.imageSmoothingEnabled = scale < 1;
+    target.imageSmoothingQuality = "high";
+    target.beginPath();
+    target.rect(Math.round(from), 0, Math.round(to) - Math.round(from), canvas.height);
+    target.clip();
+    target.drawImage(image, left, top, width, height);
+    target.restore();
   }
 
   function drawDivider({ left, right, top, bottom }) {
@@ -77,8 +120,8 @@ export function createViewer({ onZoom, onStep }) {
 
   function fitCanvas() {
     if (!frame.clientWidth) return;
-    canvas.width = Math.round(frame.clientWidth * devicePixelRatio);
-    canvas.height = Math.round(frame.clientHeight * devicePixelRatio);
+    const [width, height] = [frame.clientWidth, frame.clientHeight].map((side) => Math.round(side * devicePixelRatio));
+    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
     draw();
   }
 
@@ -106,6 +149,7 @@ export function createViewer({ onZoom, onStep }) {
     centre = { x: pixel.x - (to.x - canvas.width / 2) / scale, y: pixel.y - (to.y - canvas.height / 2) / scale };
     keepInside();
     onZoom(zoom);
+    onLook();
     draw();
   }
 
@@ -120,6 +164,7 @@ export function createViewer({ onZoom, onStep }) {
     const { scale } = place();
     centre = { x: centre.x - dx / scale, y: centre.y - dy / scale };
     keepInside();
+    onLook();
     draw();
   }
 
@@ -231,23 +276,30 @@ export function createViewer({ onZoom, onStep }) {
 
   /* Load a layer, and keep the one before until then. */
   const wanted = {};
-  async function load(name, url) {
-    if (wanted[name] === url) return;
-    wanted[name] = url;
-    const image = new Image();
-    image.src = url || "";
-    const loaded = url && (await image.decode().then(() => image, () => null));
-    if (wanted[name] !== url) return;
-    layers[name] = loaded || null;
-    canvas.dataset[name] = loaded ? "drawn" : "";
+  async function load(name, source) {
+    if (wanted[name] === source) return;
+    wanted[name] = source;
+    let loaded = source;
+    if (typeof source === "string") {
+      const image = Object.assign(new Image(), { src: source });
+      loaded = await image.decode().then(() => image, () => null);
+    }
+    if (wanted[name] !== source) return;
+    layers[name] = loaded;
+    canvas.dataset[name] = loaded === source ? "" : "drawn";
+    redraw();
+  }
+
+  function redraw() {
+    seenPixels = { view: null };
     draw();
   }
 
   return {
-    /* Show a picture {url, width, height, name} and its restored version's address, or null. */
+    /* Show a picture {url, width, height, name} and what is restored of it: an address, a canvas, or null. */
     show(picture, restored) {
       if (size.url !== picture.url) {
-        layers.before = layers.after = null;
+        layers.before = layers.after = wanted.before = wanted.after = null;
         part = 0.5;
         size = picture;
         centre = { x: size.width / 2, y: size.height / 2 };
@@ -259,6 +311,15 @@ export function createViewer({ onZoom, onStep }) {
       hold.disabled = !restored;
       fitCanvas();
     },
+    /* Apply these shares {luma, chroma} of the change to what is shown. */
+    blend(values) {
+      if (values.luma === shares.luma && values.chroma === shares.chroma) return;
+      shares = values;
+      draw();
+    },
+    /* The pixel of the picture in the middle of what is seen. */
+    place: () => (place().larger ? centre : { x: size.width / 2, y: size.height / 2 }),
+    redraw,
     zoomTo,
   };
 }
