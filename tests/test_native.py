@@ -119,6 +119,7 @@ def test_without_its_library_it_says_how_to_get_it(monkeypatch):
 
 def test_a_build_that_fails_says_why(monkeypatch):
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    monkeypatch.setattr(build, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="no C\\+\\+ compiler"):
         build.build()
     monkeypatch.undo()
@@ -143,9 +144,9 @@ def compiler(monkeypatch, tmp_path):
 
     monkeypatch.setattr(build.subprocess, "run", compile_or_fail)
     monkeypatch.setattr(build.shutil, "which", lambda name: name)
-    monkeypatch.setattr(build.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(build.sysconfig, "get_platform", lambda: "linux-x86_64")
     monkeypatch.setattr(build, "level", lambda: 3)
-    for name in ("CXX", "KITHKIN_KERNELS"):
+    for name in ("CXX", "KITHKIN_KERNELS", "KITHKIN_TARGET"):
         monkeypatch.delenv(name, raising=False)
     return commands
 
@@ -174,10 +175,42 @@ def test_for_a_release_it_builds_every_instruction_set_whatever_this_processor_r
 
 
 def test_a_processor_of_another_family_has_one_library(compiler, tmp_path, monkeypatch):
-    monkeypatch.setattr(build.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(build.sysconfig, "get_platform", lambda: "macosx-11.0-arm64")
     monkeypatch.setenv("KITHKIN_KERNELS", "all")
     assert made_in(tmp_path) == ["level", "default"]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".dylib"}
     assert not [command for command in compiler if any(word.startswith("-mavx") for word in command)]
+
+
+@pytest.mark.parametrize(
+    ("tag", "suffix"),
+    [
+        ("manylinux_2_28_x86_64", ".so"),
+        ("manylinux_2_28_aarch64", ".so"),
+        ("macosx_11_0_arm64", ".dylib"),
+        ("win_amd64", ".dll"),
+    ],
+)
+def test_for_another_platform_zig_builds_every_instruction_set(compiler, tmp_path, monkeypatch, tag, suffix):
+    monkeypatch.setenv("KITHKIN_TARGET", tag)
+    monkeypatch.setattr(build, "find_spec", lambda name: name == "ziglang")
+    monkeypatch.setattr(build, "level", lambda: pytest.fail("its libraries don't run here"))
+    x86 = tag.endswith("64") and not tag.endswith(("aarch64", "arm64"))
+    assert made_in(tmp_path) == ["level", *(["avx512", "avx2"] if x86 else []), "default"]
+    assert {path.suffix for path in tmp_path.iterdir()} == {suffix}
+    assert all(command[2:6] == ["ziglang", "c++", "-s", "-target"] for command in compiler)
+    assert ("-fPIC" in compiler[0]) == (tag != "win_amd64")
+    monkeypatch.setenv("KITHKIN_TARGET", "win32")
+    with pytest.raises(RuntimeError, match="there are manylinux_2_28_x86_64, "):
+        build.build(tmp_path)
+
+
+def test_without_another_compiler_zig_serves_this_machine(monkeypatch):
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    monkeypatch.setattr(build, "find_spec", lambda name: name == "ziglang")
+    monkeypatch.setattr(build.platform, "machine", lambda: "AMD64")
+    monkeypatch.setattr(build.sysconfig, "get_platform", lambda: "win-amd64")
+    assert build._compiler()[2:] == ["ziglang", "c++", "-s", "-target", "x86_64-windows-gnu"]
 
 
 @compiled

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import kithkin
+from kithkin.ops.kernels import build
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -35,10 +36,14 @@ def initialized(hook, tmp_path, builder):
 
 
 def test_a_wheel_with_compiled_kernels_names_its_platform(hook, tmp_path):
-    made, said = initialized(hook, tmp_path, "from pathlib import Path\ndef build(): return [Path('/x/k.so')]")
+    made, said = initialized(
+        hook,
+        tmp_path,
+        "from pathlib import Path\ndef build(): return [Path('/x/k.so')]\ndef platform_tag(): return 'x'",
+    )
     assert made["force_include"] == {"/x/k.so": "kithkin/ops/kernels/k.so"}
     assert made["pure_python"] is False
-    assert re.fullmatch(r"py3-none-(?!any)\w+", made["tag"])
+    assert made["tag"] == "py3-none-x"
     assert not said
 
 
@@ -46,6 +51,13 @@ def test_a_wheel_without_a_compiler_is_pure_and_says_why(hook, tmp_path):
     made, said = initialized(hook, tmp_path, "def build(): raise RuntimeError('there is no C++ compiler')")
     assert made == {"force_include": {}, "pure_python": True}
     assert "there is no C++ compiler" in said[0]
+
+
+def test_a_wheel_for_another_platform_is_never_pure_and_leaves_nothing_in_the_tree(hook, tmp_path, monkeypatch):
+    monkeypatch.setenv("KITHKIN_TARGET", "win_amd64")
+    with pytest.raises(RuntimeError, match="no compiler"):
+        initialized(hook, tmp_path, "def build(folder): raise RuntimeError('no compiler')")
+    assert hook.NativeKernel(str(tmp_path), {}, None, None, None, "wheel").dependencies()[0].startswith("ziglang==")
 
 
 @pytest.mark.parametrize(
@@ -56,8 +68,10 @@ def test_a_wheel_without_a_compiler_is_pure_and_says_why(hook, tmp_path):
         ("macosx-11.0-arm64", "arm64", "macosx_11_0_arm64"),
     ],
 )
-def test_the_tag_claims_no_other_machine(hook, name, machine, tag):
-    assert hook.platform_tag(name, machine) == tag
+def test_the_tag_claims_no_other_machine(monkeypatch, name, machine, tag):
+    monkeypatch.setattr(build.sysconfig, "get_platform", lambda: name)
+    monkeypatch.setattr(build.platform, "machine", lambda: machine)
+    assert build.platform_tag() == tag
 
 
 def test_the_readme_of_the_package_index_has_no_link_into_the_repository():
@@ -77,6 +91,28 @@ def test_one_version_stands_everywhere():
     assert re.search(
         rf"^## {re.escape(kithkin.__version__)}\b", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M
     )
+
+
+def test_the_conda_recipe_asks_for_what_the_package_needs():
+    yaml = pytest.importorskip("yaml", reason="the recipe is YAML")
+    recipe = yaml.safe_load((ROOT / "conda/recipe.yaml").read_text(encoding="utf-8"))
+    project = PROJECT["project"]
+    assert recipe["context"]["version"] == project["version"]
+    wanted = [f"python{project['requires-python']}", *project["dependencies"]]
+    found = [each.replace(" ", "").replace("pytorch", "torch") for each in recipe["requirements"]["run"]]
+    assert found == wanted
+    built = [each.replace(" ", "") for each in recipe["requirements"]["host"][2:]]
+    assert built == PROJECT["build-system"]["requires"]
+
+
+def test_what_the_dockerfile_copies_is_there_and_sent():
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    sent = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    copied = [name for line in re.findall(r"^COPY (?!--)(.*) \S+$", text, re.M) for name in line.split()]
+    assert {"src", "hatch_build.py"} <= set(copied)
+    for name in copied:
+        assert (ROOT / name).exists()
+        assert f"!{name}" in sent
 
 
 def test_workflows_pin_every_action_to_a_commit_and_keep_no_secret():

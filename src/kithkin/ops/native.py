@@ -20,7 +20,7 @@ from kithkin.ops.kernels.build import INSTRUCTION_SETS, level, library
 from kithkin.ops.library import constant_when_compiled
 
 DTYPES = (torch.float32, torch.bfloat16)
-REMEDY = "with a C++ compiler at hand: python -m kithkin.ops.kernels.build"
+REMEDY = "python -m pip install ziglang && python -m kithkin.ops.kernels.build"
 MOST_LANES = 16  # floats of the widest vector that any instruction set has
 
 _MAP = ("threads", "batch", "height", "width", "channels")
@@ -65,14 +65,18 @@ _GatedBlock = _struct((*_GATED_BLOCK, "out", "grad", "d_x", "d_parameters", "tea
 
 
 @cache
-def _kernel() -> ctypes.CDLL | None:
-    """The library of the richest instruction set that was compiled and that this processor has, or None."""
+def instruction_set() -> str | None:
+    """The richest one that kernels were compiled for and that this processor has; None without kernels."""
     if not library("LEVEL").is_file():
         return None
-    for name in reversed(list(INSTRUCTION_SETS)[: level() + 1]):
-        if library(name).is_file():
-            return ctypes.CDLL(str(library(name)))
-    return None
+    names = list(INSTRUCTION_SETS)[: level() + 1]
+    return next((name for name in reversed(names) if library(name).is_file()), None)
+
+
+@cache
+def _kernel() -> ctypes.CDLL | None:
+    name = instruction_set()
+    return ctypes.CDLL(str(library(name))) if name else None
 
 
 @cache
@@ -91,7 +95,7 @@ def why_not(device_type: str, dtype: torch.dtype, problem: Problem | None) -> st
     if dtype not in DTYPES:
         return f"native takes float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
     if _kernel() is None:
-        return f"native was not compiled for this CPU; {REMEDY}"
+        return f"native was not compiled for this CPU: {REMEDY}"
     return None
 
 
@@ -99,7 +103,7 @@ def remark(device_type: str) -> str | None:
     """What a user should hear once, where networks run on a CPU without these kernels; else None."""
     if why_not(device_type, torch.float32, None) is None or device_type != "cpu":
         return None
-    return f"networks run slower than they could: the CPU kernels were not compiled; {REMEDY}"
+    return f"networks take up to twice as long as they could, for want of compiled CPU kernels: {REMEDY}"
 
 
 def _expect(who: str, dtype: torch.dtype, **tensors: tuple[Tensor, tuple[int, ...]]) -> None:
