@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from kithkin.cli import app
@@ -66,8 +67,12 @@ def test_usage_errors_have_exit_code_2():
 
 def test_version():
     from kithkin import __version__
+    from kithkin.ops import native
 
-    assert call("--version").output == f"kithkin {__version__}\n"
+    first, *rest = call("--version").output.splitlines()
+    assert first == f"kithkin {__version__}"
+    assert f"torch {torch.__version__}" in rest
+    assert f"CPU kernels {native.instruction_set() or 'not compiled'}" in rest
 
 
 def test_models_lists_shows_and_counts():

@@ -39,15 +39,19 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        from kithkin import __version__
-
-        typer.echo(f"kithkin {__version__}")
+        for name, found in doctor.about().items():
+            typer.echo(f"{name} {found}")
         raise typer.Exit
 
 
 @app.callback()
 def _begin(
-    version: bool = flag("--version", "Print the version.", callback=_version, is_eager=True),
+    version: bool = flag(
+        "--version",
+        "Print the versions of kithkin and PyTorch, the CPU and which kernels serve it.",
+        callback=_version,
+        is_eager=True,
+    ),
 ) -> None:
     keep_freed_memory()
 

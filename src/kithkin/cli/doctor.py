@@ -13,7 +13,16 @@ def doctor(as_json: bool = AS_JSON) -> None:
     import json
     import sys
 
-    findings = {**_versions(), **_machine(), **_backends(), **_choice(), **_formats(), **_weights(), **_test()}
+    findings = {
+        **about(),
+        **_versions(),
+        **_bfloat16(),
+        **_backends(),
+        **_choice(),
+        **_formats(),
+        **_weights(),
+        **_test(),
+    }
     if as_json:
         typer.echo(json.dumps(findings, indent=1))
     else:
@@ -28,35 +37,41 @@ def doctor(as_json: bool = AS_JSON) -> None:
         sys.exit(1)
 
 
-def _versions() -> dict[str, str]:
+def about() -> dict[str, str]:
+    """What a report of an error should say about the machine and the installation."""
     import platform
-    from importlib.metadata import version
 
     import torch
 
     from kithkin import __version__
+    from kithkin.ops import native
 
-    names = ("numpy", "pillow", "tifffile", "safetensors", "pydantic", "typer", "rich")
-    versions = {"kithkin": __version__, "Python": platform.python_version(), "torch": str(torch.__version__)}
-    return versions | {name: version(name) for name in names}
+    gpus = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return {
+        "kithkin": __version__,
+        "torch": str(torch.__version__),
+        "Python": platform.python_version(),
+        "system": platform.platform(),
+        "CPU": f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
+        "CPU kernels": native.instruction_set() or "not compiled",
+        "GPU": gpus or "none that torch can use",
+    }
 
 
-def _machine() -> dict[str, str]:
-    import platform
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
 
+    return {name: version(name) for name in ("numpy", "pillow", "tifffile", "safetensors", "pydantic", "typer", "rich")}
+
+
+def _bfloat16() -> dict[str, str]:
     import torch
 
     from kithkin.ops import multiplies_bfloat16
 
-    gpus = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     return {
-        "system": platform.platform(),
-        "CPU": f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
-        "GPU": gpus or "none that torch can use",
-        **{
-            f"bfloat16 ({device})": "multiplied" if multiplies_bfloat16(device) else "no instructions for it: float32"
-            for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
-        },
+        f"bfloat16 ({device})": "multiplied" if multiplies_bfloat16(device) else "no instructions for it: float32"
+        for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
     }
 
 
