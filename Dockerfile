@@ -1,7 +1,7 @@
 # The page and the HTTP interface of `kithkin serve`, on a CPU:
 #
-#     docker build -t kithkin .
-#     docker run --rm --read-only --tmpfs /tmp -p 127.0.0.1:8000:8000 kithkin
+#     docker build -t kithkin:cpu .
+#     docker run --rm --read-only --tmpfs /tmp -p 127.0.0.1:8000:8000 kithkin:cpu
 #
 # Options of `kithkin serve` come after the image's name. There is no password and no encryption: publish the port on
 # 127.0.0.1, or behind a proxy that has both.
