@@ -96,8 +96,7 @@ def served_models(names: Sequence[str] = (), *, device: str = "cpu", precision: 
 def create_app(
     models: Mapping[str, ServedModel], *, limits: Limits | None = None, host_names: Iterable[str] = ()
 ) -> "FastAPI":
-    """The page and the HTTP interface as an ASGI application. Nothing is stored: pictures stay in memory,
-    for a short time.
+    """The page and the HTTP interface as an ASGI application. Pictures stay in memory, for a short time.
 
     Args:
         models: from ``served_models``, the first one is taken where a request names none.
