@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -58,6 +59,17 @@ def test_an_expected_error_is_one_line_and_exit_code_1():
         assert found.returncode == 1
         assert found.stdout == ""
         assert re.fullmatch(r"kithkin: no model is called 'nothing'; there are .+\n", found.stderr)
+
+
+@pytest.mark.parametrize(
+    ("columns", "command", "words"),
+    [(40, "restore", {b"--strength", b"--uniform-blur", b"--ensemble"}), (100, "neighbors", {b"?"})],
+)
+def test_help_comes_in_narrow_terminals_and_in_those_that_know_ascii_alone(columns, command, words):
+    env = os.environ | {"PYTHONIOENCODING": "ascii:strict", "COLUMNS": str(columns)}
+    found = subprocess.run([sys.executable, "-m", "kithkin", command, "--help"], env=env, capture_output=True)
+    assert found.returncode == 0, found.stderr
+    assert words <= set(found.stdout.replace(b",", b" ").split())
 
 
 def test_usage_errors_have_exit_code_2():

@@ -1,5 +1,7 @@
 """The command ``kithkin``, a file a verb; verbs import what is heavy inside, for a quick --help."""
 
+import io
+import shutil
 import sys
 import warnings
 
@@ -27,12 +29,15 @@ from kithkin.names import RenamedWarning
 
 _FORMAT = warnings.formatwarning
 
+_BOXES = 72  # columns that help in boxes needs: in fewer, it would cut off the options' names
+
 app = typer.Typer(
     name="kithkin",
     help="Restore photographs: remove noise, rain and blur. Train and compare networks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="rich" if shutil.get_terminal_size().columns >= _BOXES else None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -84,6 +89,8 @@ def main() -> None:
     # Pillow's remarks on damaged files, beside our own notes and errors.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.formatwarning = _format_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without … or × shows ?
     try:
         app()
     except KithkinError as error:
