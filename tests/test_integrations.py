@@ -189,3 +189,8 @@ def test_the_node_for_comfyui():
         assert (found.shape, found.dtype) == (images.shape, torch.float32)
         for before, after in zip(images.numpy(), found.numpy(), strict=True):
             np.testing.assert_array_equal(after, restore(load_model("denoise-gaussian-tiny"), before))
+        amounts = {"luma": 0.3, "chroma": 0.8, "strength": 0.5}
+        arguments = {"image": images[:1], **defaults, "model": "denoise-gaussian-tiny", **amounts}
+        (found,) = getattr(node(), node.FUNCTION)(**arguments)
+        wanted = restore(load_model("denoise-gaussian-tiny"), images[0].numpy(), **amounts)
+        np.testing.assert_array_equal(found[0].numpy(), wanted)

@@ -14,16 +14,21 @@ class RestoreWithKithkin:
 
     @classmethod
     def INPUT_TYPES(cls):
+        share = {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.05}
+        luma = "how much of the grain to remove; 0.5 with chroma 1 leaves half of the grain and no colour speckle"
         return {
             "required": {
                 "image": ("IMAGE",),
                 "model": (sorted(list_models()), {"default": "denoise-small"}),
-                "strength": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.05}),
+                "strength": ("FLOAT", {**share, "tooltip": "scales both amounts below"}),
                 "tile": ("INT", {"default": 0, "min": 0, "max": 4096, "step": 64, "tooltip": "0 chooses itself"}),
+                # Behind the others: saved workflows hold the values in this order.
+                "luma": ("FLOAT", {**share, "tooltip": luma}),
+                "chroma": ("FLOAT", {**share, "tooltip": "how much of the colour speckle to remove"}),
             }
         }
 
-    def run(self, image, model, strength, tile):
+    def run(self, image, model, strength, tile, luma=1.0, chroma=1.0):
         try:
             import comfy.model_management
 
@@ -31,7 +36,8 @@ class RestoreWithKithkin:
         except ImportError:
             device = "cpu"
         planes = image.movedim(-1, -3)
-        restored = restore(_network(model, device), planes, strength=strength, tile=tile or "auto")
+        amounts = {"strength": strength, "luma": luma, "chroma": chroma}
+        restored = restore(_network(model, device), planes, **amounts, tile=tile or "auto")
         return (restored.movedim(-3, -1).contiguous(),)
 
 
