@@ -130,11 +130,12 @@ def test_blocks_in_onnx_are_those_of_the_network(block, channels):
         torch.testing.assert_close(found, module(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("suffix", FORMATS.values())
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_a_file_of_blocks_of_every_kind_takes_any_size(suffix, tmp_path):
     """With few patches too, where the network does not hash and the file does."""
     model = network(blocks="ct gat ac", full_width=6, n_stages=1, n_heads=2, hash_features="centered")
-    export_onnx(model, tmp_path / "net.onnx") if suffix == ".onnx" else export_torch(model, tmp_path / "net.pt2")
+    write = {".onnx": export_onnx, ".pt2": export_torch}[suffix]
+    write(model, tmp_path / f"net{suffix}")
     run = open_exported(tmp_path / f"net{suffix}")
     for size in ((97, 133), (33, 50), (9, 40), (70, 3), (1, 1)):
         image = picture(*size)
@@ -171,7 +172,7 @@ def exported(tmp_path_factory):
     return model, folder
 
 
-@pytest.mark.parametrize("suffix", FORMATS.values())
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_a_file_takes_any_height_and_width(exported, suffix):
     model, folder = exported
     rows = check_parity(model, folder / f"small{suffix}")
@@ -181,7 +182,7 @@ def test_a_file_takes_any_height_and_width(exported, suffix):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 70), (40, 1), (16, 16), (17, 5)])
-@pytest.mark.parametrize("suffix", FORMATS.values())
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_a_file_takes_small_pictures(exported, suffix, size):
     model, folder = exported
     image = picture(*size)
@@ -230,7 +231,7 @@ def test_the_file_says_what_it_is(exported):
     assert {node.domain for node in proto.graph.node} == {""}  # nothing that only one runtime knows
 
 
-@pytest.mark.parametrize("suffix", FORMATS.values())
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_the_file_does_not_tell_where_it_was_made(exported, suffix):
     path = exported[1] / f"small{suffix}"
     data = path.read_bytes()
@@ -249,7 +250,7 @@ def test_another_network_fails_the_parity_check(exported):
         check_parity(other, folder / "small.onnx")
 
 
-@pytest.mark.parametrize("suffix", FORMATS.values())
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_exported_networks_are_evaluated_as_methods(exported, suffix):
     model, folder = exported
     image = picture(40, 56)[0].permute(1, 2, 0).contiguous().numpy()
@@ -322,7 +323,7 @@ def call(*arguments):
     return CliRunner().invoke(app, ["export", *(str(a) for a in arguments)])
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", ["onnx", "torch"])
 def test_the_command_writes_checks_and_reports(exported, tmp_path, monkeypatch, to):
     """The export itself, which takes its time, is the fixture's."""
     import kithkin.export

@@ -11,7 +11,11 @@ from kithkin.cli._command import say
 from kithkin.cli._options import AS_JSON, flag
 
 EPILOG = """\
-Example: `kithkin export denoise --to onnx -o denoise.onnx`, and then `kithkin eval FOLDER -m denoise.onnx`.
+Examples:
+
+`kithkin export denoise --to onnx -o denoise.onnx`, and then `kithkin eval FOLDER -m denoise.onnx`.
+
+`kithkin export denoise --to darktable` writes the model for darktable, and versions.json beside it.
 """
 
 
@@ -20,6 +24,7 @@ class Format(StrEnum):
 
     ONNX = "onnx"
     TORCH = "torch"
+    DARKTABLE = "darktable"
 
 
 def export(
@@ -31,13 +36,18 @@ def export(
     to: Format = typer.Option(
         ...,
         "--to",
-        metavar="onnx|torch",
-        help="onnx for onnxruntime and others (opset 20), torch for a program of torch.export.",
+        metavar="onnx|torch|darktable",
+        help="onnx for onnxruntime and others (opset 20), torch for a program of torch.export, darktable for the "
+        "neural restore of darktable 5.6.",
     ),
     out: Path = typer.Option(
-        None, "--out", "-o", metavar="FILE", help="The file to write. Default: MODEL.onnx or MODEL.pt2 here."
+        None,
+        "--out",
+        "-o",
+        metavar="FILE",
+        help="The file to write. Default: MODEL.onnx, MODEL.pt2 or, for darktable, a .dtmodel file here.",
     ),
-    half: bool = flag("--half", "Store numbers in float16, which halves the file. Only with --to onnx."),
+    half: bool = flag("--half", "Store numbers in float16, which halves the file. Not with --to torch."),
     overwrite: bool = flag("--overwrite", "Replace a file that exists."),
     as_json: bool = AS_JSON,
 ) -> None:
@@ -47,14 +57,18 @@ def export(
     in it. It takes about half a minute.
     """
     from kithkin.errors import InputError
-    from kithkin.export import FORMATS, check_parity, export_onnx, export_torch
+    from kithkin.export import FORMATS, check_parity, export_darktable, export_onnx, export_torch
     from kithkin.messages import shown
-    from kithkin.zoo import grouping_text, load_model, split_grouping
+    from kithkin.zoo import find_model, grouping_text, load_model, split_grouping
 
     if half and to is Format.TORCH:
-        raise InputError("export: --half is for --to onnx; leave it out")
+        raise InputError("export: --half is not for --to torch; leave it out")
     plain, grouping = split_grouping(model)
-    target = out or Path(f"{Path(plain).stem}{grouping_text(grouping)}{FORMATS[to]}")
+    card = find_model(plain)
+    name = Path(plain).stem
+    if to is Format.DARKTABLE:  # whose ids begin with the task
+        name = f"denoise-kithkin-{(card.name if card else name).removeprefix('denoise-')}"
+    target = out or Path(f"{name}{grouping_text(grouping)}{FORMATS[to]}")
     if target.suffix.lower() != FORMATS[to]:
         raise InputError(f"export: {shown(target)} does not end in {FORMATS[to]}; choose another name")
     if target.exists() and not overwrite:
@@ -65,6 +79,8 @@ def export(
     say(f"tracing {shown(model)}, which takes about half a minute")
     if to is Format.ONNX:
         export_onnx(network, target, half=half)
+    elif to is Format.DARKTABLE:
+        export_darktable(network, target, card=card, half=half)
     else:
         export_torch(network, target)
     say(f"wrote {shown(target)}; now it is compared with PyTorch")

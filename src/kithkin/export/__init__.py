@@ -1,4 +1,5 @@
-"""A network as one file for other runtimes: ONNX, or a program of torch.export. Neither needs kithkin to run."""
+"""A network as one file for other runtimes: ONNX, alone or in a package for darktable, or a program of torch.export.
+None needs kithkin to run."""
 
 import copy
 import io
@@ -15,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from kithkin.errors import KithkinError
+from kithkin.export._darktable import check_id, read_index, write_package
 from kithkin.export._open import FileNetwork, open_exported, open_onnx
 from kithkin.export._parity import LEAST_PSNR, Parity, check_parity
 from kithkin.files import write_whole
 from kithkin.messages import missing_extra
 from kithkin.model import KiT
 from kithkin.ops.library import ceil_div, for_export
+from kithkin.zoo import ModelCard
 
 __all__ = [
     "FORMATS",
@@ -28,13 +31,14 @@ __all__ = [
     "FileNetwork",
     "Parity",
     "check_parity",
+    "export_darktable",
     "export_onnx",
     "export_torch",
     "open_exported",
     "open_onnx",
 ]
 
-FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
+FORMATS = {"onnx": ".onnx", "torch": ".pt2", "darktable": ".dtmodel"}
 OPSET = 20  # the first with GELU
 
 
@@ -50,17 +54,35 @@ def export_onnx(model: KiT, path: str | Path, *, half: bool = False) -> None:
     Raises:
         KithkinError: the file can't be written, or the packages onnx and onnxscript are missing.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise KithkinError(missing_extra("export_onnx", "onnx and onnxscript", "export")) from error
-    proto = _translate(_trace(model, "operators"))
-    if half:
-        _halve_constants(proto)
-    for key, value in {"producer": "kithkin", "config": json.dumps(model.config.to_dict())}.items():
-        proto.metadata_props.add(key=key, value=value)
-    write_whole(path, proto.SerializeToString())
+    write_whole(path, _onnx("export_onnx", model, half, ("image", "restored")).SerializeToString())
+
+
+def export_darktable(model: KiT, path: str | Path, *, card: ModelCard | None = None, half: bool = False) -> None:
+    """Write a network as a package for the neural restore of darktable 5.6, and enter it in the file ``versions.json``
+    beside it, which a repository for darktable publishes. Other models that are listed there stay.
+
+    The network takes ``input`` (1, 3, H, W) float32 in [0, 1], encoded as sRGB, and gives ``output`` of the same shape.
+
+    Args:
+        model: the network; left as it is.
+        path: of the package, ``ID.dtmodel``: darktable knows the model by this id. An existing file is replaced.
+        card: tells darktable's users the licence and the training photographs; None tells them nothing.
+        half: as ``export_onnx`` takes it.
+
+    Raises:
+        InputError: the name is no id for darktable, or the list beside it is something else.
+        KithkinError: a file can't be written, or the packages onnx and onnxscript are missing.
+    """
+    path = Path(path)
+    check_id(path)
+    read_index(path)  # before time is spent
+    proto = _onnx("export_darktable", model, half, ("input", "output"))
+    # darktable fixes dimensions that are called "height" and "width" to its tile. onnxruntime then keeps a buffer of
+    # every shape until its last use: 2.5 GB for tiles of 1024 pixels, where free dimensions take 1 GB.
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        for dimension, name in zip(value.type.tensor_type.shape.dim[2:], ("rows", "columns"), strict=True):
+            dimension.dim_param = name
+    write_package(proto.SerializeToString(), path, card)
 
 
 def export_torch(model: KiT, path: str | Path) -> None:
@@ -78,6 +100,21 @@ def export_torch(model: KiT, path: str | Path) -> None:
     with _quiet():
         torch.export.save(_trace(model, "steps"), buffer)
     write_whole(path, buffer.getvalue())
+
+
+def _onnx(who: str, model: KiT, half: bool, names: tuple[str, str]) -> Any:
+    """The ONNX model, with these names for input and output; ``who`` needs the packages for it."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise KithkinError(missing_extra(who, "onnx and onnxscript", "export")) from error
+    proto = _translate(_trace(model, "operators"), names)
+    if half:
+        _halve_constants(proto)
+    for key, value in {"producer": "kithkin", "config": json.dumps(model.config.to_dict())}.items():
+        proto.metadata_props.add(key=key, value=value)
+    return proto
 
 
 class _AnySize(nn.Module):
@@ -117,8 +154,8 @@ def _trace(model: KiT, form: str) -> torch.export.ExportedProgram:
     return program
 
 
-def _translate(traced: torch.export.ExportedProgram) -> Any:
-    """The ONNX model of a trace of operators."""
+def _translate(traced: torch.export.ExportedProgram, names: tuple[str, str] = ("image", "restored")) -> Any:
+    """The ONNX model of a trace of operators, with these names for input and output."""
     from kithkin.export._onnx import TRANSLATIONS, tidy
 
     # PyTorch would trace all again to decompose it, and optimize what runtimes optimize when they load a file. That
@@ -128,8 +165,8 @@ def _translate(traced: torch.export.ExportedProgram) -> Any:
             traced,
             custom_translation_table=TRANSLATIONS,
             opset_version=OPSET,
-            input_names=["image"],
-            output_names=["restored"],
+            input_names=names[:1],
+            output_names=names[1:],
             dynamo=True,
             optimize=False,
             verbose=False,

@@ -43,7 +43,8 @@ def feed_forward(x: Any, parameters: Sequence[Any], epsilon: float) -> tuple[Any
 
 def _rows(x: Any) -> tuple[Any, Callable[[Any], Any]]:
     """A map (B, H, W, C) as rows (B·H·W, C), and what lays such rows out as a map."""
-    shape = op.Shape(x, start=0, end=3)
+    # Its own shape, again: onnxruntime would take the shape before a transposition, and keep a second copy for that.
+    shape = op.Shape(op.Reshape(x, [0, 0, 0, -1]), start=0, end=3)
     return op.Reshape(x, [-1, x.shape[3]]), lambda rows: op.Reshape(
         rows, op.Concat(shape, op.Constant(value_ints=[-1]), axis=0)
     )

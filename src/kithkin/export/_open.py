@@ -1,4 +1,4 @@
-"""Opening exported files: ONNX by onnxruntime, programs of torch.export by PyTorch."""
+"""Opening exported files: ONNX, alone or in a package, by onnxruntime, programs of torch.export by PyTorch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from kithkin.errors import CheckpointError, InputError, KithkinError
+from kithkin.export._darktable import read_network
 from kithkin.messages import both_ends, missing_extra
 
 LARGEST_FIXED = 8192
@@ -20,20 +21,20 @@ FileNetwork = Callable[[np.ndarray], np.ndarray]
 
 
 def open_exported(path: str | Path) -> FileNetwork:
-    """The network of an exported file, by its ending: ``.onnx``, else a program of torch.export.
+    """The network of an exported file, by its ending: ``.onnx``, ``.dtmodel``, else a program of torch.export.
 
     Raises:
         InputError, CheckpointError, KithkinError: as ``open_onnx``.
     """
     path = Path(path)
-    return open_onnx(path)[0] if path.suffix.lower() == ".onnx" else _open_program(path)
+    return open_onnx(path)[0] if path.suffix.lower() in (".onnx", ".dtmodel") else _open_program(path)
 
 
 def open_onnx(path: Path, extra: str = "export") -> tuple[FileNetwork, tuple[int | None, int | None]]:
     """The network of an ONNX file, and its height and width where they are fixed.
 
     Args:
-        path: of the file.
+        path: of the file, or of a package of darktable's.
         extra: of this package that brings onnxruntime, for the message where it is missing.
 
     Raises:
@@ -52,7 +53,8 @@ def open_onnx(path: Path, extra: str = "export") -> tuple[FileNetwork, tuple[int
     options.log_severity_level = 4  # what goes wrong is said by the exception
     options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(FOLDED_BYTES))
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        source = read_network(path) if path.suffix.lower() == ".dtmodel" else str(path)
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise CheckpointError(f"{path}: onnxruntime can't open it ({both_ends(error)}); export it again") from error
     inputs = session.get_inputs()
