@@ -188,7 +188,7 @@ def test_the_list_keeps_other_models(small, tmp_path):
     index.write_text('{"schema": 1, "later": true, "models": {"upscale-other": {"version": "2.0"}}}')
     network = Package(small[1]).network
     for _ in range(2):
-        write_package(network, tmp_path / "denoise-mine.dtmodel", None)
+        write_package(network, tmp_path / "denoise-mine.dtmodel", "1.0", None)
     listed = json.loads(index.read_text())
     assert listed["models"].keys() == {"upscale-other", "denoise-mine"}
     assert (listed["later"], listed["models"]["upscale-other"]) == (True, {"version": "2.0"})
@@ -198,7 +198,7 @@ def test_the_list_keeps_other_models(small, tmp_path):
 def test_every_card_begins_with_the_licence_of_the_weights(tmp_path):
     for name, card in list_models().items():
         path = tmp_path / f"{name}.dtmodel"
-        write_package(b"", path, card)
+        write_package(b"", path, "1.0", card)
         assert Package(path).config["model_card"]["license"] == "Apache-2.0"
 
 
@@ -216,6 +216,8 @@ def test_names_that_are_no_id_are_refused(tmp_path):
     for name in ("my model", "-x", "a[k=8]", "ü"):
         with pytest.raises(InputError, match="choose another name"):
             export_darktable(KiT(KiTConfig(width=8, depth=1)), tmp_path / f"{name}.dtmodel")
+    with pytest.raises(InputError, match=r"such as 1\.0"):
+        export_darktable(KiT(KiTConfig(width=8, depth=1)), tmp_path / "denoise-mine.dtmodel", version="2")
     printed = CliRunner().invoke(app, ["export", "denoise-gaussian[k=8,h=2]", "--to", "darktable"])
     assert isinstance(printed.exception, InputError)
     assert list(tmp_path.iterdir()) == []

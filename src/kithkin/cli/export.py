@@ -56,6 +56,7 @@ def export(
     The file takes pictures of any height and width; the hash rotations are fixed
     in it. It takes about half a minute.
     """
+    from kithkin import __version__
     from kithkin.errors import InputError
     from kithkin.export import FORMATS, check_parity, export_darktable, export_onnx, export_torch
     from kithkin.messages import shown
@@ -80,7 +81,8 @@ def export(
     if to is Format.ONNX:
         export_onnx(network, target, half=half)
     elif to is Format.DARKTABLE:
-        export_darktable(network, target, card=card, half=half)
+        version = ".".join(__version__.split(".")[:2])
+        export_darktable(network, target, version=version, card=card, half=half)
     else:
         export_torch(network, target)
     say(f"wrote {shown(target)}; now it is compared with PyTorch")

@@ -5,6 +5,7 @@ import copy
 import io
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from kithkin.errors import KithkinError
+from kithkin.errors import InputError, KithkinError
 from kithkin.export._darktable import check_id, read_index, write_package
 from kithkin.export._open import FileNetwork, open_exported, open_onnx
 from kithkin.export._parity import LEAST_PSNR, Parity, check_parity
@@ -57,7 +58,9 @@ def export_onnx(model: KiT, path: str | Path, *, half: bool = False) -> None:
     write_whole(path, _onnx("export_onnx", model, half, ("image", "restored")).SerializeToString())
 
 
-def export_darktable(model: KiT, path: str | Path, *, card: ModelCard | None = None, half: bool = False) -> None:
+def export_darktable(
+    model: KiT, path: str | Path, *, version: str = "1.0", card: ModelCard | None = None, half: bool = False
+) -> None:
     """Write a network as a package for the neural restore of darktable 5.6, and enter it in the file ``versions.json``
     beside it, which a repository for darktable publishes. Other models that are listed there stay.
 
@@ -66,15 +69,18 @@ def export_darktable(model: KiT, path: str | Path, *, card: ModelCard | None = N
     Args:
         model: the network; left as it is.
         path: of the package, ``ID.dtmodel``: darktable knows the model by this id. An existing file is replaced.
+        version: ``X.Y``; darktable offers an update where a repository lists a higher one than it has.
         card: tells darktable's users the licence and the training photographs; None tells them nothing.
         half: as ``export_onnx`` takes it.
 
     Raises:
-        InputError: the name is no id for darktable, or the list beside it is something else.
+        InputError: the name is no id for darktable, the version is none, or the list beside it is something else.
         KithkinError: a file can't be written, or the packages onnx and onnxscript are missing.
     """
     path = Path(path)
     check_id(path)
+    if not re.fullmatch(r"\d+\.\d+", version, re.ASCII):
+        raise InputError(f"export_darktable: version must be two numbers such as 1.0, got {version!r}")
     read_index(path)  # before time is spent
     proto = _onnx("export_darktable", model, half, ("input", "output"))
     # darktable fixes dimensions that are called "height" and "width" to its tile. onnxruntime then keeps a buffer of
@@ -82,7 +88,7 @@ def export_darktable(model: KiT, path: str | Path, *, card: ModelCard | None = N
     for value in (proto.graph.input[0], proto.graph.output[0]):
         for dimension, name in zip(value.type.tensor_type.shape.dim[2:], ("rows", "columns"), strict=True):
             dimension.dim_param = name
-    write_package(proto.SerializeToString(), path, card)
+    write_package(proto.SerializeToString(), path, version, card)
 
 
 def export_torch(model: KiT, path: str | Path) -> None:

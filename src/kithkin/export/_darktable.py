@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
-from kithkin import __version__
 from kithkin.errors import InputError
 from kithkin.files import write_whole
 from kithkin.messages import shown
@@ -21,8 +20,6 @@ from kithkin.zoo import ModelCard
 
 INDEX = "versions.json"
 NETWORK = "model.onnx"
-VERSION = ".".join(__version__.split(".")[:2])
-"""X.Y; darktable offers an update where a repository has a higher one."""
 
 
 def check_id(path: Path) -> str:
@@ -57,7 +54,7 @@ def read_index(path: Path) -> dict[str, Any]:
     raise InputError(f"export: {shown(place)} is no list of models for darktable; choose another folder")
 
 
-def write_package(network: bytes, path: Path, card: ModelCard | None) -> None:
+def write_package(network: bytes, path: Path, version: str, card: ModelCard | None) -> None:
     """Write a network in ONNX as a package, and enter it in the list beside it, where other models stay.
 
     The same network gives the same bytes.
@@ -65,7 +62,7 @@ def write_package(network: bytes, path: Path, card: ModelCard | None) -> None:
     Raises:
         InputError, KithkinError: as ``check_id``, ``read_index`` and ``write_whole``.
     """
-    config, index = _config(check_id(path), card), read_index(path)
+    config, index = _config(check_id(path), version, card), read_index(path)
     buffer = io.BytesIO()
     with ZipFile(buffer, "w") as archive:
         for name, data in (("config.json", _json(config).encode()), (NETWORK, network)):
@@ -86,7 +83,7 @@ def read_network(path: Path) -> bytes:
         return archive.read(next(name for name in archive.namelist() if name.endswith(f"/{NETWORK}")))
 
 
-def _config(model_id: str, card: ModelCard | None) -> dict[str, Any]:
+def _config(model_id: str, version: str, card: ModelCard | None) -> dict[str, Any]:
     """What darktable shows of a model. ``denoise`` is its only task that keeps a picture's size."""
     config: dict[str, Any] = {
         "id": model_id,
@@ -95,7 +92,7 @@ def _config(model_id: str, card: ModelCard | None) -> dict[str, Any]:
         "task": "denoise",
         "arch": "kit",
         "backend": "onnx",
-        "version": VERSION,
+        "version": version,
         "tiling": True,
     }
     if card is not None:
