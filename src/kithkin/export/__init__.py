@@ -55,7 +55,7 @@ def export_onnx(model: KiT, path: str | Path, *, half: bool = False) -> None:
     Raises:
         KithkinError: the file can't be written, or the packages onnx and onnxscript are missing.
     """
-    write_whole(path, _onnx("export_onnx", model, half, ("image", "restored")).SerializeToString())
+    write_whole(path, _model_proto("export_onnx", model, half, ("image", "restored")).SerializeToString())
 
 
 def export_darktable(
@@ -82,7 +82,7 @@ def export_darktable(
     if not re.fullmatch(r"\d+\.\d+", version, re.ASCII):
         raise InputError(f"export_darktable: version must be two numbers such as 1.0, got {version!r}")
     read_index(path)  # before time is spent
-    proto = _onnx("export_darktable", model, half, ("input", "output"))
+    proto = _model_proto("export_darktable", model, half, ("input", "output"))
     # darktable fixes dimensions that are called "height" and "width" to its tile. onnxruntime then keeps a buffer of
     # every shape until its last use: 2.5 GB for tiles of 1024 pixels, where free dimensions take 1 GB.
     for value in (proto.graph.input[0], proto.graph.output[0]):
@@ -108,7 +108,7 @@ def export_torch(model: KiT, path: str | Path) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def _onnx(who: str, model: KiT, half: bool, names: tuple[str, str]) -> Any:
+def _model_proto(who: str, model: KiT, half: bool, names: tuple[str, str]) -> Any:
     """The ONNX model, with these names for input and output; ``who`` needs the packages for it."""
     try:
         import onnx  # noqa: F401
