@@ -241,8 +241,11 @@ def test_all_results_are_downloaded_at_once(visit, command):
     page.click("#go-all:has-text('Restore all 3')")
     finish(page)
     page.click("#download-all:has-text('Download all 3')")
-    page.wait_for_function("dispatchEvent(new Event('beforeunload', {cancelable: true}))")  # All are saved.
-    page.wait_for_timeout(300)
+    for _ in range(PATIENCE // 50):
+        if len(saved) == 3:
+            break
+        page.wait_for_timeout(50)
+    assert page.evaluate("dispatchEvent(new Event('beforeunload', {cancelable: true}))")  # All are saved.
     found = {one.suggested_filename: Path(one.path()).read_bytes() for one in saved}
     assert found == {f"photo{i}-restored.png": command(f"photo{i}.png", pictures[f"photo{i}.png"]) for i in range(3)}
 
@@ -561,7 +564,7 @@ def test_a_name_is_text_and_never_markup(visit):
 
 def test_long_work_shows_its_progress_and_is_cancelled(visit, address):
     page = visit()
-    add(page, "large.png", encoded(pixels=np.tile(levels(500, 800), (2, 2, 1))))
+    add(page, "large.png", encoded(pixels=np.tile(levels(500, 800), (4, 4, 1))))
     page.click("#go")
     page.wait_for_selector("#progress-text:has-text('%')")
     assert page.get_attribute("#track", "role") == "progressbar"
@@ -787,9 +790,12 @@ def test_the_place_that_is_looked_at_comes_first_and_tiles_as_they_finish(visit)
     with page.expect_response("**/tiles/0"):
         page.click("#go")
     page.wait_for_selector("#divider:not([hidden])")
-    page.wait_for_timeout(500)
-    changed = (drawn(page) != before).any(axis=2)
-    middle = changed.shape[1] // 2
+    for _ in range(PATIENCE // 50):
+        changed = (drawn(page) != before).any(axis=2)
+        middle = changed.shape[1] // 2
+        if changed[50:-50, middle + 40 :].mean() > 0.9:
+            break
+        page.wait_for_timeout(50)
     assert changed[50:-50, middle + 40 :].mean() > 0.9
     assert not changed[50:-50, : middle - 40].any()
     assert page.is_hidden("#result")
