@@ -116,14 +116,12 @@ def test_other_precisions_are_refused(precision):
             call()
 
 
-def test_the_network_that_cleans_is_bfloat16_only_if_it_has_blocks(monkeypatch):
-    seen = []
-    for cleaner in (GATED, PAPER):
-        monkeypatch.setattr("kithkin.deconvolution.removal._cleaner", lambda device, backend, found=cleaner: found)
-        composed = RestoreOptions(uniform_blur="light", precision="bfloat16").compose(GATED, **QUIET)
-        assert composed.cleaner.restorer.model is cleaner
-        seen.append(composed.cleaner.restorer.precision)
-    assert seen == ["bfloat16", "float32"]
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_network_that_cleans_computes_as_the_one_that_deblurs(monkeypatch, precision):
+    monkeypatch.setattr("kithkin.deconvolution.removal._cleaner", lambda device: PAPER)
+    composed = RestoreOptions(uniform_blur="light", precision=precision).compose(GATED, **QUIET)
+    cleaner = composed.cleaner.restorer
+    assert (cleaner.model, cleaner.precision) == (PAPER, precision)
 
 
 # What it costs

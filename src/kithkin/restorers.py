@@ -255,32 +255,27 @@ class Tiled(Composition):
         ]
         waiting, early = list(tiles), dict[Tile, Tensor]()
 
-        def restored(tile: Tile) -> Tensor:
-            while tile not in early:
-                chosen = self.choose(waiting) if self.choose else tile
-                waiting.remove(chosen)
-                early[chosen] = self._piece(image, chosen, rows.size, columns.size)
-                if self.watch:
-                    self.watch(chosen, early[chosen])
-                progress(1 - len(waiting) / len(tiles))
-            return early.pop(tile)
-
         out, band = torch.empty(image.shape), torch.empty(channels, rows.size, width)
         progress(0.0)
         for i, top in enumerate(rows.starts):
             bottom = min(top + rows.size, height)
             for j, left in enumerate(columns.starts):
-                piece = restored(tiles[i * len(columns.starts) + j])
+                due = tiles[i * len(columns.starts) + j]
+                while due not in early:
+                    tile = self.choose(waiting) if self.choose else due
+                    waiting.remove(tile)
+                    crop = image[:, tile.top : tile.top + tile.height, tile.left : tile.left + tile.width].float()
+                    # Gray is shown as three equal channels.
+                    piece = self.restorer(_extended(crop, rows.size, columns.size).expand(3, -1, -1))
+                    piece = (piece.mean(0, keepdim=True) if channels == 1 else piece)[:, : tile.height, : tile.width]
+                    early[tile] = piece
+                    if self.watch:
+                        self.watch(tile, piece)
+                    progress(1 - len(waiting) / len(tiles))
+                piece = early.pop(due)
                 _crossfade(band[:, : bottom - top], piece, left, columns.end(j - 1), dim=2)
             _crossfade(out, band[:, : bottom - top], top, rows.end(i - 1), dim=1)
         return out
-
-    def _piece(self, image: Tensor, tile: Tile, height: int, width: int) -> Tensor:
-        """Restore one tile, shown to the restorer with this height and width."""
-        crop = image[:, tile.top : tile.top + tile.height, tile.left : tile.left + tile.width].float()
-        # Gray is shown as three equal channels.
-        piece = self.restorer(_extended(crop, height, width).expand(3, -1, -1))
-        return (piece.mean(0, keepdim=True) if len(image) == 1 else piece)[:, : tile.height, : tile.width]
 
 
 def _extended(crop: Tensor, height: int, width: int) -> Tensor:
