@@ -28,7 +28,7 @@ from kithkin.images import Picture, read_picture, write_picture
 from kithkin.model import KiT
 from kithkin.model_config import KiTConfig
 from kithkin.restore_files import Outcome, RestoreOptions
-from kithkin.storage import write_bytes
+from kithkin.storage import read_bytes, write_bytes
 
 from s3_server import s3_server
 
@@ -449,6 +449,37 @@ def test_another_version_or_a_backend_that_is_not_there_is_refused(worker, monke
     monkeypatch.setattr(_worker, "available_backends", lambda device: {"native": f"no library for {device}"})
     with pytest.raises(InputError, match="the backend native can't be used: no library for cpu"):
         worker(backend="native")
+
+
+def test_a_store_that_refuses_cuts_off_and_dawdles_costs_no_picture(worker, tmp_path, monkeypatch):
+    """As stores do under load. Every question about an input or a result goes wrong first; one object never comes."""
+    for name in ("a.png", "b.png", "c.jpg"):
+        save(tmp_path / f"in/{name}", (40, 40))
+    pairs = [(path, tmp_path / "expected" / path.name) for path in sorted(tmp_path.glob("in/*"))]
+    assert [result.status for result in worker().restore(tasks_of(*pairs))] == ["written"] * 3
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")  # of the client; s3fs adds its own
+    faults = {"/gone.png": ["busy"] * 99, "/box/in/": ["busy", "cut", "cut", "slow"], "/box/out/": ["busy", "lost"]}
+    with s3_server({**faults, "/box": ["busy", "cut"]}):
+        import s3fs
+
+        monkeypatch.setattr(s3fs.S3FileSystem, "default_block_size", 1000)  # so that our pictures are large ones
+        store = s3fs.S3FileSystem(use_listings_cache=False)
+        store.mkdir("box")
+        for path, _ in pairs:
+            assert path.stat().st_size > 1000
+            store.pipe_file(f"box/in/{path.name}", path.read_bytes())
+        plan = plan_tasks(["s3://box/in"], out="s3://box/out")
+        assert [task.source for task in plan.tasks] == [f"s3://box/in/{path.name}" for path, _ in pairs]
+        found = worker().restore([*plan.tasks, Task("s3://box/in/gone.png", "s3://box/out/absent.png")])
+        assert [result.status for result in found] == ["written"] * 3 + ["failed"], found
+        assert found[3].reason.startswith("s3://box/in/gone.png: can't be read")
+        assert {name: store.cat_file(name, start=0) for name in store.find("box/out")} == {
+            f"box/out/{target.name}": target.read_bytes() for _, target in pairs
+        }
+        write_bytes("s3://box/in/empty.png", b"")
+        assert read_bytes("s3://box/in/empty.png") == b""
+        with pytest.raises(ImageError, match=r"^s3://box/in/gone\.png: can't be written \("):
+            write_bytes("s3://box/in/gone.png", b"x")
 
 
 def test_a_put_that_fails_leaves_nothing_where_stores_have_no_atomic_one(monkeypatch):

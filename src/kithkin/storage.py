@@ -136,7 +136,14 @@ def read_bytes(url: str) -> bytes:
     """The bytes at a URL; raises ImageError where they can't be had."""
     with explained(url, ImageError):
         system, path = open_system(url)
-        return bytes(system.cat_file(path))
+        try:
+            # With a start: without one, s3fs fetches a large file in parts, and of an answer that is
+            # cut off it neither tries again nor gives the other connections back.
+            return bytes(system.cat_file(path, start=0))
+        except Exception:
+            if system.size(path) != 0:
+                raise
+            return b""  # nothing starts at 0
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -145,7 +152,7 @@ def write_bytes(url: str, data: bytes) -> None:
         system, path = open_system(url)
         _write_whole(system, path, data, url=url)
     except Exception as error:
-        raise ImageError(f"{shown(url)}: can't be written: {reason(url, error)}") from error
+        raise ImageError(f"{shown(url)}: {reason(url, error, did='written')}") from error
 
 
 def exists(url: str) -> bool:
@@ -167,8 +174,8 @@ def explained(source: str, kind: type[KithkinError] = InputError) -> Iterator[No
         raise kind(f"{shown(source)}{': ' if kind is ImageError else ' '}{reason(source, error)}") from error
 
 
-def reason(source: str, error: Exception) -> str:
-    """Why a file or URL can't be had, and what to do, without its name."""
+def reason(source: str, error: Exception, *, did: str = "read") -> str:
+    """Why a file or URL can't be had (or "written"), and what to do, without its name."""
     scheme = source.partition("://")[0] if is_url(source) else ""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ImportError):
@@ -181,16 +188,16 @@ def reason(source: str, error: Exception) -> str:
     if isinstance(error, PermissionError) or type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
         if scheme in ("s3", "s3a"):
             return (
-                f"may not be read ({text}); give credentials as for every AWS tool (AWS_PROFILE, or AWS_ACCESS_KEY_ID "
+                f"may not be {did} ({text}); give credentials as for every AWS tool (AWS_PROFILE, or AWS_ACCESS_KEY_ID "
                 "and AWS_SECRET_ACCESS_KEY), or set FSSPEC_S3_ANON=true for a public bucket"
             )
-        return f"may not be read ({text}); check the permissions"
+        return f"may not be {did} ({text}); check the permissions"
     if isinstance(error, ValueError) and "Protocol not known" in text:
         return (
             f"begins with {scheme}://, which fsspec does not know; give a folder, s3://, https:// or another it knows"
         )
     return (
-        f"can't be read ({text[:200]}); check {'the network and the endpoint' if scheme else 'it'}, then run it again"
+        f"can't be {did} ({text[:200]}); check {'the network and the endpoint' if scheme else 'it'}, then run it again"
     )
 
 
