@@ -1,6 +1,7 @@
 """What holds for every test."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -42,3 +43,18 @@ def pytest_collection_modifyitems(items):
     """The files that take longest come first, so that no process ends long after the others."""
     ranks = {f"test_{name}.py": rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium for pages, driven by Playwright."""
+    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no chromium on the path")
+    with driver.sync_playwright() as play:
+        opened = play.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--force-color-profile=srgb", "--disable-gpu"]
+        )
+        yield opened
+        opened.close()

@@ -14,10 +14,6 @@ from PIL import Image
 
 from serving import encoded, levels
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
-
 PAGE = Path(__file__).parent.parent / "docs/browser"
 PATIENCE = 60_000
 RUNTIME = """
@@ -35,16 +31,6 @@ export const InferenceSession = {{
 }};
 """
 NEGATIVE = "return image.data.map((value) => 1 - value);"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--force-color-profile=srgb", "--disable-gpu"]
-        )
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

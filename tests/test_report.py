@@ -5,7 +5,6 @@ import io
 import json
 import math
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -164,18 +163,6 @@ def test_wrong_requests_are_refused(tmp_path):
     for place in (tmp_path / "file", tmp_path / "file" / "report"):
         with pytest.raises(InputError, match="is a file"):  # before anything is measured for it
             ReportBuilder(place, title="t")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("no chromium is installed to open the report")
-    with sync_api.sync_playwright() as play:
-        started = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-import shutil
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,9 +19,6 @@ from kithkin.zoo import load_model
 from serving import BAD, encoded, levels, running, tiny_weights
 
 pytest.importorskip("fastapi", reason="the extra web is not installed")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
 
 STYLE = (Path(kithkin.__file__).parent / "web/page/page.css").read_text(encoding="utf-8")
 PATIENCE = 60_000
@@ -39,16 +35,6 @@ def address(weights):
         yield found
         process.terminate()
         assert "OUTWARD" not in process.stderr.read()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--force-color-profile=srgb", "--disable-gpu"]
-        )
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
