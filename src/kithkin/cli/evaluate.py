@@ -31,7 +31,7 @@ def evaluate(
         "--model",
         "-m",
         metavar="MODEL",
-        help="A name from `kithkin models`, a checkpoint, bm3d, nlm, input, an .onnx or TorchScript file; may be "
+        help="A model, a checkpoint, bm3d, nlm, input, an .onnx or TorchScript file; may be "
         "repeated. NAME\\[k=8,h=2] sets k and h, NAME+8 averages 8 passes. Default: by the set.",
     ),
     method: list[str] = OLD_METHOD,

@@ -44,8 +44,8 @@ def neighbors(
         "--model",
         "-m",
         metavar="MODEL",
-        help="A name from `kithkin models`, or a checkpoint's path. NAME\\[k=8,h=2] sets another k or h. The default "
-        "removes white noise: `denoise` has no attention to show.",
+        help="A name from `kithkin models`, or a checkpoint's path. NAME\\[k=8,h=2] sets another k or h. `denoise` "
+        "has no attention.",
     ),
     stage: str = typer.Option(
         None,

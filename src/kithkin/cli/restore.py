@@ -63,9 +63,8 @@ def restore(
         "--model",
         "-m",
         metavar="MODEL",
-        help="What to remove: denoise (camera noise and film grain), derain (rain) or deblur (blur). Also any other "
-        "name from `kithkin models`, a checkpoint's path, bm3d, nlm, or an .onnx or TorchScript file. "
-        "NAME\\[k=8,h=2] sets another k or h.",
+        help="denoise (camera noise, film grain), derain or deblur; another name from `kithkin models`; bm3d, nlm; "
+        "or a checkpoint, .onnx or TorchScript file.",
     ),
     tile: str = typer.Option(
         "auto",
