@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from kithkin.data import benchmark_noise
 from kithkin.errors import InputError, KithkinError
@@ -59,6 +60,23 @@ def test_benchmark_noise_is_the_published_one():
     expected = clean + np.random.normal(0, 25 / 255, clean.shape)
     np.random.set_state(state)
     np.testing.assert_array_equal(found, expected.astype(np.float32))
+
+
+def test_a_gray_picture_gets_one_channel_of_noise_and_is_measured_as_one(tmp_path, changing):
+    pixels = np.random.RandomState(5).randint(0, 256, (40, 48)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "gray.png")
+    clean = np.repeat(pixels[..., None], 3, 2) / 255
+    found = benchmark_noise(clean, 25)
+    state = np.random.get_state()
+    np.random.seed(0)
+    expected = (clean[..., :1] + np.random.normal(0, 25 / 255, (40, 48, 1))).astype(np.float32)
+    np.random.set_state(state)
+    np.testing.assert_array_equal(found, np.repeat(expected, 3, 2))
+    (row,) = evaluate(changing, tmp_path, sigmas=(25,)).rows
+    with torch.inference_mode():
+        restored = changing(torch.from_numpy(found).permute(2, 0, 1)[None])[0].mean(0)
+    rounded = (restored.clamp(0, 1) * 255).round().numpy()
+    assert row.psnr == pytest.approx(10 * np.log10(255**2 / ((rounded - pixels) ** 2).mean()), abs=1e-3)
 
 
 def test_gaussian_rows_are_what_the_protocol_says(tmp_path, changing):

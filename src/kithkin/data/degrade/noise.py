@@ -101,7 +101,8 @@ def benchmark_noise(clean: np.ndarray, sigma: float) -> np.ndarray:
     """Add the noise of the published Gaussian protocol: seed 0 before every picture, neither clipped nor quantised.
 
     Args:
-        clean: (H, W, 3) floats in [0, 1].
+        clean: (H, W, 3) floats in [0, 1]. If its three channels are equal, it is a gray picture, and they get the
+            same noise, as one channel does in the published protocol for gray pictures.
         sigma: standard deviation on the 0-255 scale.
 
     Returns:
@@ -110,5 +111,6 @@ def benchmark_noise(clean: np.ndarray, sigma: float) -> np.ndarray:
 
     Source: the evaluation code of KAIR (Zhang), SwinIR and Restormer.
     """
-    noise = np.random.RandomState(0).normal(0, sigma / 255, clean.shape)
+    gray = bool((clean == clean[..., :1]).all())
+    noise = np.random.RandomState(0).normal(0, sigma / 255, (*clean.shape[:2], 1 if gray else clean.shape[2]))
     return (clean.astype(np.float64) + noise).astype(np.float32)
