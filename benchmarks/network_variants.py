@@ -5,9 +5,9 @@ most PSNR a second, and whether patches that were found by hashing are worth mor
 
 PHOTOGRAPHS is the folder of training photographs, of which ``validation_sets.tsv`` sets some aside. One row is appended
 to ``results/network_variants.jsonl``: PSNR by kind of picture and noise, and the CPU seconds of one picture of 512² on
-one thread, in float32 and under bfloat16 autocast, beside those of FFDNet-C (``ffdnet.py``) in the same process. Times
-are CPU time of the thread, the least of several: other work on the machine moves them little. ``--steps 0`` measures
-the times alone.
+one thread, in float32 and, on a CPU with instructions for its products, under bfloat16 autocast, beside those of
+FFDNet-C (``ffdnet.py``) in the same process. Times are CPU time of the thread, the least of several: other work on the
+machine moves them little. ``--steps 0`` measures the times alone.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from kithkin.images import read_picture
 from kithkin.layers import KNNLocalAttention
 from kithkin.losses import charbonnier_loss
 from kithkin.metrics import psnr
+from kithkin.ops import multiplies_bfloat16
 from kithkin.training.muon import Muon, hidden_weights
 from kithkin.training.schedule import learning_rate
 
@@ -44,10 +45,10 @@ LR, UPDATE_RMS, EMA = 4.2e-3, 0.5, 0.99  # of the recipe for small networks, ove
 
 
 def times(model: nn.Module) -> dict[str, float]:
-    """CPU seconds of a network and of FFDNet-C, in either precision."""
+    """CPU seconds of a network and of FFDNet-C, under bfloat16 only where the CPU multiplies it."""
     runs = {"model": copy.deepcopy(model).eval(), "ffdnet": partial(ffdnet, ffdnet_c().eval())}
     found = {}
-    for precision in ("float32", "bfloat16"):
+    for precision in ("float32", "bfloat16")[: 1 + multiplies_bfloat16("cpu")]:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             found |= {f"{name} {precision}": round(cpu_seconds(run), 4) for name, run in runs.items()}
     return found

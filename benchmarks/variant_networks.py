@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kithkin.errors import InputError
 from kithkin.layers import FeedForward, KNNLocalAttention, LayerNorm, Pointwise
 from kithkin.model import KiT
 from kithkin.model_config import KiTConfig
 from kithkin.ops import PatchGroups, group_patches, knn_local_attention, partition, sort_by_hash, unpartition
 from kithkin.ops.grouping import default_n_buckets
+from kithkin.ops.reference import aggregate, candidates_of_each_patch, pairwise_attention
 
 DIRECTIONS = 8  # that a tree looks along
 
@@ -34,10 +36,13 @@ class Plan:
             ``cells`` (centred, the means of the patch's four quarters), ``random``, ``windows`` (2×2 patches, shifted
             every second round or block), ``tree`` (the leaves of a k-d tree in place of buckets), ``clean`` (such a
             tree of the picture *without* noise, which no method can see: what the best grouping would be worth),
-            ``mixed`` and ``mixed-tree`` (windows in the first round, ``cells`` or trees in the others), or ``self``
-            (k = 1).
+            ``mixed`` and ``mixed-tree`` (windows in the first round, ``cells`` or trees in the others), ``scales``
+            (``cells``, in one row with the patches of the map at half its size, which others attend to and which
+            attend to none), or ``self`` (k = 1).
         descriptor: channels of a learned descriptor of the patch, which is hashed in place of the patch and adds a
             scaled cosine to Eq. 10's logit; 0 has none.
+        temperature: Eq. 10's logit is the cosine of query and key, flattened patches, times a factor that each layer
+            learns; a candidate that several rounds find counts once.
         meter: the noise level, measured in windows of 32 pixels, scales the features of every stage.
         full: channels of two convolutions at the picture's own resolution, before and after the U; 0 has none, and
             the picture is folded to half its sides (pixel unshuffle).
@@ -49,6 +54,7 @@ class Plan:
     n_hashes: int = 1
     grouping: str = "hash"
     descriptor: int = 0
+    temperature: bool = False
     meter: bool = False
     full: int = 0
 
@@ -63,6 +69,8 @@ class Attention(KNNLocalAttention):
     clean: Tensor | None = None
 
     def __init__(self, channels: int, plan: Plan, seed: int) -> None:
+        if plan.descriptor and (plan.temperature or plan.grouping == "scales"):
+            raise InputError("variant_networks: a descriptor goes with neither a temperature nor two scales")
         super().__init__(channels, k=1 if plan.grouping == "self" else plan.k, n_hashes=plan.n_hashes, seed=seed)
         self.grouping, self.descriptor = plan.grouping, plan.descriptor
         if plan.descriptor:
@@ -73,6 +81,8 @@ class Attention(KNNLocalAttention):
             if self.k > 1:
                 self.rotations = torch.empty(plan.n_hashes, plan.descriptor, self.rotations.shape[-1])
                 self.redraw_rotations()
+        self.log_temperature = nn.Parameter(torch.tensor(10.0).log()) if plan.temperature else None
+        self.coarse_bias = nn.Parameter(torch.zeros(channels)) if plan.grouping == "scales" else None
 
     def group(self, hashed: Tensor) -> PatchGroups:
         count = hashed.shape[1]
@@ -102,7 +112,7 @@ class Attention(KNNLocalAttention):
         x = patches.float()
         if self.grouping != "hash" or self.descriptor:
             x = x - x.mean(dim=1, keepdim=True)
-        if self.grouping in ("cells", "mixed") and not self.descriptor:
+        if self.grouping in ("cells", "mixed", "scales") and not self.descriptor:
             x = _quarters(x, self.patch_size)
         half = default_n_buckets(patches.shape[1], self.k) // 2
         projected = torch.einsum("bnf,hfm->bhnm", x.flatten(2), self.rotations[:, : x[0, 0].numel(), :half])
@@ -133,9 +143,30 @@ class Attention(KNNLocalAttention):
         if self.descriptor:
             out = self._described(patches)
         else:
-            query, key, value = self._project(patches)
-            out = knn_local_attention(query, key, value, self.group(patches))
+            hashed = projected = patches
+            if self.coarse_bias is not None:
+                coarse = self._coarse(x)
+                hashed, projected = (torch.cat([patches, y], dim=1) for y in (coarse, coarse + self.coarse_bias))
+            attend = knn_local_attention if self.log_temperature is None else self._tempered
+            out = attend(*self._project(projected), self.group(hashed))[:, : patches.shape[1]]
         return unpartition(out, size, (x.shape[1], x.shape[2]))[:, :height, :width]
+
+    def _coarse(self, x: Tensor) -> Tensor:
+        """The patches of a map (B, H, W, C) at half its size, which is extended to whole ones: (B, N', P, C)."""
+        pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), 2)
+        more = (0, -pooled.shape[3] % self.patch_size, 0, -pooled.shape[2] % self.patch_size)
+        return partition(F.pad(pooled, more, mode="replicate").permute(0, 2, 3, 1), self.patch_size)
+
+    def _tempered(self, query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups) -> Tensor:
+        """Eqs. 8 to 10, the last with cosines. Every patch's candidates lie in memory: for small maps."""
+        listed = candidates_of_each_patch(groups)
+        seen = (listed.unsqueeze(-1) == listed.unsqueeze(-2)).tril(-1).any(dim=-1)
+        image, index = torch.arange(len(listed))[:, None, None], listed.clamp(min=0)
+        key, value = key[image, index], value[image, index]
+        one, many = (F.normalize(x.flatten(-2), dim=-1) for x in (query, key))
+        logits = self.log_temperature.exp() * torch.einsum("bnf,bnmf->bnm", one, many)
+        weights = torch.softmax(logits.masked_fill((listed < 0) | seen, -torch.inf), dim=-1)
+        return aggregate(weights, pairwise_attention(query.unsqueeze(2), key, value))
 
     def _described(self, patches: Tensor) -> Tensor:
         """A vector that is the same for all pixels of a patch adds a constant to the logits of its pixels, which their

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from kithkin.ops import partition, unpartition
-from kithkin.ops.reference import aggregate, candidates_of_each_patch, pairwise_attention
+from kithkin.ops.reference import aggregate, candidates_of_each_patch, pairwise_attention, pairwise_weights
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from network_variants import attentions, draw
@@ -85,9 +85,50 @@ def test_a_descriptor_adds_a_scaled_cosine_to_the_pair_s_logit():
     torch.testing.assert_close(layer(x), unpartition(expected[None], 4, (16, 32)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_temperature_weighs_every_candidate_once_by_its_cosine(rounds):
+    layer = Attention(8, Plan(temperature=True, n_hashes=rounds), seed=0).eval()
+    x = normal(1, 16, 32, 8)
+    patches = partition(x, 4)
+    query, key, value = (proj(patches)[0] for proj in (layer.query_proj, layer.key_proj, layer.value_proj))
+    expected = []
+    for patch, listed in enumerate(candidates_of_each_patch(layer.group(patches))[0].tolist()):
+        distinct = sorted(set(listed))
+        assert rounds == 1 or len(distinct) < len(listed)
+        cosines = F.cosine_similarity(query[patch].flatten(), key[distinct].flatten(1), dim=-1)
+        outputs = pairwise_attention(query[patch], key[distinct], value[distinct])
+        expected.append(aggregate(torch.softmax(10 * cosines, dim=-1), outputs))
+    expected = unpartition(torch.stack(expected)[None], 4, (16, 32))
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_two_scales_meet_in_one_row_and_the_fine_patches_are_returned():
+    """A map of 40 by 24: 60 fine patches, and of its half, 20 by 12, 15 coarse ones."""
+    layer = Attention(8, Plan(grouping="scales"), seed=0).eval()
+    torch.nn.init.normal_(layer.coarse_bias)
+    x = normal(2, 40, 24, 8)
+    fine, coarse = partition(x, 4), partition(x.unflatten(1, (20, 2)).unflatten(3, (12, 2)).mean(dim=(2, 4)), 4)
+    layer.shape = (10, 6)
+    listed = candidates_of_each_patch(layer.group(torch.cat([fine, coarse], dim=1)))
+    assert listed.shape == (2, 75, 8)
+    assert (listed[:, :60] >= 60).any()
+    query = layer.query_proj(fine)
+    both = torch.cat([fine, coarse + layer.coarse_bias], dim=1)
+    key, value = layer.key_proj(both), layer.value_proj(both)
+    expected = []
+    for image in range(2):
+        index = listed[image, :60]
+        keys, values = key[image][index.clamp(min=0)], value[image][index.clamp(min=0)]
+        weights = pairwise_weights(query[image], keys, index >= 0)
+        expected.append(aggregate(weights, pairwise_attention(query[image][:, None], keys, values)))
+    torch.testing.assert_close(layer(x), unpartition(torch.stack(expected), 4, (40, 24)), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "plan",
     [
+        Plan(blocks="na cf g ac n", width=8, grouping="scales"),
+        Plan(blocks="na cf g ac n", width=8, temperature=True),
         Plan(blocks="na cf g ac n", width=8, descriptor=2, meter=True),
         Plan(blocks="c c c c c", width=8, full=4),
         Plan(width=8, grouping="windows"),
