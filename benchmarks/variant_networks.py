@@ -38,7 +38,7 @@ class Plan:
             tree of the picture *without* noise, which no method can see: what the best grouping would be worth),
             ``mixed`` and ``mixed-tree`` (windows in the first round, ``cells`` or trees in the others), ``scales``
             (``cells``, in one row with the patches of the map at half its size, which others attend to and which
-            attend to none), or ``self`` (k = 1).
+            attend to none), ``random-scales`` (the same row in an order of chance), or ``self`` (k = 1).
         descriptor: channels of a learned descriptor of the patch, which is hashed in place of the patch and adds a
             scaled cosine to Eq. 10's logit; 0 has none.
         temperature: Eq. 10's logit is the cosine of query and key, flattened patches, times a factor that each layer
@@ -69,7 +69,7 @@ class Attention(KNNLocalAttention):
     clean: Tensor | None = None
 
     def __init__(self, channels: int, plan: Plan, seed: int) -> None:
-        if plan.descriptor and (plan.temperature or plan.grouping == "scales"):
+        if plan.descriptor and (plan.temperature or plan.grouping.endswith("scales")):
             raise InputError("variant_networks: a descriptor goes with neither a temperature nor two scales")
         super().__init__(channels, k=1 if plan.grouping == "self" else plan.k, n_hashes=plan.n_hashes, seed=seed)
         self.grouping, self.descriptor = plan.grouping, plan.descriptor
@@ -82,13 +82,13 @@ class Attention(KNNLocalAttention):
                 self.rotations = torch.empty(plan.n_hashes, plan.descriptor, self.rotations.shape[-1])
                 self.redraw_rotations()
         self.log_temperature = nn.Parameter(torch.tensor(10.0).log()) if plan.temperature else None
-        self.coarse_bias = nn.Parameter(torch.zeros(channels)) if plan.grouping == "scales" else None
+        self.coarse_bias = nn.Parameter(torch.zeros(channels)) if plan.grouping.endswith("scales") else None
 
     def group(self, hashed: Tensor) -> PatchGroups:
         count = hashed.shape[1]
         if self.k == 1 or count <= 2 * self.k:
             return group_patches(hashed, k=self.k)
-        if self.grouping == "random":
+        if self.grouping.startswith("random"):
             return PatchGroups(self._random(hashed), k=self.k)
         if self.grouping == "windows":
             shifts = [(self.seed + j) % 2 for j in range(self.n_hashes)]

@@ -102,9 +102,10 @@ def test_a_temperature_weighs_every_candidate_once_by_its_cosine(rounds):
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_two_scales_meet_in_one_row_and_the_fine_patches_are_returned():
+@pytest.mark.parametrize("grouping", ["scales", "random-scales"])
+def test_two_scales_meet_in_one_row_and_the_fine_patches_are_returned(grouping):
     """A map of 40 by 24: 60 fine patches, and of its half, 20 by 12, 15 coarse ones."""
-    layer = Attention(8, Plan(grouping="scales"), seed=0).eval()
+    layer = Attention(8, Plan(grouping=grouping), seed=0).eval()
     torch.nn.init.normal_(layer.coarse_bias)
     x = normal(2, 40, 24, 8)
     fine, coarse = partition(x, 4), partition(x.unflatten(1, (20, 2)).unflatten(3, (12, 2)).mean(dim=(2, 4)), 4)
