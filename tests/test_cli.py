@@ -164,12 +164,6 @@ def test_eval_takes_several_methods_and_goes_on_from_its_file(photos, tmp_path):
     assert call(*arguments, "--format", "csv").output.startswith("data set,condition,method")
 
 
-def test_the_old_name_of_the_option_answers_with_a_note(photos):
-    found = call("eval", photos, "--sigma", "25", "--method", "input", "-m", "nlm", "--json")
-    assert [one["method"] for one in json.loads(found.stdout)["evaluations"]] == ["nlm", "input"]
-    assert found.stderr == "kithkin: --method is called --model now; the old name stops working in kithkin 0.2\n"
-
-
 def test_eval_refuses_a_method_that_is_none_before_it_measures_with_the_others(photos, tmp_path):
     scores = tmp_path / "scores.csv"
     found = run("eval", str(photos), "--sigma", "25", "-m", "input", "-m", "inptu", "--csv", str(scores))

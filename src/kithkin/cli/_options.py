@@ -8,8 +8,6 @@ from typing import Any
 
 import typer
 
-from kithkin.cli._command import say
-
 
 def flag(name: str, help: str, **more: Any) -> Any:
     """An option that is given or not. Without a metavar, Typer would show <bool> as its value."""
@@ -33,17 +31,9 @@ DEVICE = typer.Option(
     help="Device to compute on, such as cpu or cuda. Default: the GPU, if there is one.",
 )
 LIMIT = typer.Option(None, "--limit", metavar="N", min=1, help="Measure only the first N pictures, by name.")
-OLD_METHOD = typer.Option([], "--method", hidden=True)
 RECIPE = typer.Argument(..., metavar="RECIPE", help="A name from `kithkin recipes`, or the path of a TOML file.")
 
 
 def tile_side(text: str) -> str | int:
     """The value of --tile: a number of pixels, or the word as it is."""
     return int(text) if text.removeprefix("-").isdecimal() else text
-
-
-def with_old_method(models: list[str], methods: list[str]) -> list[str]:
-    """The models of --model and, with a note, those of --method, which is its name before 0.1."""
-    if methods:
-        say("--method is called --model now; the old name stops working in kithkin 0.2")
-    return models + methods

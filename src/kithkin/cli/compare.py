@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from kithkin.cli._command import say
-from kithkin.cli._options import DEVICE, OLD_METHOD, flag, tile_side, with_old_method
+from kithkin.cli._options import DEVICE, flag, tile_side
 from kithkin.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ def compare(
         help="What to compare; may be repeated: a name from `kithkin models`, a checkpoint, bm3d, nlm, an .onnx or "
         "TorchScript file. Default: denoise.",
     ),
-    method: list[str] = OLD_METHOD,
     crop: list[str] = typer.Option(
         [],
         "--crop",
@@ -75,9 +74,7 @@ def compare(
     chosen = [parse_crop(text) for text in crop]
     side = tile_side(tile)
     place = choose_device(device)
-    methods = [
-        open_method(spec, device=place, tile=side, note=say) for spec in with_old_method(model, method) or ["denoise"]
-    ]
+    methods = [open_method(spec, device=place, tile=side, note=say) for spec in model or ["denoise"]]
     clean, degraded_pixels = _pictures(target, degraded, sigma)
     check_crops(chosen, clean.shape[:2])
     panels = restored_panels(methods, degraded_pixels, clean, protocol=protocol, sigma=sigma, picture=target.name)
@@ -93,7 +90,7 @@ def compare(
 
 def _pictures(target: Path, degraded: Path | None, sigma: float | None) -> tuple["np.ndarray", "np.ndarray"]:
     """(clean, degraded), (H, W, 3) float32."""
-    from kithkin.data import benchmark_noise
+    from kithkin.data.degrade import benchmark_noise
     from kithkin.images import read_picture
 
     clean = read_picture(target).pixels

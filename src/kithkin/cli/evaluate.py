@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from kithkin.cli._command import say
-from kithkin.cli._options import CSV, DEVICE, LIMIT, OLD_METHOD, flag, tile_side, with_old_method
+from kithkin.cli._options import CSV, DEVICE, LIMIT, flag, tile_side
 
 if TYPE_CHECKING:
     from rich.table import Column
@@ -34,7 +34,6 @@ def evaluate(
         help="A model, a checkpoint, bm3d, nlm, input, an .onnx or TorchScript file; may be "
         "repeated. NAME\\[k=8,h=2] sets k and h, NAME+8 averages 8 passes. Default: by the set.",
     ),
-    method: list[str] = OLD_METHOD,
     protocol: str = typer.Option(
         None,
         "--protocol",
@@ -103,7 +102,7 @@ def evaluate(
     from kithkin.cli._device import choose_device
 
     run = _Evaluation(
-        methods=with_old_method(model, method),
+        methods=model,
         device=choose_device(device),
         tile=tile_side(tile),
         precision=precision,

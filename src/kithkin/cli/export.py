@@ -2,8 +2,8 @@
 
 import json
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 import typer
 
@@ -19,21 +19,13 @@ Examples:
 """
 
 
-class Format(StrEnum):
-    """What a network is exported to."""
-
-    ONNX = "onnx"
-    TORCH = "torch"
-    DARKTABLE = "darktable"
-
-
 def export(
     model: str = typer.Argument(
         "denoise",
         metavar="MODEL",
         help="A name from `kithkin models`, or a checkpoint's path. NAME\\[k=8,h=2] sets another k or h.",
     ),
-    to: Format = typer.Option(
+    to: Literal["onnx", "torch", "darktable"] = typer.Option(
         ...,
         "--to",
         metavar="onnx|torch|darktable",
@@ -62,12 +54,12 @@ def export(
     from kithkin.messages import shown
     from kithkin.zoo import find_model, grouping_text, load_model, split_grouping
 
-    if half and to is Format.TORCH:
+    if half and to == "torch":
         raise InputError("export: --half is not for --to torch; leave it out")
     plain, grouping = split_grouping(model)
     card = find_model(plain)
     name = Path(plain).stem
-    if to is Format.DARKTABLE:  # whose ids begin with the task
+    if to == "darktable":  # whose ids begin with the task
         name = f"denoise-kithkin-{(card.name if card else name).removeprefix('denoise-')}"
     target = out or Path(f"{name}{grouping_text(grouping)}{FORMATS[to]}")
     if target.suffix.lower() != FORMATS[to]:
@@ -78,9 +70,9 @@ def export(
     network = load_model(model)
     # On the error stream, so that what is printed stays what it was.
     say(f"tracing {shown(model)}, which takes about half a minute")
-    if to is Format.ONNX:
+    if to == "onnx":
         export_onnx(network, target, half=half)
-    elif to is Format.DARKTABLE:
+    elif to == "darktable":
         version = ".".join(__version__.split(".")[:2])
         export_darktable(network, target, version=version, card=card, half=half)
     else:

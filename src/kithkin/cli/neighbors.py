@@ -1,8 +1,7 @@
 """``kithkin neighbors``."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -19,13 +18,6 @@ Examples:
 
 `kithkin neighbors photo.jpg --buckets --stage encoder1 -o buckets.png` draws only the hash buckets.
 """
-
-
-class Rounds(StrEnum):
-    """How the hash rounds are shown."""
-
-    TOGETHER = "together"
-    SEPARATE = "separate"
 
 
 def neighbors(
@@ -54,7 +46,7 @@ def neighbors(
         help="encoder0, encoder1, … or decoder0, …: the higher, the larger the patches.",
     ),
     block: int = typer.Option(None, "--block", metavar="N", help="Block of the stage, from 0."),
-    rounds: Rounds = typer.Option(
+    rounds: Literal["together", "separate"] = typer.Option(
         None,
         "--rounds",
         metavar="together|separate",
@@ -91,7 +83,7 @@ def neighbors(
     network = load_model(model, device=choose_device(device))
     result = find_neighbors(network, picture, points, stage=stage, block=block)
     if out is not None:
-        drawing = draw_neighbors(picture, result, rounds=None if rounds is None else rounds.value, buckets=buckets)
+        drawing = draw_neighbors(picture, result, rounds=rounds, buckets=buckets)
         _write(drawing, out, path, overwrite)
     if as_json:
         typer.echo(json.dumps(result.to_dict(buckets=buckets)))

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -26,18 +25,6 @@ Examples:
 
 `kithkin restore s3://archive/scans --out s3://archive/done --cluster auto` restores an archive with many workers.
 """
-
-
-class Ending(StrEnum):
-    """The formats that results are written in."""
-
-    PNG = "png"
-    JPG = "jpg"
-    WEBP = "webp"
-    TIFF = "tiff"
-    BMP = "bmp"
-    HEIC = "heic"
-    AVIF = "avif"
 
 
 WORKERS = "Many workers"  # the part of the help
@@ -123,7 +110,7 @@ def restore(
     device: str = DEVICE,
     backend: str = BACKEND,
     overwrite: bool = flag("--overwrite", "Replace results that exist. Without it, they are skipped."),
-    ending: Ending = typer.Option(
+    ending: Literal["png", "jpg", "webp", "tiff", "bmp", "heic", "avif"] = typer.Option(
         None,
         "--format",
         metavar="png|jpg|webp|tiff|bmp|heic|avif",
