@@ -9,7 +9,7 @@
 #include <vector>
 
 #define KERNELS(each) \
-    each(kithkin_forward) each(kithkin_backward) each(kithkin_depthwise) each(kithkin_depthwise_backward) \
+    each(kithkin_forward) each(kithkin_backward) \
     each(kithkin_feed_forward) each(kithkin_feed_forward_backward) each(kithkin_gated_block) each(kithkin_gated_block_backward)
 #define DECLARE(name) extern "C" int name(const void*);
 #define LIST(name) {#name, name},

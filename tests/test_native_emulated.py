@@ -15,7 +15,6 @@ import torch
 from kithkin.ops import group_patches, knn_local_attention, native
 from kithkin.ops.kernels import build
 
-import test_ops_depthwise
 import test_ops_feedforward
 import test_ops_gated
 
@@ -96,9 +95,3 @@ def test_the_gated_block(emulated, shape):
 def test_the_feed_forward_network(emulated, shape, wide):
     test_ops_feedforward.test_the_kernel_is_as_near_to_the_truth_as_pytorch(shape, wide)
     assert set(emulated) == {"kithkin_feed_forward", "kithkin_feed_forward_backward"}
-
-
-@pytest.mark.parametrize("shape", test_ops_depthwise.SHAPES[:3], ids=str)
-def test_its_middle(emulated, shape):
-    test_ops_depthwise.test_the_kernel_is_right_to_float32(shape)
-    assert set(emulated) == {"kithkin_depthwise", "kithkin_depthwise_backward"}

@@ -148,25 +148,6 @@ def test_attention(shape, k, look_back, rounds, heads, dtype, paper, which, how)
 
 @fuzzed
 @given(
-    shape=st.tuples(st.integers(0, 2), axis, axis, st.sampled_from([0, 1, 15, 16, 24, 33])),
-    which=wrong_one,
-    how=st.integers(0, 5),
-)
-def test_depthwise(shape, which, how):
-    channels = shape[3]
-    right = [numbers(shape), numbers((channels, 1, 3, 3)), numbers((channels,)), numbers(shape, 1)]
-    given, wrong = reshaped(right, which, how)
-    narrow = channels < native.MOST_LANES
-    wrong = (wrong or narrow) and given[0].numel() > 0
-    forward_wrong = wrong and (which != 3 or narrow)
-    found = computed_or_refused(lambda: torch.ops.kithkin.gelu_depthwise_gelu(*given[:3]), forward_wrong)
-    assert found is None or found.isfinite().all()
-    x, weight, bias, grad = given
-    computed_or_refused(lambda: torch.ops.kithkin.gelu_depthwise_gelu_backward(grad, x, weight, bias), wrong)
-
-
-@fuzzed
-@given(
     shape=st.tuples(st.integers(0, 2), axis, axis, st.sampled_from([0, 1, 16, 24, 33])),
     wide=st.sampled_from([0, 1, 16, 40]),
     which=wrong_one,

@@ -1,5 +1,5 @@
 """The fused C++ kernels in ``kernels/``, for CPUs: Eqs. (8)-(10) in float32 and bfloat16, accumulated in float32; and
-in float32 the feed-forward network, its middle and the gated block.
+in float32 the feed-forward network and the gated block.
 
 They are a plain shared library that takes pointers, so nothing is copied and Python's lock is free while they run.
 Their loops run in the threads of the OpenMP runtime that PyTorch has loaded, as many as PyTorch uses.
@@ -43,8 +43,8 @@ def _struct(pointers: tuple[str, ...], numbers: tuple[str, ...], *doubles: str) 
     return type("Arguments", (ctypes.Structure,), {"_fields_": fields})
 
 
-# KithkinCall of kernels/knn_attention.cpp, KithkinDepthwise of depthwise.cpp, KithkinFeedForward of
-# feed_forward.cpp and KithkinGatedBlock of gated.hpp: the order of the fields is theirs.
+# KithkinCall of kernels/knn_attention.cpp, KithkinFeedForward of feed_forward.cpp and KithkinGatedBlock of
+# gated.hpp: the order of the fields is theirs.
 _Attention = _struct(
     (
         *("query", "key", "value", "grad", "order", "neighbors", "out", "total", "top"),
@@ -55,7 +55,6 @@ _Attention = _struct(
         *("pixels", "channels", "heads", "paper", "bfloat16"),
     ),
 )
-_Depthwise = _struct(("x", "weight", "bias", "grad", "out", "d_x", "d_weight", "d_bias", "team"), _MAP)
 _FeedForward = _struct(
     (*_FEED_FORWARD, "hidden", "out", "grad", "d_x", "d_parameters", "team"),
     (*_MAP, "wide"),
@@ -169,21 +168,9 @@ def _call(name: str, arguments: ctypes.Structure) -> None:
 
 @constant_when_compiled
 def takes_maps(device_type: str, dtype: torch.dtype, channels: int) -> bool:
-    """Whether the three functions below can serve maps of this device, dtype and width."""
+    """Whether the two functions below can serve maps of this device, dtype and width."""
     fits = dtype == torch.float32 and channels >= MOST_LANES
     return fits and why_not(device_type, dtype, None) is None
-
-
-def depthwise(name: str, **tensors: Tensor) -> None:
-    """Run a function of ``kernels/depthwise.cpp`` on float32 tensors; x is (B, H, W, C), not empty.
-
-    Raises:
-        InputError: a shape, dtype or device doesn't fit.
-    """
-    channels = _channels(tensors["x"])
-    shapes = {"weight": (channels, 1, 3, 3), "bias": (channels,)}
-    shapes |= {f"d_{key}": wanted for key, wanted in shapes.items()}
-    _run_on_map(name, _Depthwise, shapes, tensors)
 
 
 def feed_forward(name: str, given: tuple[Tensor, ...], epsilon: float, **tensors: Tensor) -> None:

@@ -27,7 +27,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 HEADERS = ("api.hpp", "simd.hpp", "team.hpp", "chunk.hpp", "dense.hpp", "depthwise.hpp", "panels.hpp", "gated.hpp")
 # The longest first: so the jobs of several cores end together.
-SOURCES = ("gated_backward.cpp", "knn_attention.cpp", "feed_forward.cpp", "gated_block.cpp", "depthwise.cpp")
+SOURCES = ("gated_backward.cpp", "knn_attention.cpp", "feed_forward.cpp", "gated_block.cpp")
 LEVEL = "level.cpp"
 
 # From the plainest; kithkin_level (level.cpp) says how far down this list a processor can go. Those that are not x86-64

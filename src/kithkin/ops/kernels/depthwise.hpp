@@ -10,19 +10,15 @@
 #include "dense.hpp"
 #include "team.hpp"
 
-extern "C" {
+namespace kithkin {
 
-// Maps (batch, height, width, channels), weight (channels, 9), bias (channels). The backward pass computes `out` again where it
-// is given. native.py mirrors this struct.
-struct KithkinDepthwise {
+// Maps (batch, height, width, channels), weight (channels, 9), bias (channels). The backward pass computes `out` again.
+struct Depthwise {
     const float *x, *weight, *bias, *grad;
     float *out, *d_x, *d_weight, *d_bias;
     void* team;
     int64_t threads, batch, height, width, channels;
 };
-}
-
-namespace kithkin {
 
 constexpr int64_t TAPS = 9;
 
@@ -61,11 +57,11 @@ inline Bend bend(Vec x) {
 
 // Maps cut into strips of rows.
 struct Strips {
-    const KithkinDepthwise& call;
+    const Depthwise& call;
     int64_t per_map, pitch;  // strips of a map; from pixel to pixel in the buffers, so that most vectors lie on cache lines
 
     // About `wanted` strips of all maps, none of less than `least` rows.
-    Strips(const KithkinDepthwise& c, int64_t wanted, int64_t least) : call(c), pitch(vectors(c.channels) * W) {
+    Strips(const Depthwise& c, int64_t wanted, int64_t least) : call(c), pitch(vectors(c.channels) * W) {
         const int64_t rows = std::max(least, (c.batch * c.height + wanted - 1) / wanted);
         per_map = std::max<int64_t>(1, c.height / rows);
     }
@@ -128,7 +124,7 @@ inline void convolve_row(const Strips& s, Rows& rows, int64_t y, const float* we
     }
 }
 
-inline std::vector<float> taps_first(const KithkinDepthwise& c) {
+inline std::vector<float> taps_first(const Depthwise& c) {
     std::vector<float> found(TAPS * c.channels);
     for (int64_t i = 0; i < c.channels; ++i)
         for (int64_t t = 0; t < TAPS; ++t) found[t * c.channels + i] = c.weight[i * TAPS + t];
@@ -158,12 +154,12 @@ struct BackwardRows {
 };
 
 // Gradients of the convolution's output in row y. Where `sums` is given, the row's share in those of weight and bias is added
-// to it and the row's result goes to c.out, where that is given.
+// to it and the row's result goes to c.out.
 inline void backward_row(const Strips& s, int64_t image, int64_t y, const float* weight, BackwardRows& w, float* sums) {
-    const KithkinDepthwise& c = s.call;
+    const Depthwise& c = s.call;
     if (y < 0 || y >= c.height) return w.grads.clear(y);
     const float* grad = c.grad + s.row(image, y);
-    float *to = w.grads.at(y), *out = sums && c.out ? c.out + s.row(image, y) : nullptr;
+    float *to = w.grads.at(y), *out = sums ? c.out + s.row(image, y) : nullptr;
     s.each_vector([&](int64_t from, int64_t place) {
         const auto differentiate = [&](int64_t x, Vec sum) {
             const Bend found = bend(sum);
@@ -189,7 +185,7 @@ inline void backward_row(const Strips& s, int64_t image, int64_t y, const float*
 }
 
 inline void backward_strip(const Strips& s, int64_t strip, const float* weight, BackwardRows& w, float* sums) {
-    const KithkinDepthwise& c = s.call;
+    const Depthwise& c = s.call;
     const int64_t image = s.image(strip), first = s.first(strip), end = s.end(strip);
     for (int64_t y = first - 2; y < first; ++y) activate_row(s, image, y, w.active, &w.bends);
     for (int64_t y = first - 1; y <= end; ++y) {
@@ -207,7 +203,7 @@ inline void backward_strip(const Strips& s, int64_t strip, const float* weight, 
 }
 
 // Each strip has sums of its own, added up in their order, so that the result does not depend on the threads.
-inline bool differentiate_depthwise(const KithkinDepthwise& c) {
+inline bool differentiate_depthwise(const Depthwise& c) {
     const Strips strips(c, 16, 32);
     const std::vector<float> weight = taps_first(c);
     const int64_t size = (TAPS + 1) * c.channels;

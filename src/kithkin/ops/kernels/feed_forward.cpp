@@ -54,7 +54,7 @@ struct FeedForward {
             self.take([&](int64_t i) { each(i * size, std::min(size, pixels - i * size), i, memory.data()); }, 1);
         });
     }
-    KithkinDepthwise middle() const {
+    Depthwise middle() const {
         return {call.hidden, call.stencils, call.stencil_bias, nullptr, nullptr, nullptr, nullptr, nullptr,
                 call.team,   call.threads,  call.batch,        call.height, call.width, call.wide};
     }
@@ -71,7 +71,7 @@ bool forward(const KithkinFeedForward& c) {
               [&](int64_t r, int64_t lane, Vec sum) { store(out + r * c.wide + lane, sum + load(c.widen_bias + lane)); });
     });
     if (!widened) return false;
-    const KithkinDepthwise middle = f.middle();
+    const Depthwise middle = f.middle();
     const Strips strips(middle, 4 * c.threads, 4);
     const std::vector<float> taps = taps_first(middle);
     const int64_t together = std::max<int64_t>(1, BLOCK / c.width);  // rows
@@ -168,7 +168,7 @@ bool backward(const KithkinFeedForward& c) {
         }))
         return false;
 
-    KithkinDepthwise middle = f.middle();
+    Depthwise middle = f.middle();
     middle.grad = d_result.get(), middle.out = result.get();
     middle.d_x = d_hidden.get(), middle.d_weight = d.stencils, middle.d_bias = d.stencil_bias;
     if (!differentiate_depthwise(middle)) return false;
