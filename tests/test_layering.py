@@ -42,7 +42,7 @@ LAYERS = (
     "model_config",
     "layers",
     "ops : losses : metrics : images",
-    "errors : estimate : files : messages : names : storage : tiles",
+    "errors : estimate : files : messages : names : packaged : storage : tiles",
 )
 
 # What a plain installation brings. Everything else is an extra, imported in the function that needs it.

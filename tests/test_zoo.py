@@ -91,7 +91,7 @@ def test_a_damaged_weight_file_is_refused(tmp_path, monkeypatch):
     card = zoo.find_model("denoise-gaussian")
     for ending in ("toml", "safetensors"):
         shutil.copy(card.path.with_suffix(f".{ending}"), tmp_path)
-    monkeypatch.setattr(zoo, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(zoo, "_WEIGHTS", tmp_path)
     assert zoo.load_model("denoise-gaussian")
     copy = tmp_path / card.path.name
     data = bytearray(copy.read_bytes())
@@ -108,7 +108,7 @@ def test_a_card_with_an_unknown_key_is_refused(tmp_path, monkeypatch):
     card = zoo.find_model("denoise-gaussian")
     text = card.path.with_suffix(".toml").read_text(encoding="utf-8")
     (tmp_path / "x.toml").write_text('colour = "blue"\n' + text, encoding="utf-8")
-    monkeypatch.setattr(zoo, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(zoo, "_WEIGHTS", tmp_path)
     with pytest.raises(InputError, match="colour"):
         zoo.list_models()
 

@@ -4,17 +4,17 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from difflib import get_close_matches
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from kithkin.degradation_config import AugmentConfig, DegradationConfig, Section, Share, Sigma, Sigmas
+from kithkin.degradation_config import AugmentConfig, DegradationConfig, Range, Share, Sigma
 from kithkin.errors import InputError
 from kithkin.model_config import KiTConfig
 from kithkin.names import current_name
 from kithkin.ops.dispatch import BACKENDS
+from kithkin.packaged import Section, packaged, toml_files
 
 Positive = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=1, le=8192)]
@@ -61,7 +61,7 @@ class DataConfig(Section):
     exclude: Path | None = None
     crop: Side
     augment: AugmentConfig = AugmentConfig()
-    sigma: Sigmas | None = None
+    sigma: Range[Sigma] | None = None
     degradation: DegradationConfig | None = None
     degraded_share: Share = 1.0
     pairs: tuple[Source, ...] = ()
@@ -104,7 +104,8 @@ class ValidationConfig(Section):
     Attributes:
         folder: or what else ``DataConfig`` takes; None (in TOML: leave it out) runs no validation.
         sigmas: levels of Gaussian noise on the 0-255 scale, each validated; for ``"photos"`` only. What
-            ``data.degradation`` names is validated as well; of ``kind = "noise"`` each of ``kithkin.data.NOISES``.
+            ``data.degradation`` names is validated as well; of ``kind = "noise"`` each of
+            ``kithkin.data.degrade.NOISES``.
         crop: side of the central crop of each picture, in pixels.
         every: steps between validations.
     """
@@ -242,8 +243,7 @@ class RunConfig(Section):
 
 def list_recipes() -> dict[str, Path]:
     """The recipes that come with the package: name -> file."""
-    folder = Path(str(resources.files("kithkin") / "recipes"))
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return toml_files(packaged("recipes"))
 
 
 def load_config(source: str | Path, changes: dict[str, Any] | None = None) -> RunConfig:

@@ -1,8 +1,10 @@
 """The part of a recipe that says how photographs are degraded while training."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+
+from kithkin.packaged import Section
 
 Sigma = Annotated[float, Field(ge=0, le=255)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -20,20 +22,8 @@ def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
-Sigmas = Annotated[tuple[Sigma, Sigma], AfterValidator(_rising)]
-Shares = Annotated[tuple[Share, Share], AfterValidator(_rising)]
-Grains = Annotated[tuple[Grain, Grain], AfterValidator(_rising)]
-Spans = Annotated[tuple[Span, Span], AfterValidator(_rising)]
-Qualities = Annotated[tuple[Quality, Quality], AfterValidator(_rising)]
-Scales = Annotated[tuple[Scale, Scale], AfterValidator(_rising)]
-Smallers = Annotated[tuple[Smaller, Smaller], AfterValidator(_rising)]
-Saturations = Annotated[tuple[Saturation, Saturation], AfterValidator(_rising)]
-
-
-class Section(BaseModel):
-    """A table of a recipe: unknown keys are refused, values stay as they were read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+Bound = TypeVar("Bound")
+Range = Annotated[tuple[Bound, Bound], AfterValidator(_rising)]
 
 
 class AugmentConfig(Section):
@@ -54,9 +44,9 @@ class AugmentConfig(Section):
     turns: bool = True
     permuted_share: Share = 0.0
     exposure: Annotated[float, Field(ge=0, le=4)] = 0.0
-    saturation: Saturations = (1.0, 1.0)
+    saturation: Range[Saturation] = (1.0, 1.0)
     rescaled_share: Share = 0.0
-    rescale: Smallers = (0.5, 1.0)
+    rescale: Range[Smaller] = (0.5, 1.0)
 
     @property
     def recolors(self) -> bool:
@@ -74,9 +64,9 @@ class CorrelatedConfig(Section):
     """
 
     kind: Literal["correlated"]
-    sigma: Sigmas = (0.0, 50.0)
-    grain: Grains = (0.0, 1.2)
-    chroma: Shares = (0.0, 1.0)
+    sigma: Range[Sigma] = (0.0, 50.0)
+    grain: Range[Grain] = (0.0, 1.2)
+    chroma: Range[Share] = (0.0, 1.0)
 
 
 class CameraConfig(Section):
@@ -95,13 +85,13 @@ class CameraConfig(Section):
 
     kind: Literal["camera"]
     phone_share: Share = 0.3
-    noise_left: Shares = (0.05, 0.7)
-    luma_grain: Grains = (0.0, 0.8)
-    chroma_grain: Grains = (0.0, 1.6)
+    noise_left: Range[Share] = (0.05, 0.7)
+    luma_grain: Range[Grain] = (0.0, 0.8)
+    chroma_grain: Range[Grain] = (0.0, 1.6)
     correlated_share: Share = 0.2
-    correlated_sigma: Sigmas = (2.0, 20.0)
+    correlated_sigma: Range[Sigma] = (2.0, 20.0)
     jpeg_share: Share = 0.9
-    jpeg_quality: Qualities = (75.0, 100.0)
+    jpeg_quality: Range[Quality] = (75.0, 100.0)
 
 
 class NoiseConfig(Section):
@@ -125,20 +115,20 @@ class NoiseConfig(Section):
     """
 
     kind: Literal["noise"]
-    sigma: Sigmas = (0.0, 55.0)
+    sigma: Range[Sigma] = (0.0, 55.0)
     white: Share = 0.4
     luminance: Share = 0.1
     film: Share = 0.25
     camera: Share = 0.25
     gray_share: Share = 0.2
-    grain: Grains = (0.3, 1.2)
-    chroma: Shares = (0.0, 0.6)
+    grain: Range[Grain] = (0.3, 1.2)
+    chroma: Range[Share] = (0.0, 0.6)
     varying_share: Share = 0.15
     resized_share: Share = 0.15
-    resize: Scales = (0.6, 1.6)
+    resize: Range[Scale] = (0.6, 1.6)
     stored_share: Share = 0.5
     jpeg_share: Share = 0.2
-    jpeg_quality: Qualities = (50.0, 100.0)
+    jpeg_quality: Range[Quality] = (50.0, 100.0)
 
     @model_validator(mode="after")
     def _there_is_noise(self) -> "NoiseConfig":
@@ -188,10 +178,10 @@ class BlurConfig(Section):
 
     kind: Literal["blur"]
     length: Annotated[float, Field(gt=0, le=60)] = 60.0
-    exposure: Shares = (0.01, 1.0)
+    exposure: Range[Share] = (0.01, 1.0)
     shake: Share = 0.6
     spline: Share = 0.0
-    span: Spans = (3.0, 24.0)
+    span: Range[Span] = (3.0, 24.0)
     straight: Share = 0.3
     still: Share = 0.1
     framed_share: Share = 0.15
@@ -199,7 +189,7 @@ class BlurConfig(Section):
     foreground_share: Share = 0.25
     defocused_share: Share = 0.2
     linear_share: Share = 0.3
-    read: Shares = (0.0, 0.002)
+    read: Range[Share] = (0.0, 0.002)
     margin: Annotated[int, Field(ge=6, le=128)] = 32
     sharp_share: Share = 0.1
 

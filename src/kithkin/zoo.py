@@ -5,14 +5,11 @@ A model is two files in ``weights/``: ``<name>.safetensors`` and ``<name>.toml``
 
 import hashlib
 import re
-import tomllib
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kithkin.checkpoint import read_model
 from kithkin.errors import CheckpointError, InputError
@@ -20,16 +17,16 @@ from kithkin.layers import KNNLocalAttention
 from kithkin.model import KiT
 from kithkin.model_config import LARGEST
 from kithkin.names import current_name
+from kithkin.packaged import Section, packaged, read_as, toml_files
 
 Network = TypeVar("Network")
+_WEIGHTS = packaged("weights")
 GROUPING = {"k": "k", "h": "n_hashes"}
 """What may stand in brackets behind a model's name, ``denoise-gaussian[k=8,h=2]``: the paper's letter -> ours."""
 
 
-class Measurement(BaseModel):
+class Measurement(Section):
     """One measured number: ``value`` ``unit`` on ``dataset`` at ``condition``, by ``protocol``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     dataset: str
     condition: str
@@ -38,17 +35,15 @@ class Measurement(BaseModel):
     unit: str
 
 
-class Source(BaseModel):
+class Source(Section):
     """Photographs that a model was trained on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     count: int
     licence: str
 
 
-class ModelCard(BaseModel):
+class ModelCard(Section):
     """What is known about weights that ship.
 
     Attributes:
@@ -64,8 +59,6 @@ class ModelCard(BaseModel):
         sources: training photographs.
         measured: numbers, each under a named protocol.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     task: str
@@ -86,12 +79,12 @@ class ModelCard(BaseModel):
     @property
     def path(self) -> Path:
         """The weight file."""
-        return _folder() / f"{self.name}.safetensors"
+        return _WEIGHTS / f"{self.name}.safetensors"
 
 
 def list_models() -> dict[str, ModelCard]:
     """The models that come with the package: name -> card."""
-    return {path.stem: _read_card(path) for path in sorted(_folder().glob("*.toml"))}
+    return {name: read_as(ModelCard, path, "a model card") for name, path in toml_files(_WEIGHTS).items()}
 
 
 def find_model(name: str) -> ModelCard | None:
@@ -256,15 +249,3 @@ def _check_device(device: str | torch.device) -> None:
             f"load_model: the device {str(device)!r} can't be used ({reason}); take 'cpu', or install a PyTorch that "
             "knows the device"
         ) from error
-
-
-def _folder() -> Path:
-    return Path(str(resources.files("kithkin") / "weights"))
-
-
-def _read_card(path: Path) -> ModelCard:
-    try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-        return ModelCard.model_validate(values)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
-        raise InputError(f"{path} is not a model card: {error}") from error

@@ -23,7 +23,7 @@ class Row:
 
     Attributes:
         image: its file name.
-        condition: ``"sigma 25"``, a key of ``kithkin.data.NOISES``, or ``"pairs"``.
+        condition: ``"sigma 25"``, a key of ``kithkin.data.degrade.NOISES``, or ``"pairs"``.
         psnr_input, psnr: dB, before and after; None where there is no target.
         ssim_input, ssim: before and after; None where there is no target.
         seconds: for the method.

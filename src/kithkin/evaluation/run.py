@@ -9,16 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kithkin.data import (
-    NOISES,
-    Sample,
-    Samples,
-    benchmark_noise,
-    noise_example,
-    open_samples,
-    write_dnd_bundle,
-    write_sidd_results,
-)
+from kithkin.data import Sample, Samples, open_samples, write_dnd_bundle, write_sidd_results
+from kithkin.data.degrade import NOISES, benchmark_noise, noise_example
 from kithkin.data.dnd import DndCrops
 from kithkin.data.sidd import SiddBlocks
 from kithkin.errors import InputError

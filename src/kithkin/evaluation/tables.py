@@ -4,18 +4,17 @@ import csv
 import io
 import itertools
 import math
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import model_validator
 
 from kithkin.errors import InputError
 from kithkin.evaluation.rows import Report
 from kithkin.methods import Method, ModelMethod
+from kithkin.packaged import Section, packaged, read_as, toml_files
 from kithkin.zoo import regrouped
 
 MEAN = "mean"
@@ -23,11 +22,7 @@ INPUT = "input"
 Value = float | None
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Column(_Part):
+class Column(Section):
     """One column.
 
     Attributes:
@@ -54,7 +49,7 @@ class Column(_Part):
         return f"{self.dataset}{condition}{rounds} {self.metric.upper()}"
 
 
-class Group(_Part):
+class Group(Section):
     """Published rows from one source: each a method's name, then a value a column; "" where none was published."""
 
     title: str
@@ -66,7 +61,7 @@ class Group(_Part):
         return {str(name): tuple(None if v == "" else float(v) for v in values) for name, *values in self.rows}
 
 
-class PublishedTable(_Part):
+class PublishedTable(Section):
     """A table of published values.
 
     Attributes:
@@ -209,8 +204,7 @@ class FilledTable:
 
 def list_tables() -> dict[str, Path]:
     """The tables that come with the package: name -> file."""
-    folder = Path(str(resources.files("kithkin") / "tables"))
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return toml_files(packaged("tables"))
 
 
 def load_table(name: str | Path) -> PublishedTable:
@@ -222,10 +216,7 @@ def load_table(name: str | Path) -> PublishedTable:
     path = list_tables().get(str(name), Path(name))
     if not path.is_file():
         raise InputError(f"no table is called {name}; there are {', '.join(list_tables())}")
-    try:
-        return PublishedTable.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
-        raise InputError(f"{path} is not a table: {error}") from error
+    return read_as(PublishedTable, path, "a table")
 
 
 def row_at(method: str, k: int) -> str:

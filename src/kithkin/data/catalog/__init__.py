@@ -5,20 +5,15 @@ The cards are in ``cards.toml``. ``kithkin.data.layouts`` finds and opens a set.
 
 import tomllib
 from functools import cache
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from kithkin.errors import InputError
+from kithkin.packaged import Section, packaged
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Original(_Entry):
+class Original(Section):
     """How the authors of a set name its pairs. Paths are within the set, with ``/`` and without the ending.
 
     Attributes:
@@ -31,10 +26,10 @@ class Original(_Entry):
     input: str
     target: str
     name: str
-    lists: dict[str, str] = {}
+    lists: dict[str, str] = Field({})
 
 
-class Part(_Entry):
+class Part(Section):
     """A part of a set.
 
     Attributes:
@@ -46,7 +41,7 @@ class Part(_Entry):
     folders: tuple[str, ...] = ()
 
 
-class Card(_Entry):
+class Card(Section):
     """What is known about a data set.
 
     Attributes:
@@ -72,7 +67,7 @@ class Card(_Entry):
     licence: str
     protocol: Literal["gaussian", "rgb", "float", "rain", "realblur", "dnd"]
     layouts: tuple[str, ...]
-    parts: dict[str, Part] = {}
+    parts: dict[str, Part] = Field({})
     original: Original | None = None
     crop: int = 512
     overlap: int = 256
@@ -81,7 +76,7 @@ class Card(_Entry):
 @cache
 def list_cards() -> dict[str, Card]:
     """The data sets that kithkin knows: name -> card."""
-    path = Path(str(resources.files("kithkin") / "data" / "catalog" / "cards.toml"))
+    path = packaged("data/catalog/cards.toml")
     try:
         values: dict[str, dict[str, Any]] = tomllib.loads(path.read_text(encoding="utf-8"))
         return {name: Card.model_validate({"name": name, **card}) for name, card in values.items()}
