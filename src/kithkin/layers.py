@@ -1,7 +1,7 @@
 """The layers of KiT. Maps are (B, H, W, C), channels last, all the way through a stage."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -157,14 +157,18 @@ class KNNLocalAttention(nn.Module):
 
     def group(self, hashed: Tensor) -> PatchGroups:
         """The groups in which patches (B, N, P, C) meet: of the incoming feature, or of the query (``hash_input``)."""
-        return group_patches(
-            hashed,
-            k=self.k,
-            n_hashes=self.n_hashes,
-            n_buckets=self.n_buckets,
-            rotations=self.rotations,
-            features=self.hash_features,
-        )
+        return group_patches(hashed, **self.grouping)
+
+    @property
+    def grouping(self) -> dict[str, Any]:
+        """The keyword arguments of ``group_patches`` and ``hash_patches``."""
+        return {
+            "k": self.k,
+            "n_hashes": self.n_hashes,
+            "n_buckets": self.n_buckets,
+            "rotations": self.rotations,
+            "features": self.hash_features,
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[-1] != self.channels:
@@ -224,42 +228,8 @@ class FeedForward(nn.Module):
         return self.narrow(gelu_depthwise_gelu(self.widen(x), *self.depthwise.parameters()))
 
 
-class KNNTransformerBlock(nn.Module):
-    """KTB: X̂ = KLA(LN(X)) + X (Eq. 3), then FFN(LN(X̂)) + X̂ (Eq. 4).
-
-    Args:
-        channels: C of the map.
-        ffn_ratio: hidden channels of the feed-forward network over C.
-        attention: as the keyword arguments of ``KNNLocalAttention``.
-
-    Shape:
-        (B, H, W, C) -> (B, H, W, C).
-    """
-
-    def __init__(self, channels: int, *, ffn_ratio: float = 2.0, **attention: object) -> None:
-        super().__init__()
-        self.attention_norm = LayerNorm(channels)
-        self.attention = KNNLocalAttention(channels, **attention)  # type: ignore[arg-type]
-        self.ffn_norm = LayerNorm(channels)
-        self.ffn = FeedForward(channels, ffn_ratio)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.attend(x)
-        return self.feed_forward(x)
-
-    def attend(self, x: Tensor) -> Tensor:
-        """Eq. (3): X̂ = KLA(LN(X)) + X."""
-        return self.attention(self.attention_norm(x)) + x
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """Eq. (4): X = FFN(LN(X̂)) + X̂."""
-        norm, ffn = self.ffn_norm, self.ffn
-        parameters = [*norm.parameters(), *(p for x in (ffn.widen, ffn.depthwise, ffn.narrow) for p in x.parameters())]
-        return feed_forward(x, parameters, norm.eps)
-
-
 class AttentionBlock(nn.Module):
-    """Eq. (3) alone: X + KLA(LN(X)). Convolutions beside it take the place of the feed-forward network.
+    """Eq. (3) alone: KLA(LN(X)) + X. Convolutions beside it take the place of the feed-forward network.
 
     Args:
         channels: C of the map.
@@ -275,7 +245,38 @@ class AttentionBlock(nn.Module):
         self.attention = KNNLocalAttention(channels, **attention)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.attention(self.attention_norm(x))
+        return self.attend(x)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Eq. (3): X̂ = KLA(LN(X)) + X."""
+        return self.attention(self.attention_norm(x)) + x
+
+
+class KNNTransformerBlock(AttentionBlock):
+    """KTB: X̂ = KLA(LN(X)) + X (Eq. 3), then FFN(LN(X̂)) + X̂ (Eq. 4).
+
+    Args:
+        channels: C of the map.
+        ffn_ratio: hidden channels of the feed-forward network over C.
+        attention: as the keyword arguments of ``KNNLocalAttention``.
+
+    Shape:
+        (B, H, W, C) -> (B, H, W, C).
+    """
+
+    def __init__(self, channels: int, *, ffn_ratio: float = 2.0, **attention: object) -> None:
+        super().__init__(channels, **attention)
+        self.ffn_norm = LayerNorm(channels)
+        self.ffn = FeedForward(channels, ffn_ratio)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.feed_forward(self.attend(x))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Eq. (4): X = FFN(LN(X̂)) + X̂."""
+        norm, ffn = self.ffn_norm, self.ffn
+        parameters = [*norm.parameters(), *(p for x in (ffn.widen, ffn.depthwise, ffn.narrow) for p in x.parameters())]
+        return feed_forward(x, parameters, norm.eps)
 
 
 class ConvolutionBlock(nn.Module):

@@ -26,6 +26,11 @@ from kithkin.ops.library import exporting, statically_true
 
 # Layers before a GELU or a ReLU, which halves the mean square.
 _BEFORE_GELU = ("conv1", "stem.conv2", "head.conv2", "ffn.widen", "ffn.depthwise")
+# What the attention of every block takes from the configuration as it is.
+_OF_ATTENTION = (
+    *("patch_size", "n_hashes", "n_buckets", "n_heads", "weighting"),
+    *("share_query_key", "hash_input", "hash_features"),
+)
 
 
 class KiT(nn.Module):
@@ -226,18 +231,8 @@ def _stage(config: KiTConfig, index: int, k: int) -> nn.Sequential:
     channels = config.width * 2**level
     blocks: list[nn.Module] = []
     for i, letter in enumerate(word):
-        attention: dict[str, Any] = {
-            "patch_size": config.patch_size,
-            "k": k,
-            "n_hashes": config.n_hashes,
-            "n_buckets": config.n_buckets,
-            "n_heads": config.n_heads,
-            "weighting": config.weighting,
-            "share_query_key": config.share_query_key,
-            "hash_input": config.hash_input,
-            "hash_features": config.hash_features,
-            "seed": (config.rotation_seed + 1000 * index + i) % 2**32,
-        }
+        attention = {name: getattr(config, name) for name in _OF_ATTENTION}
+        attention |= {"k": k, "seed": (config.rotation_seed + 1000 * index + i) % 2**32}
         if letter == "c":
             blocks.append(ConvolutionBlock(channels))
         elif letter == "g":

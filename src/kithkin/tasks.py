@@ -9,7 +9,7 @@ from kithkin.containers import Restorable
 from kithkin.model import KiT
 from kithkin.restoration import restore
 from kithkin.restore_options import Options, RestoreOptions
-from kithkin.restorers import Note, Progress
+from kithkin.restorers import Progress
 from kithkin.zoo import load_model
 
 
@@ -53,17 +53,11 @@ def deblur(
 
 
 def _run(
-    task: str,
-    device: str | None,
-    image: Restorable,
-    *,
-    progress: Progress | None = None,
-    note: Note | None = None,
-    **options: Unpack[Options],
+    task: str, device: str | None, image: Restorable, *, progress: Progress | None, **options: Unpack[Options]
 ) -> Restorable:
     RestoreOptions(**options).check_task(task, task)
     network = _network(task, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return restore(network, image, progress=progress, note=note, **options)
+    return restore(network, image, progress=progress, **options)
 
 
 @lru_cache(maxsize=4)

@@ -2,7 +2,6 @@
 
 import io
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +78,17 @@ def write_picture(
     kind = _format_of(path)
     _check_quality("write_picture", quality)
     try:
-        target = _target(path, overwrite)
-        _write_whole(_encoded(picture, kind, quality), target, overwrite)
+        data = _encoded(picture, kind, quality)
+        with replacing(path, overwrite=overwrite) as part:
+            part.write_bytes(data)
     except Refusal as refusal:
         raise ImageError(f"{shown(path)}: {refusal}") from refusal.__cause__
+    except FileExistsError as error:
+        instead = "choose another name" if overwrite else "choose another name, or allow overwriting"
+        raise ImageError(f"{shown(path)}: {error.strerror}; {instead}") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        folder = shown(Path(error.filename).parent)
+        raise ImageError(f"{shown(path)}: can't be written: there is no folder {folder}; create it first") from error
     except OSError as error:
         raise ImageError(f"{shown(path)}: can't be written: {os_reason(error)}") from error
     except (ValueError, RuntimeError) as error:  # a null character in the path; a link to itself
@@ -102,27 +108,6 @@ def _format_of(path: Path) -> str:
         ending = f"the ending {path.suffix!r}" if path.suffix else "no ending"
         raise ImageError(f"{shown(path)}: has {ending}; kithkin writes {', '.join(SUFFIXES)}")
     return kind
-
-
-def _target(path: Path, overwrite: bool) -> Path:
-    """Return the path to write to; raise Refusal where something is there that must stay, or no folder."""
-    if not overwrite and os.path.lexists(path):
-        raise Refusal("exists already; choose another name, or allow overwriting")
-    target = path.resolve() if overwrite and path.is_symlink() else path
-    if target.exists() and not stat.S_ISREG(os.stat(target).st_mode):
-        raise Refusal("is a folder or a device, not a file; choose another name")
-    if not target.parent.is_dir():
-        raise Refusal(f"can't be written: there is no folder {shown(target.parent)}; create it first")
-    return target
-
-
-def _write_whole(data: bytes, target: Path, overwrite: bool) -> None:
-    """Put `data` into `target` in one step; raise OSError or Refusal with nothing changed or left behind."""
-    try:
-        with replacing(target, overwrite=overwrite) as part:
-            part.write_bytes(data)
-    except FileExistsError as error:
-        raise Refusal("exists already; choose another name, or allow overwriting") from error
 
 
 def _encoded(picture: Picture, kind: str, quality: int | None) -> bytes:

@@ -13,7 +13,7 @@ from torch import Tensor
 from kithkin.containers import check_values, open_image
 from kithkin.errors import InputError, KithkinError
 from kithkin.images import Picture, read_picture
-from kithkin.layers import AttentionBlock, KNNLocalAttention, KNNTransformerBlock, Recording
+from kithkin.layers import AttentionBlock, KNNLocalAttention, Recording
 from kithkin.model import KiT
 from kithkin.neighbors._weights import weights_of
 from kithkin.ops import PatchGroups
@@ -255,7 +255,7 @@ def attention_places(model: KiT) -> list[tuple[str, int, KNNLocalAttention, int]
         (stage, number, block.attention, model.config.stem_stride * 2**level)
         for stage, level, blocks in stages
         for number, block in enumerate(blocks.children())
-        if isinstance(block, AttentionBlock | KNNTransformerBlock) and block.attention.k > 1
+        if isinstance(block, AttentionBlock) and block.attention.k > 1
     ]
 
 
@@ -293,14 +293,7 @@ class _Grid(NamedTuple):
 def _buckets(attention: KNNLocalAttention, recording: Recording, grid: _Grid) -> np.ndarray | None:
     if not recording.groups.look_back:
         return None
-    hashes = hash_patches(
-        recording.hashed,
-        k=attention.k,
-        n_hashes=attention.n_hashes,
-        n_buckets=attention.n_buckets,
-        rotations=attention.rotations,
-        features=attention.hash_features,
-    )
+    hashes = hash_patches(recording.hashed, **attention.grouping)
     return hashes[0].view(-1, grid.rows, grid.columns).cpu().numpy()
 
 

@@ -22,28 +22,6 @@ from kithkin.ops.library import exporting, statically_true
 BLOCK_ELEMENTS = 1 << 19
 
 
-def forward(
-    query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, paper: bool, n_heads: int
-) -> tuple[Tensor, Tensor]:
-    """Output and, per patch and head, the logarithm of the sum of weights (paper: the sum)."""
-    return _forward(_Call(query, key, value, _Table.of(groups), paper, n_heads))
-
-
-def backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    norm: Tensor,
-    groups: PatchGroups,
-    paper: bool,
-    n_heads: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value; the logits are computed again."""
-    return _backward(_Call(query, key, value, _Table.of(groups), paper, n_heads), out, norm, grad)
-
-
 @dataclass(frozen=True)
 class _Table:
     """The groups as rows of chunks over the flattened batch: what the block loop reads.
@@ -86,17 +64,19 @@ def _rows(x: Tensor) -> Tensor:
 class _Call:
     """One call: the flattened tensors and how to walk them in blocks."""
 
-    def __init__(self, query: Tensor, key: Tensor, value: Tensor, table: _Table, paper: bool, n_heads: int) -> None:
+    def __init__(
+        self, query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, paper: bool, n_heads: int
+    ) -> None:
         self.shape = query.shape
         batch, count, self.pixels, channels = query.shape
         self.n_rows = batch * count
         self.q, self.k, self.v = (x.reshape(self.n_rows, -1) for x in (query, key, value))
-        self.table, self.paper, self.heads = table, paper, n_heads
+        self.table, self.paper, self.heads = _Table.of(groups), paper, n_heads
         self.width = channels // n_heads
         self.scale = 1 / math.sqrt(self.width)
         self.exact = torch.float64 if query.dtype == torch.float64 else torch.float32
-        self.n_hashes, self.n_chunks, self.kq = table.queries.shape
-        self.kc = table.candidates.shape[-1]
+        self.n_hashes, self.n_chunks, self.kq = self.table.queries.shape
+        self.kc = self.table.candidates.shape[-1]
         # Eq. 10 as printed weighs by the raw inner product, the stable form by its scaled mean.
         self.trace_scale = 1 / self.scale if paper else 1 / self.pixels
 
@@ -146,8 +126,11 @@ class _Call:
         return rows.view(-1, self.pixels, self.heads, self.width)
 
 
-def _forward(p: _Call) -> tuple[Tensor, Tensor]:
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, paper: bool, n_heads: int
+) -> tuple[Tensor, Tensor]:
     """The output (B, N, P, C) and, per patch and head, the logarithm of the sum of weights (paper: the sum)."""
+    p = _Call(query, key, value, groups, paper, n_heads)
     sorted_out = p.q.new_empty((p.n_chunks * p.kq, p.q.shape[1]), dtype=p.exact)
     sorted_sum = p.q.new_empty((p.n_chunks, p.heads, p.kq), dtype=p.exact)
     sorted_top = torch.empty_like(sorted_sum)
@@ -197,13 +180,24 @@ def _unnormalised_weights(p: _Call, pair_logits: Tensor, valid: Tensor | None) -
     return (weights if valid is None else weights.masked_fill_(~valid, 0.0)), top
 
 
-def _backward(p: _Call, out: Tensor, norm: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value.
+def backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    norm: Tensor,
+    groups: PatchGroups,
+    paper: bool,
+    n_heads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value; the logits are computed again.
 
     With w the pair weights, A the softmaxes, G = ∂o ψᵀ and δ_p = <∂o_p, o_p>: a pair's logits get
     w A∘(G - rowsum(A∘G)), and its weight's logit gets (<A, G> - δ_p) times w (softmax) or 1/Σ (paper),
     which lands on the diagonal.
     """
+    p = _Call(query, key, value, groups, paper, n_heads)
     grad = grad.reshape(p.n_rows, -1)
     delta = (p.by_head(grad.to(p.exact)) * p.by_head(out.reshape(p.n_rows, -1).to(p.exact))).sum(dim=(1, 3))
     totals = tuple(torch.zeros_like(x, dtype=p.exact) for x in (p.q, p.k, p.v))
