@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from kithkin.config import DataConfig, load_config
-from kithkin.data import Photos, sample_batch
+from kithkin.data import Photos
+from kithkin.data.sampling import sample_batch
 
 from measure import keep
 

@@ -12,6 +12,7 @@ name finds one kernel for the whole picture. With --limit nothing is written to 
 """
 
 import argparse
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,9 +22,10 @@ from rich.table import Table
 from skimage.filters import unsharp_mask
 from skimage.restoration import richardson_lucy
 
-from kithkin.data import benchmark_noise
-from kithkin.data.degrade.kernels import load_kernels
+from kithkin.data.degrade import benchmark_noise
+from kithkin.errors import InputError
 from kithkin.images import find_pictures, read_picture
+from kithkin.messages import missing_extra
 from kithkin.methods import open_method
 from kithkin.metrics import psnr
 
@@ -33,6 +35,60 @@ SIGMA = 2.55
 ITERATIONS = 20
 RADIUS, AMOUNT = 2.0, 1.0
 """Of the unsharp mask: pixels, and how much of what it finds is added."""
+
+
+def load_kernels(path: str | Path) -> list[np.ndarray]:
+    """Read published kernels: the variable ``kernels`` of a MATLAB file, a list of matrices.
+
+    Such are the eight of Levin et al., "Understanding and evaluating blind deconvolution algorithms", 2009, and the
+    twelve of USRNet (Zhang et al. 2020). Files of MATLAB 7.3 are read by h5py, older ones by SciPy.
+
+    Returns:
+        float64 matrices that sum to one, as the file orders them.
+
+    Raises:
+        InputError: the file is missing, is of another kind, or a matrix is no kernel; or SciPy or h5py isn't installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"load_kernels: {path} is not a file")
+    try:
+        matrices = _of_hdf5(path) if path.read_bytes()[:512].startswith(b"MATLAB 7.3") else _of_mat5(path)
+    except ImportError as error:
+        raise InputError(missing_extra(f"load_kernels: {path}", str(error.name), "data")) from error
+    except (KeyError, OSError, ValueError, TypeError, zlib.error) as error:
+        raise InputError(f"load_kernels: {path} is no MATLAB file with a list 'kernels' ({error})") from error
+    if not matrices:
+        raise InputError(f"load_kernels: the list 'kernels' of {path} is empty")
+    for kernel in matrices:
+        if (
+            kernel.ndim != 2
+            or not kernel.size
+            or not np.isfinite(kernel).all()
+            or kernel.min() < 0
+            or kernel.sum() <= 0
+        ):
+            raise InputError(f"load_kernels: {path} holds a matrix of {kernel.shape} that is no kernel")
+    return [kernel / kernel.sum() for kernel in matrices]
+
+
+def _of_mat5(path: Path) -> list[np.ndarray]:
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        cells = loadmat(path)["kernels"]
+    except MatReadError as error:
+        raise ValueError(error) from error
+    return [np.asarray(kernel, np.float64) for kernel in cells.ravel()]
+
+
+def _of_hdf5(path: Path) -> list[np.ndarray]:
+    import h5py
+
+    with h5py.File(path) as file:
+        # MATLAB stores columns first.
+        return [np.asarray(file[reference], np.float64).T for reference in np.asarray(file["kernels"]).ravel()]
 
 
 def centred(kernel: np.ndarray) -> np.ndarray:

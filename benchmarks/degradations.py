@@ -14,9 +14,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from kithkin.data import degrade_photos, gaussian_noise, margin
-from kithkin.data.degrade import correlated_noise, draw_cameras, jpeg, raw_noise, reduce_noise
+from kithkin.data.degrade import degrade_photos, gaussian_noise, margin
+from kithkin.data.degrade.camera import draw_cameras, raw_noise, reduce_noise
+from kithkin.data.degrade.compression import jpeg
 from kithkin.data.degrade.fields import as_draws
+from kithkin.data.degrade.noise import correlated_noise
 from kithkin.data.transfer import moved
 from kithkin.degradation_config import CameraConfig
 from kithkin.images import find_pictures, read_picture

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kithkin.data import benchmark_noise
+from kithkin.data.degrade import benchmark_noise
 from kithkin.images import read_picture
 from kithkin.ops import PatchGroups, partition, sort_by_hash
 from kithkin.ops.grouping import default_n_buckets, draw_rotations

@@ -25,9 +25,10 @@ from typing import Any
 import torch
 
 from kithkin.config import DataConfig
-from kithkin.data import CutOptions, Photos, cut_crops, draw_crops, write_indexes
+from kithkin.data import CutOptions, Photos, cut_crops, write_indexes
 from kithkin.data.ahead import drawn_ahead
 from kithkin.data.members import read_members
+from kithkin.data.sampling import draw_crops
 from kithkin.data.shards import expand_braces, index_shards
 from kithkin.images import find_pictures
 from kithkin.storage import open_system

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kithkin.data import benchmark_noise
+from kithkin.data.degrade import benchmark_noise
 from kithkin.images import find_pictures, read_picture
 from kithkin.layers import KNNLocalAttention
 from kithkin.metrics import psnr

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from kithkin.cli._memory import keep_freed_memory
-from kithkin.data import benchmark_noise
+from kithkin.data.degrade import benchmark_noise
 from kithkin.images import read_picture
 from kithkin.layers import KNNLocalAttention
 from kithkin.losses import charbonnier_loss

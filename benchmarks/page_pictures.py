@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from kithkin.data import benchmark_noise
+from kithkin.data.degrade import benchmark_noise
 from kithkin.images import read_picture, write_picture
 
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kithkin.data import benchmark_noise
+from kithkin.data.degrade import benchmark_noise
 from kithkin.images import find_pictures, read_picture
 from kithkin.restoration import restore
 from kithkin.zoo import load_model

@@ -33,7 +33,8 @@ import numpy as np
 import torch
 
 from kithkin.cli._memory import keep_freed_memory
-from kithkin.data import Sample, Samples, benchmark_noise, open_samples
+from kithkin.data import Sample, Samples, open_samples
+from kithkin.data.degrade import benchmark_noise
 from kithkin.errors import InputError
 from kithkin.evaluation import evaluate
 from kithkin.images import read_picture

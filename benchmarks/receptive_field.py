@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kithkin.data import benchmark_noise
+from kithkin.data.degrade import benchmark_noise
 from kithkin.data.degrade.draws import Draws
 from kithkin.data.degrade.exposure import BlurSettings, draw_paths
 from kithkin.data.degrade.kernels import render_paths

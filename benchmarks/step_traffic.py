@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kithkin.config import load_config
-from kithkin.data import Batch
+from kithkin.data.sampling import Batch
 from kithkin.training.step import TrainingStep
 
 CROP, CROPS = 128, 2

@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 
 from kithkin.config import RunConfig, load_config
-from kithkin.data import open_folders, sample_batch
+from kithkin.data import open_folders
+from kithkin.data.sampling import sample_batch
 from kithkin.model import KiT, count_macs, count_parameters
 from kithkin.model_config import KiTConfig
 from kithkin.training.distributed import Ranks, joined

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from kithkin import psnr
-from kithkin.data import benchmark_noise, open_samples
+from kithkin.data import open_samples
+from kithkin.data.degrade import benchmark_noise
 
 
 def imitations(rainy: np.ndarray, clean: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from kithkin.data import benchmark_noise
+from kithkin.data.degrade import benchmark_noise
 from kithkin.images import read_picture, write_picture
 
 picture = read_picture(sys.argv[1])

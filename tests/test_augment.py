@@ -5,7 +5,9 @@ import pytest
 import torch
 from test_data import chart, of_pairs, of_photos, pairs, photos
 
-from kithkin.data import PhotoStore, open_folders, open_training_data, sample_batch
+from kithkin.data import open_folders, open_training_data
+from kithkin.data.sampling import sample_batch
+from kithkin.data.store import PhotoStore
 
 NOTHING = {"flips": False, "turns": False}
 

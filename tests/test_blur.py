@@ -1,7 +1,9 @@
 """Blur: kernels that keep energy and place, and a picture that is the sum of what the shutter saw."""
 
 import math
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +30,6 @@ from kithkin.data.degrade.kernels import (
     disc_kernels,
     exposed,
     linear_paths,
-    load_kernels,
     render_paths,
     shake_paths,
     shrunk,
@@ -38,6 +39,10 @@ from kithkin.data.degrade.kernels import (
 )
 from kithkin.data.transfer import moved
 from kithkin.errors import InputError
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+
+from deblur_kodak import load_kernels
 
 PLAIN = BlurSettings(
     varying=0, foreground=0, defocused=0, highlights=(0, 0), shot=(0, 0), read=(0, 0), curves=(0, 0, 1), quantised=False

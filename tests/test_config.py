@@ -316,7 +316,7 @@ def test_a_degradation_without_its_kind_is_refused():
 
 
 def test_every_degradation_has_a_function_and_every_function_a_section():
-    from kithkin.data import DEGRADATIONS
+    from kithkin.data.degrade import DEGRADATIONS
 
     for kind in DEGRADATIONS:
         assert (

@@ -12,20 +12,10 @@ import torch
 from PIL import Image
 
 from kithkin.config import DataConfig
-from kithkin.data import (
-    DEGRADATIONS,
-    Degradation,
-    Pairs,
-    Photos,
-    degrade_crops,
-    draw_crops,
-    gaussian_noise,
-    open_folders,
-    open_training_data,
-    sample_batch,
-    share_of_rank,
-)
+from kithkin.data import Pairs, Photos, open_folders, open_training_data
+from kithkin.data.degrade import DEGRADATIONS, Degradation, gaussian_noise
 from kithkin.data.degrade.fields import normal_field
+from kithkin.data.sampling import degrade_crops, draw_crops, sample_batch, share_of_rank
 from kithkin.errors import InputError, KithkinError
 
 

@@ -8,8 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kithkin.config import DataConfig
-from kithkin.data import PhotoStore, degrade_crops, draw_crops
-from kithkin.data.sampling import plan_crops
+from kithkin.data.sampling import degrade_crops, draw_crops, plan_crops
+from kithkin.data.store import PhotoStore
 from kithkin.data.transfer import _arrays
 
 # What only says how memory is looked at, or sets some aside, starts nothing on a device.

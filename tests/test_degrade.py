@@ -8,24 +8,25 @@ import pytest
 import torch
 from PIL import Image
 
-from kithkin.data import degrade_photos, margin
-from kithkin.data.degrade import (
+from kithkin.data.degrade import degrade_photos, margin
+from kithkin.data.degrade.camera import (
     Cameras,
-    camera_noise,
-    correlated_noise,
+    apply_camera,
     demosaic,
+    draw_camera,
     draw_cameras,
     draw_noise_levels,
-    jpeg,
     mosaic,
     process,
     raw_noise,
     reduce_noise,
     sensor_noise,
-    smooth,
     unprocess,
 )
+from kithkin.data.degrade.compression import jpeg
 from kithkin.data.degrade.draws import Draws
+from kithkin.data.degrade.fields import as_draws
+from kithkin.data.degrade.noise import correlated_noise, smooth
 from kithkin.data.transfer import moved
 from kithkin.degradation_config import BlurConfig, CameraConfig, CorrelatedConfig, RainConfig
 from kithkin.errors import InputError
@@ -41,6 +42,11 @@ def every(value, count=2):
 
 def cameras_of(count):
     return moved(draw_cameras(Draws.of_step(0, 0, range(count))), "cpu")
+
+
+def camera_noise(clean, source, settings):
+    numbers = draw_camera(as_draws(source, len(clean)), clean.shape[2:], settings)
+    return apply_camera(clean, moved(numbers, "cpu"))
 
 
 def scene(height=90, width=120, seed=0):

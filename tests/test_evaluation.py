@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kithkin.data import benchmark_noise
+from kithkin.data.degrade import benchmark_noise
 from kithkin.errors import InputError, KithkinError
 from kithkin.evaluation import (
     PROTOCOLS,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kithkin.checkpoint import save_model
-from kithkin.data import benchmark_noise
+from kithkin.data.degrade import benchmark_noise
 from kithkin.errors import CheckpointError, InputError, KithkinError
 from kithkin.methods import open_method, run_method
 from kithkin.metrics import psnr

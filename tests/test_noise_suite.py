@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kithkin.data import NOISES, benchmark_noise, noise_example
+from kithkin.data.degrade import NOISES, benchmark_noise, noise_example
 from kithkin.errors import InputError
 from kithkin.evaluation import evaluate
 from kithkin.methods import open_method

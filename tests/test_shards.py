@@ -20,8 +20,9 @@ from PIL import Image
 import kithkin.training.loop as loop
 from kithkin.checkpoint import read_tensors
 from kithkin.config import DataConfig, parse_config
-from kithkin.data import Pairs, Photos, draw_crops, members, write_indexes
+from kithkin.data import Pairs, Photos, members, write_indexes
 from kithkin.data.ahead import drawn_ahead
+from kithkin.data.sampling import draw_crops
 from kithkin.data.shards import expand_braces, index_shards
 from kithkin.errors import ImageError, InputError
 from kithkin.training import train

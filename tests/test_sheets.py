@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kithkin.cli import app
-from kithkin.data import benchmark_noise
+from kithkin.data.degrade import benchmark_noise
 from kithkin.errors import InputError
 from kithkin.images import Picture, read_picture, write_picture
 from kithkin.methods import open_method

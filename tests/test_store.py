@@ -7,9 +7,9 @@ import pytest
 import torch
 from test_data import chart, of_pairs, of_photos, pairs, photos
 
-from kithkin.data import PhotoStore, draw_crops, open_training_data, sample_batch
-from kithkin.data.sampling import share_of_rank
-from kithkin.data.store import store_on
+from kithkin.data import open_training_data
+from kithkin.data.sampling import draw_crops, sample_batch, share_of_rank
+from kithkin.data.store import PhotoStore, store_on
 from kithkin.errors import ImageError, InputError
 from kithkin.training.batches import open_batches
 
@@ -43,7 +43,7 @@ def test_a_store_gives_the_crops_of_the_files_bit_for_bit(tmp_path, kind):
 
 
 def sample_batch_of(dataset, config, step, share):
-    from kithkin.data import degrade_crops
+    from kithkin.data.sampling import degrade_crops
 
     crops = draw_crops(dataset, config, batch_size=8, seed=3, step=step, share=share)
     return degrade_crops(crops, config)

@@ -22,8 +22,10 @@ import kithkin.training.precision as training_precision
 import kithkin.training.step as training_step
 from kithkin.checkpoint import read_model, read_tensors, weights_of, write_tensors
 from kithkin.config import parse_config
-from kithkin.data import DEGRADATIONS, NOISES, Degradation, degrade_crops, open_folders, sample_batch
+from kithkin.data import open_folders
+from kithkin.data.degrade import DEGRADATIONS, NOISES, Degradation
 from kithkin.data.degrade.fields import as_draws
+from kithkin.data.sampling import degrade_crops, sample_batch
 from kithkin.errors import CheckpointError, InputError, KithkinError
 from kithkin.layers import KNNLocalAttention
 from kithkin.metrics import psnr

@@ -7,7 +7,7 @@ from torch.utils._pytree import tree_leaves
 
 import kithkin.training.precision as precision
 from kithkin.config import RunConfig, list_recipes, load_config, parse_config
-from kithkin.data import Batch
+from kithkin.data.sampling import Batch
 from kithkin.ops import PatchGroups
 from kithkin.training.graph import WARM_UP
 from kithkin.training.step import TrainingStep

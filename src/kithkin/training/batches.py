@@ -7,9 +7,9 @@ from functools import partial
 import torch
 
 from kithkin.config import DataConfig, RunConfig
-from kithkin.data import Batch, Mixed, Photos, degrade_crops, draw_crops, open_training_data, share_of_rank
+from kithkin.data import Mixed, Photos, open_training_data
 from kithkin.data.ahead import drawn_ahead
-from kithkin.data.sampling import Crops, Dataset, Plan, plan_crops
+from kithkin.data.sampling import Batch, Crops, Dataset, Plan, degrade_crops, draw_crops, plan_crops, share_of_rank
 from kithkin.data.store import PhotoStore, store_on
 from kithkin.training.distributed import Ranks
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kithkin.data import Batch
+from kithkin.data.sampling import Batch
 
 WARM_UP = 3
 """Steps before the capture, in which kernels are compiled and libraries take their work space."""

@@ -13,7 +13,8 @@ import torch
 
 from kithkin.checkpoint import save_model
 from kithkin.config import RunConfig
-from kithkin.data import Batch, Pairs, Photos, open_folders
+from kithkin.data import Pairs, Photos, open_folders
+from kithkin.data.sampling import Batch
 from kithkin.errors import CheckpointError, ImageError, InputError
 from kithkin.storage import name_of
 from kithkin.training.batches import open_batches, prefetched

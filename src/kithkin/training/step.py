@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kithkin.config import RunConfig
-from kithkin.data import Batch
+from kithkin.data.sampling import Batch
 from kithkin.losses import restoration_loss
 from kithkin.training.distributed import Ranks
 from kithkin.training.graph import CudaRecorder, GraphedStep, Recorder

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from kithkin.config import RunConfig
-from kithkin.data import NOISES, Pairs, Photos, benchmark_noise, degrade_photos, margin, noise_example
+from kithkin.data import Pairs, Photos
+from kithkin.data.degrade import NOISES, benchmark_noise, degrade_photos, margin, noise_example
 from kithkin.metrics import psnr
 from kithkin.model import KiT
 from kithkin.training.distributed import Ranks
@@ -21,7 +22,7 @@ def validate(model: KiT, dataset: Photos | Pairs, config: RunConfig, ranks: Rank
         ``{"psnr": …}`` for pairs, ``{"sigma15": …, …}`` for photographs with noise of each level, which
         follows the published protocol: seed 0 before every picture; and the name of the degradation (``"camera"``)
         where the run has one, drawn for each picture from a seed of its own. Of ``kind = "noise"`` there is one row for
-        each of ``kithkin.data.NOISES``, the same whatever the shares of the run.
+        each of ``kithkin.data.degrade.NOISES``, the same whatever the shares of the run.
     """
     model.eval()
     own: list[tuple[int, str, float]] = []

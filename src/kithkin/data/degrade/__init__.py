@@ -11,28 +11,12 @@ import torch
 from torch import Tensor
 
 from kithkin.data.degrade.blur import apply_blur
-from kithkin.data.degrade.camera import (
-    CameraNumbers,
-    Cameras,
-    apply_camera,
-    camera_noise,
-    demosaic,
-    draw_camera,
-    draw_cameras,
-    draw_noise_levels,
-    mosaic,
-    process,
-    raw_noise,
-    reduce_noise,
-    sensor_noise,
-    unprocess,
-)
-from kithkin.data.degrade.compression import jpeg
+from kithkin.data.degrade.camera import CameraNumbers, apply_camera, draw_camera
 from kithkin.data.degrade.draws import Draws
 from kithkin.data.degrade.exposure import BlurSettings, Exposure, plan_blur
 from kithkin.data.degrade.fields import Source, as_draws
 from kithkin.data.degrade.mixed_noise import CAMERA_MARGIN, apply_noise, draw_noise
-from kithkin.data.degrade.noise import benchmark_noise, correlated_noise, gaussian_noise, smooth
+from kithkin.data.degrade.noise import benchmark_noise, correlated_noise, gaussian_noise
 from kithkin.data.degrade.rain import RainPlan, apply_rain, plan_rain
 from kithkin.data.degrade.rain_looks import LOOKS, RainSettings
 from kithkin.data.degrade.suite import NOISES, noise_example
@@ -43,26 +27,12 @@ from kithkin.errors import InputError
 __all__ = [
     "DEGRADATIONS",
     "NOISES",
-    "Cameras",
     "Degradation",
     "benchmark_noise",
-    "camera_noise",
-    "correlated_noise",
     "degrade_photos",
-    "demosaic",
-    "draw_cameras",
-    "draw_noise_levels",
     "gaussian_noise",
-    "jpeg",
     "margin",
-    "mosaic",
     "noise_example",
-    "process",
-    "raw_noise",
-    "reduce_noise",
-    "sensor_noise",
-    "smooth",
-    "unprocess",
 ]
 
 

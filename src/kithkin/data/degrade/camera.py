@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from kithkin.data.degrade.compression import Compression, compressed, draw_compression, mix_channels
 from kithkin.data.degrade.draws import Draws
-from kithkin.data.degrade.fields import Source, as_draws, field_keys, normal_field
+from kithkin.data.degrade.fields import field_keys, normal_field
 from kithkin.data.degrade.noise import correlated_noise, smooth
-from kithkin.data.transfer import Numbers, moved
+from kithkin.data.transfer import Numbers
 from kithkin.degradation_config import CameraConfig
 
 # XYZ -> camera RGB of the four cameras of the Darmstadt Noise Dataset, as tabulated by Brooks et al.
@@ -264,8 +264,7 @@ def draw_camera(draws: Draws, size: tuple[int, int], settings: CameraConfig) -> 
     )
 
 
-@torch.no_grad()
-def camera_noise(clean: Tensor, source: Source, settings: CameraConfig) -> Tensor:
+def apply_camera(clean: Tensor, numbers: CameraNumbers) -> Tensor:
     """Photographs as cameras and phones hand them over: noise of the sensor, some noise reduction, 8 bits, mostly JPEG.
 
     A share of the pictures has correlated noise of a fixed level instead, as other ways of developing, resizing and
@@ -273,18 +272,11 @@ def camera_noise(clean: Tensor, source: Source, settings: CameraConfig) -> Tenso
 
     Args:
         clean: (B, 3, H, W) in [0, 1].
-        source: of all random numbers, see ``degrade_photos``.
-        settings: ranges and shares.
+        numbers: from ``draw_camera``, moved to the device of the pictures.
 
     Returns:
         (B, 3, H, W) in [0, 1], in steps of 1/255.
     """
-    numbers = draw_camera(as_draws(source, len(clean)), (clean.shape[2], clean.shape[3]), settings)
-    return apply_camera(clean, moved(numbers, clean.device))
-
-
-def apply_camera(clean: Tensor, numbers: CameraNumbers) -> Tensor:
-    """``camera_noise`` by numbers that have been drawn, and moved to the device of the pictures."""
     parts = []
     if len(numbers.developed):
         parts.append(_developed(clean.index_select(0, numbers.developed), numbers.sensor))

@@ -1,4 +1,4 @@
-"""Blur kernels: paths of a shaking or moving camera, rendered; discs out of focus; published kernels from files.
+"""Blur kernels: paths of a shaking or moving camera, rendered; discs out of focus.
 
 A kernel is not negative, sums to one and has its centroid at its middle pixel, so a blurred picture stays where it was.
 
@@ -8,16 +8,12 @@ with the parameters of DeblurGAN (Kupyn et al. 2018); Chakrabarti, "A neural app
 """
 
 import math
-import zlib
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kithkin.data.degrade.draws import Draws, single
-from kithkin.errors import InputError
-from kithkin.messages import missing_extra
 
 STEPS = 250
 """Of a path. DeblurGAN takes 2,000; what happens in a step is scaled so that a path of fewer steps looks the same."""
@@ -185,57 +181,3 @@ def spectrum(kernels: Tensor, size: tuple[int, int]) -> Tensor:
     side = kernels.shape[-1]
     padded = torch.nn.functional.pad(kernels, (0, width - side, 0, height - side))
     return torch.fft.rfft2(padded.roll((-(side // 2), -(side // 2)), (-2, -1)))
-
-
-def load_kernels(path: str | Path) -> list[np.ndarray]:
-    """Read published kernels: the variable ``kernels`` of a MATLAB file, a list of matrices.
-
-    Such are the eight of Levin et al., "Understanding and evaluating blind deconvolution algorithms", 2009, and the
-    twelve of USRNet (Zhang et al. 2020). Files of MATLAB 7.3 are read by h5py, older ones by SciPy.
-
-    Returns:
-        float64 matrices that sum to one, as the file orders them.
-
-    Raises:
-        InputError: the file is missing, is of another kind, or a matrix is no kernel; or SciPy or h5py isn't installed.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"load_kernels: {path} is not a file")
-    try:
-        matrices = _of_hdf5(path) if path.read_bytes()[:512].startswith(b"MATLAB 7.3") else _of_mat5(path)
-    except ImportError as error:
-        raise InputError(missing_extra(f"load_kernels: {path}", str(error.name), "data")) from error
-    except (KeyError, OSError, ValueError, TypeError, zlib.error) as error:
-        raise InputError(f"load_kernels: {path} is no MATLAB file with a list 'kernels' ({error})") from error
-    if not matrices:
-        raise InputError(f"load_kernels: the list 'kernels' of {path} is empty")
-    for kernel in matrices:
-        if (
-            kernel.ndim != 2
-            or not kernel.size
-            or not np.isfinite(kernel).all()
-            or kernel.min() < 0
-            or kernel.sum() <= 0
-        ):
-            raise InputError(f"load_kernels: {path} holds a matrix of {kernel.shape} that is no kernel")
-    return [kernel / kernel.sum() for kernel in matrices]
-
-
-def _of_mat5(path: Path) -> list[np.ndarray]:
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        cells = loadmat(path)["kernels"]
-    except MatReadError as error:
-        raise ValueError(error) from error
-    return [np.asarray(kernel, np.float64) for kernel in cells.ravel()]
-
-
-def _of_hdf5(path: Path) -> list[np.ndarray]:
-    import h5py
-
-    with h5py.File(path) as file:
-        # MATLAB stores columns first.
-        return [np.asarray(file[reference], np.float64).T for reference in np.asarray(file["kernels"]).ravel()]
