@@ -72,7 +72,7 @@ class Attention(KNNLocalAttention):
         if plan.descriptor and (plan.temperature or plan.grouping.endswith("scales")):
             raise InputError("variant_networks: a descriptor goes with neither a temperature nor two scales")
         super().__init__(channels, k=1 if plan.grouping == "self" else plan.k, n_hashes=plan.n_hashes, seed=seed)
-        self.grouping, self.descriptor = plan.grouping, plan.descriptor
+        self.sorted_by, self.descriptor = plan.grouping, plan.descriptor
         if plan.descriptor:
             inner = channels - plan.descriptor
             self.query_proj, self.key_proj = Pointwise(channels, inner), Pointwise(channels, inner)
@@ -88,17 +88,17 @@ class Attention(KNNLocalAttention):
         count = hashed.shape[1]
         if self.k == 1 or count <= 2 * self.k:
             return group_patches(hashed, k=self.k)
-        if self.grouping.startswith("random"):
+        if self.sorted_by.startswith("random"):
             return PatchGroups(self._random(hashed), k=self.k)
-        if self.grouping == "windows":
+        if self.sorted_by == "windows":
             shifts = [(self.seed + j) % 2 for j in range(self.n_hashes)]
             order = torch.stack([window_order(self.shape, shift) for shift in shifts])
             return PatchGroups(order.expand(len(hashed), -1, -1).contiguous(), k=self.k)
-        if self.grouping == "clean" and self.clean is not None:
+        if self.sorted_by == "clean" and self.clean is not None:
             return PatchGroups(self._clean_trees(self.clean), k=self.k)
-        tree = self.grouping in ("tree", "mixed-tree", "clean")
+        tree = self.sorted_by in ("tree", "mixed-tree", "clean")
         order = self._trees(hashed) if tree else sort_by_hash(self._hashes(hashed))
-        if self.grouping in ("mixed", "mixed-tree"):
+        if self.sorted_by in ("mixed", "mixed-tree"):
             order[:, 0] = window_order(self.shape, self.seed % 2)
         return PatchGroups(order, k=self.k)
 
@@ -110,9 +110,9 @@ class Attention(KNNLocalAttention):
     @torch.no_grad()
     def _hashes(self, patches: Tensor) -> Tensor:
         x = patches.float()
-        if self.grouping != "hash" or self.descriptor:
+        if self.sorted_by != "hash" or self.descriptor:
             x = x - x.mean(dim=1, keepdim=True)
-        if self.grouping in ("cells", "mixed", "scales") and not self.descriptor:
+        if self.sorted_by in ("cells", "mixed", "scales") and not self.descriptor:
             x = _quarters(x, self.patch_size)
         half = default_n_buckets(patches.shape[1], self.k) // 2
         projected = torch.einsum("bnf,hfm->bhnm", x.flatten(2), self.rotations[:, : x[0, 0].numel(), :half])

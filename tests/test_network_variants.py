@@ -51,7 +51,7 @@ def test_cells_tell_patches_apart_that_differ_little_from_what_all_share():
     layer = Attention(8, Plan(grouping="cells"), seed=0).eval()
     first, second = (set(layer._hashes(patches)[0, 0, kinds == kind].tolist()) for kind in (0, 1))
     assert not first & second
-    layer.grouping = "hash"
+    layer.sorted_by = "hash"
     assert len(set(layer._hashes(patches).flatten().tolist())) == 1
 
 
