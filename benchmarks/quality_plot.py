@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 WIDTH, HEIGHT = 400, 270  # of a panel
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 30, 42  # of its margins
 COLUMNS = 2
-LETTER, LINE = 6.1, 11  # a label's width and height in pixels, at 11 pixels of text
+LETTER, BOLD, LINE = 6.1, 6.9, 11  # a letter's width, in bold too, and a line's height in pixels, at 11 pixels of text
 SHOWN = 2.0  # dB below the best; what lies lower is named in a line, or it would press the others together
 STYLE = """
 text { font-family: system-ui, sans-serif; font-size: 11px; fill: #57606a; }
@@ -130,7 +130,8 @@ def _panel(title: str, points: list[Point]) -> str:
             said = f"{p.method}, {p.precision}: {p.psnr:.2f} dB, {p.seconds:.3g} s a megapixel"
             place = f'cx="{scale.x(p.seconds):.1f}" cy="{scale.y(p.psnr):.1f}" r="4"'
             parts.append(f'<circle class="{kind}{half}" {place}><title>{escape(said)}</title></circle>')
-        x, y = _free_place(scale.x(own[0].seconds), scale.y(own[0].psnr), LETTER * len(method), taken)
+        width = (BOLD if own[0].ours else LETTER) * len(method)
+        x, y = _free_place(scale.x(own[0].seconds), scale.y(own[0].psnr), width, taken)
         parts.append(f'<text class="{kind}-name" x="{x:.1f}" y="{y + LINE - 2:.1f}">{escape(method)}</text>')
     return "\n".join(parts)
 
