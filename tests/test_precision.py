@@ -27,7 +27,7 @@ from kithkin.model_config import KiTConfig
 from kithkin.precision import settled_precision
 from kithkin.restoration import restore
 from kithkin.restore_files import Job, RestoreOptions, restore_files
-from kithkin.tasks import _run, denoise
+from kithkin.tasks import denoise
 
 app = typer.Typer()
 app.command("restore")(restore_command)
@@ -204,12 +204,13 @@ def test_files_are_restored_in_it_and_the_record_says_so(able, tmp_path, monkeyp
     assert "--precision must be one of auto, float32, bfloat16, got 'half'" in refused.stderr
 
 
+@pytest.mark.filterwarnings("ignore:precision bfloat16")  # of a CPU that has no instructions for it
 def test_paths_and_tasks_pass_it_on(tmp_path, monkeypatch):
     pixels = np.rint(IMAGE.permute(1, 2, 0).numpy() * 255).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     want = restore(GATED, pixels, precision="bfloat16", **QUIET)
     monkeypatch.setattr("kithkin.tasks._network", lambda task, device: GATED)
-    path = _run("denoise", "cpu", tmp_path / "a.png", precision="bfloat16", **QUIET)
+    path = denoise(tmp_path / "a.png", device="cpu", precision="bfloat16")
     np.testing.assert_array_equal(np.asarray(Image.open(path)), want)
     assert not np.array_equal(denoise(pixels, device="cpu", precision="float32"), want)
 
