@@ -28,8 +28,14 @@ from kithkin.ops.library import exporting, statically_true
 _BEFORE_GELU = ("conv1", "stem.conv2", "head.conv2", "ffn.widen", "ffn.depthwise")
 # What the attention of every block takes from the configuration as it is.
 _OF_ATTENTION = (
-    *("patch_size", "n_hashes", "n_buckets", "n_heads", "weighting"),
-    *("share_query_key", "hash_input", "hash_features"),
+    "patch_size",
+    "n_hashes",
+    "n_buckets",
+    "n_heads",
+    "weighting",
+    "share_query_key",
+    "hash_input",
+    "hash_features",
 )
 
 
