@@ -1,6 +1,6 @@
 """The first picture of the README: photographs with noise, rain and blur, and what kithkin makes of them.
 
-python benchmarks/before_after.py VALIDATION -o docs/images/before-after.webp
+python benchmarks/before_after.py VALIDATION -o docs/images/restored.webp
 
 VALIDATION is the folder of the CC0 photographs gb82, which no model was trained on. Above, each photograph with a
 degradation that the training code draws, stored with 8 bits; below, restored with the options in ``COLUMNS``.
@@ -53,8 +53,8 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("dog", (60, 130), lambda clean: noise("camera", clean), "denoise-small", {}),
-    Column("city", (40, 230), lambda clean: noise("gray-film25", clean), "denoise-small", {}),
+    Column("dog", (60, 130), lambda clean: noise("camera", clean), "denoise-small", {"preset": "natural"}),
+    Column("city", (40, 230), lambda clean: noise("gray-film25", clean), "denoise-small", {"preset": "natural"}),
     Column("path", (230, 60), rain, "derain", {}),
     Column("flowers", (20, 130), shake, "deblur", {"uniform_blur": "light"}),
 )

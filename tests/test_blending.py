@@ -120,6 +120,14 @@ def test_presets_give_what_is_not_given():
     assert RestoreOptions(preset="natural", detail=0, strength=0.5).amounts == (0.5 * 0.85, 0.5, 0)
 
 
+def test_without_a_preset_photographs_keep_some_texture_and_all_else_is_restored_fully():
+    for task in ("derain", "deblur", "denoise-gaussian"):
+        assert RestoreOptions().for_model("a-model", task).amounts == (1, 1, 0)
+    natural = RestoreOptions().for_model("denoise-tiny", "denoise")
+    assert natural.amounts == PRESETS["natural"]
+    assert RestoreOptions(preset="strong").for_model("denoise-tiny", "denoise").amounts == (1, 1, 0)
+
+
 def test_options_compose_a_blend_only_where_they_ask_for_it():
     assert not isinstance(RestoreOptions(preset="strong", luma=1).compose(Smooth()), Blend)
     found = RestoreOptions(luma=0.5, detail=0.25, strength=0.5).compose(Smooth())

@@ -98,12 +98,13 @@ def test_paths_that_are_no_pictures(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["text.png"]
 
 
-@pytest.mark.parametrize(("task", "model"), [("denoise", "denoise"), ("derain", "derain"), ("deblur", "deblur")])
-def test_a_task_is_restoring_with_its_model(task, model):
+@pytest.mark.parametrize(("task", "preset"), [("denoise", "natural"), ("derain", "strong"), ("deblur", "strong")])
+def test_a_task_is_restoring_with_its_model(task, preset):
     image = RNG.integers(0, 256, (24, 33, 3), dtype=np.uint8)
     function = getattr(kithkin, task)
     found = function(image, device="cpu", strength=0.75)
-    np.testing.assert_array_equal(found, restore(kithkin.load_model(model), image, strength=0.75))
+    wanted = restore(kithkin.load_model(task), image, strength=0.75, preset=preset)
+    np.testing.assert_array_equal(found, wanted)
     assert function(Image.fromarray(image[..., 0]), device="cpu").mode == "L"
     with pytest.raises(InputError, match="strength"):
         function(image, strength=2)

@@ -761,6 +761,7 @@ def test_the_interface_describes_itself(client):
     about = client.get("/about").json()
     assert [(model["name"], model["precision"]) for model in about["models"]] == [("tiny", "float32")]
     assert about["models"][0]["attention"] is True
+    assert about["models"][0]["preset"] == "strong"
     assert about["limits"]["megapixels"] == 32
 
 

@@ -350,6 +350,17 @@ def test_a_model_with_attention_shows_neighbors_in_place_of_one_without(visit, w
             page.click("#whole")
 
 
+def test_a_photograph_keeps_some_texture_unless_told_otherwise(visit, command):
+    with running("-m", "denoise-tiny") as (address, _):
+        page, data = visit(at=address), encoded()
+        add(page, "photo.png", data)
+        assert page.is_checked("input[name=preset][value=natural]")
+        restore(page)
+        assert downloaded(page)[1] == command("photo.png", data, "-m", "denoise-tiny")
+        page.check("input[name=preset][value=strong]", force=True)
+        assert downloaded(page)[1] == command("photo.png", data, "-m", "denoise-tiny", "--preset", "strong")
+
+
 def test_neighbors_are_disabled_where_no_model_has_attention(visit):
     with running("-m", "denoise-tiny") as (address, _):
         page = visit(at=address)

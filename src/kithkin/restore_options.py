@@ -4,7 +4,7 @@ To add an option, add a field and its check to ``RestoreOptions``, use it in ``c
 If the command takes it, add a line to ``kithkin.cli.restore``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
@@ -34,7 +34,7 @@ class Options(TypedDict, total=False):
     tile: str | int
     overlap: int
     strength: float
-    preset: str
+    preset: str | None
     luma: float | None
     chroma: float | None
     detail: float | None
@@ -65,7 +65,8 @@ class RestoreOptions:
         overlap: pixels that neighbouring tiles share at least; rounded up to the model's stride.
         strength: 0 returns the input, 1 the restored picture, anything between a mixture.
         preset: ``"strong"``, ``"natural"`` or ``"keep-grain"``: ``luma``, ``chroma`` and ``detail`` where they are
-            None, see ``PRESETS``.
+            None, see ``PRESETS``. None is ``"natural"`` for a model of the task ``denoise``, and else ``"strong"``;
+            a restorer that is passed itself has no task.
         luma: how much of the noise in luminance (grain) to remove, 0 to 1.
         chroma: how much of the noise in colour (speckle) to remove, 0 to 1.
         detail: how much to bring back, 0 to 1, of what was removed although it is fine texture rather than noise
@@ -89,7 +90,7 @@ class RestoreOptions:
     tile: str | int = "auto"
     overlap: int = OVERLAP
     strength: float = 1.0
-    preset: str = "strong"
+    preset: str | None = None
     luma: float | None = None
     chroma: float | None = None
     detail: float | None = None
@@ -121,7 +122,7 @@ class RestoreOptions:
             raise InputError(f"restore: quality must be a whole number from 1 to 100, got {self.quality!r}")
 
     def _check_amounts(self) -> None:
-        if self.preset not in PRESETS:
+        if self.preset not in (None, *PRESETS):
             raise InputError(f"restore: preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
         for name in ("luma", "chroma", "detail"):
             value = getattr(self, name)
@@ -204,16 +205,22 @@ class RestoreOptions:
     @property
     def amounts(self) -> Amounts:
         """What ``kithkin.blending.blended`` takes. The preset fills in what is None; ``strength`` scales."""
-        given = zip((self.luma, self.chroma, self.detail), PRESETS[self.preset], strict=True)
+        given = zip((self.luma, self.chroma, self.detail), PRESETS[self.preset or "strong"], strict=True)
         luma, chroma, detail = (default if value is None else value for value, default in given)
         return Amounts(self.strength * luma, self.strength * chroma, 0.0 if self.uniform_blur else detail)
 
-    def check_task(self, name: str, task: str) -> None:
-        """Raise InputError where detail is asked of a model that removes other things than noise."""
-        if self.amounts.detail and task in ("derain", "deblur"):
+    def for_model(self, name: str, task: str) -> "RestoreOptions":
+        """These options with the preset of a model's task, where none was chosen.
+
+        Raises:
+            InputError: detail is asked of a model that removes other things than noise.
+        """
+        options = self if self.preset else replace(self, preset=default_preset(task))
+        if options.amounts.detail and task in ("derain", "deblur"):
             raise InputError(
                 f"restore: {name} is for {task}, and detail can be told from noise alone; set `detail` to 0"
             )
+        return options
 
     @property
     def task(self) -> str | None:
@@ -244,6 +251,11 @@ class RestoreOptions:
         if self.overlap != OVERLAP or self.amounts != (1, 1, 0):
             parts += [self.overlap, *self.amounts]
         return parts
+
+
+def default_preset(task: str) -> str:
+    """The preset of models for a task: a photograph keeps a little texture, and what is compared is restored fully."""
+    return "natural" if task == "denoise" else "strong"
 
 
 def split_suffix(spec: str) -> tuple[str, Options]:

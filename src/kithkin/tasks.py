@@ -55,7 +55,7 @@ def deblur(
 def _run(
     task: str, device: str | None, image: Restorable, *, progress: Progress | None, **options: Unpack[Options]
 ) -> Restorable:
-    RestoreOptions(**options).check_task(task, task)
+    options["preset"] = RestoreOptions(**options).for_model(task, task).preset
     network = _network(task, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return restore(network, image, progress=progress, **options)
 

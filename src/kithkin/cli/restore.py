@@ -67,11 +67,11 @@ def restore(
         1.0, "--strength", metavar="0..1", help="How much to restore: 1 fully, 0 not at all, 0.5 half."
     ),
     preset: str = typer.Option(
-        "strong",
+        None,
         "--preset",
         metavar="strong|natural|keep-grain",
         help="strong: remove all noise. natural: leave some texture. keep-grain: remove colour speckle and half of the "
-        "grain.",
+        "grain. Default: natural for denoise models, strong for all others.",
     ),
     luma: float = typer.Option(
         None, "--luma", metavar="0..1", help="How much of the grain (luminance) to remove. Default: by --preset."
@@ -188,8 +188,8 @@ def restore(
             quality=quality,
             overwrite=overwrite,
         )
-        _check_task(model, options)
         if cluster is not None:
+            options = _for_model(model, options)
             from kithkin.cli._cluster import restore_with
 
             pool = {"address": cluster, "workers": workers, "device": device, "backend": backend, "batch": batch}
@@ -197,6 +197,7 @@ def restore(
             reporter = restore_with(pool, model, places, manifest, options, as_json)
         else:
             plan = plan_files(paths, out=out, ending=ending, compare=compare, overwrite=overwrite)
+            options = _for_model(model, options)
             opened = _open(model, device, backend)
             from kithkin.restore_files import look_ahead, restore_files
 
@@ -232,18 +233,16 @@ def _check_cluster(cluster: bool, compare: bool, cluster_only: dict[str, bool]) 
         raise InputError(f"restore: {', '.join(refused)}: only with --cluster; add --cluster auto, or leave it out")
 
 
-def _check_task(name: str, options: "RestoreOptions") -> None:
-    """Raise InputError where a shipped model is for something else than the options."""
-    if options.task is None and not options.amounts.detail:
-        return
+def _for_model(name: str, options: "RestoreOptions") -> "RestoreOptions":
+    """The options with the preset of a shipped model; InputError where it is for something else than they are."""
     from kithkin.zoo import find_model, split_grouping
 
     card = find_model(split_grouping(name)[0])
     if card is None:
-        return
+        return options
     if options.task not in (None, card.task):
         raise InputError(f"--uniform-blur: {card.name} is for {card.task}; add --model {options.task}, or leave it out")
-    options.check_task(card.name, card.task)
+    return options.for_model(card.name, card.task)
 
 
 def _open(name: str, device: str | None, backend: str | None) -> "OpenedModel[Any]":

@@ -19,7 +19,7 @@ from kithkin.model import KiT
 from kithkin.names import TASKS
 from kithkin.neighbors import attention_places
 from kithkin.precision import settled_precision
-from kithkin.restore_options import PRESETS, RestoreOptions
+from kithkin.restore_options import PRESETS, RestoreOptions, default_preset
 from kithkin.restorers import restore_image
 from kithkin.web._api_page import api_page
 from kithkin.web._guard import Guard
@@ -121,6 +121,7 @@ def _add_about(app: "FastAPI", models: Mapping[str, ServedModel], limits: Limits
             "task": model.task,
             "removes": TASKS.get(model.task, model.task),
             "summary": model.summary,
+            "preset": default_preset(model.task),
             "precision": settled_precision(model.precision, model.network),
             "attention": isinstance(model.network, KiT) and bool(attention_places(model.network)),
         }
@@ -161,7 +162,10 @@ def _add_restore(app: "FastAPI", service: JobService) -> None:
 
     def asked(
         strength: Annotated[float, Form(description="1 is fully restored, 0 the input.")] = 1.0,
-        preset: Annotated[str, Form(description="strong, natural or keep-grain: luma, chroma and detail.")] = "strong",
+        preset: Annotated[
+            str | None,
+            Form(description="luma, chroma and detail by name, see /about; that of the model where it is left out."),
+        ] = None,
         luma: Annotated[float | None, Form(description="How much of the grain to remove, 0 to 1.")] = None,
         chroma: Annotated[float | None, Form(description="How much of the colour speckle to remove, 0 to 1.")] = None,
         detail: Annotated[float | None, Form(description="How much fine texture to bring back, 0 to 1.")] = None,

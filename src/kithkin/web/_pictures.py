@@ -93,9 +93,7 @@ def options_of(form: Mapping[str, Any], precision: str, limits: Limits, model: t
             raise Refused(422, f"restore: tile must be 'auto' or {sides}, got {tile[:40]!r}")
         tile = int(tile)
     try:
-        options = RestoreOptions(**{**form, "tile": tile, "precision": precision})
-        options.check_task(*model)
-        return options
+        return RestoreOptions(**{**form, "tile": tile, "precision": precision}).for_model(*model)
     except InputError as error:
         raise Refused(422, str(error)) from error
 

@@ -43,7 +43,7 @@ const isNoise = (model) => !["derain", "deblur"].includes(modelOf(model).task);
 
 /* What the server restores, in full: strength, luma and chroma are applied here, to what is shown, and by the server
    to what is downloaded. */
-const asked = () => ({ model: option("model"), detail: isNoise(option("model")) ? share("detail") : 0 });
+const asked = () => ({ model: option("model"), preset: "strong", detail: isNoise(option("model")) ? share("detail") : 0 });
 
 /* What is chosen for a result of this model, as the server takes it. */
 function amounts(model) {
@@ -462,6 +462,10 @@ async function downloadAll() {
   }
 }
 
+function setPreset(preset) {
+  for (const name of AMOUNTS) byId(name).value = 100 * about.presets[preset][name];
+}
+
 const presetTitle = (name) => name[0].toUpperCase() + name.slice(1).replace("-", " ");
 const title = ({ removes }) => removes[0].toUpperCase() + removes.slice(1);
 
@@ -482,9 +486,7 @@ function listen() {
     batch.filter(active).forEach(cancel);
     draw();
   });
-  byId("presets").addEventListener("change", ({ target }) => {
-    for (const name of AMOUNTS) byId(name).value = 100 * about.presets[target.value][name];
-  });
+  byId("presets").addEventListener("change", ({ target }) => setPreset(target.value));
   for (const event of ["input", "change"]) byId("options").addEventListener(event, drawOptions);
   byId("options").addEventListener("input", draw);
   byId("options").addEventListener("change", () => (bringDetail(), draw()));
@@ -540,6 +542,8 @@ async function begin() {
     const input = el("input", { type: "radio", name: "preset", value: name });
     byId("presets").append(el("label", {}, input, el("span", {}, presetTitle(name))));
   }
+  const noise = about.models.find((model) => isNoise(model.name));
+  if (noise) setPreset(noise.preset);
   const attention = about.models.some((model) => model.attention);
   byId("no-neighbors").hidden = attention;
   byId("neighbors").hidden = byId("about-neighbors").hidden = !attention;
