@@ -48,8 +48,8 @@ def keeping(parts: tuple[str, ...]) -> Iterator[None]:
 
     import kithkin.layers
     import kithkin.model
+    import kithkin.ops.attention_operator as operator
     import kithkin.ops.feedforward
-    import kithkin.ops.fused as fused
 
     with ExitStack() as stack:
         for module, place in (
@@ -59,7 +59,7 @@ def keeping(parts: tuple[str, ...]) -> Iterator[None]:
         ):
             stack.enter_context(mock.patch.object(module, "in_float32", choose(place, module.in_float32)))
         if "attention" not in parts:
-            stack.enter_context(mock.patch.object(fused, "_dtype_out", lambda value, wide: value.dtype))
+            stack.enter_context(mock.patch.object(operator, "_dtype_out", lambda value, wide: value.dtype))
         yield
 
 

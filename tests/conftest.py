@@ -20,7 +20,7 @@ MOST_PROCESSES = 4  # each holds PyTorch and starts processes of its own
 # The files that take longest. "cluster" and "distributed" each keep two cores busy: they stand apart.
 LONGEST = (
     *("cluster", "training", "gpu_command", "docs", "distributed", "web_browser", "export", "web", "compile_gpu"),
-    *("triton", "deconvolution", "ops_attention", "cli", "ops_fused", "shards"),
+    *("triton", "deconvolution", "ops_attention", "cli", "ops_attention_operator", "shards"),
 )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kithkin.ops import available_backends, dispatch, gpu, trusted
+from kithkin.ops import available_backends, dispatch, triton_backend, trusted
 from kithkin.ops.backend import Problem
 
 pytest.importorskip("triton", reason='triton is not installed; pip install "kithkin[triton]"')
@@ -21,8 +21,8 @@ USUAL = Problem(pixels=16, channels=32, n_heads=1, k=4, candidates=8, exact=Fals
 @pytest.fixture
 def unchecked(monkeypatch):
     """As on a GPU that was not used yet: nothing is known of the kernels, and `native` is not there."""
-    monkeypatch.setattr(gpu, "_verdicts", {})
-    monkeypatch.setattr(gpu, "_checked_on", lambda device: True)
+    monkeypatch.setattr(triton_backend, "_verdicts", {})
+    monkeypatch.setattr(triton_backend, "_checked_on", lambda device: True)
     absent = replace(dispatch.BACKENDS["native"], why_not=lambda *_: "native is for CPUs")
     monkeypatch.setitem(dispatch.BACKENDS, "native", absent)
 
@@ -33,7 +33,7 @@ def chosen(name=None):
 
 def test_kernels_that_agree_are_taken_and_checked_once(unchecked, monkeypatch):
     assert chosen() == "triton"
-    monkeypatch.setattr(gpu, "_verdict", lambda *_: pytest.fail("checked again"))
+    monkeypatch.setattr(triton_backend, "_verdict", lambda *_: pytest.fail("checked again"))
     assert chosen() == "triton"
     assert trusted("cpu", BF16)
     assert available_backends("cpu", BF16)["triton"] is None
@@ -42,19 +42,19 @@ def test_kernels_that_agree_are_taken_and_checked_once(unchecked, monkeypatch):
 @pytest.mark.parametrize("which", ["output", "query", "key", "value"])
 def test_wrong_kernels_are_not_taken_and_the_reason_is_told(unchecked, monkeypatch, which):
     place = ["output", "query", "key", "value"].index(which)
-    right = gpu._solved
+    right = triton_backend._solved
 
     def solved(*args):
         found = right(*args)
-        if args[0] is gpu.forward:
+        if args[0] is triton_backend.forward:
             found[place][0, 3] *= 1.5
         return found
 
-    monkeypatch.setattr(gpu, "forward", gpu.blocked.forward)  # quick, and right
-    monkeypatch.setattr(gpu, "backward", gpu.blocked.backward)
-    assert gpu._disagreement(CPU, BF16) is None
-    monkeypatch.setattr(gpu, "forward", lambda *args: gpu.blocked.forward(*args))
-    monkeypatch.setattr(gpu, "_solved", solved)
+    monkeypatch.setattr(triton_backend, "forward", triton_backend.blocked.forward)  # quick, and right
+    monkeypatch.setattr(triton_backend, "backward", triton_backend.blocked.backward)
+    assert triton_backend._disagreement(CPU, BF16) is None
+    monkeypatch.setattr(triton_backend, "forward", lambda *args: triton_backend.blocked.forward(*args))
+    monkeypatch.setattr(triton_backend, "_solved", solved)
     with pytest.warns(UserWarning, match=f"{which} differs from blocked's.*blocked serves"):
         assert chosen() == "blocked"
     assert chosen() == "blocked"  # told once
@@ -66,7 +66,7 @@ def test_kernels_that_do_not_run_are_not_taken(unchecked, monkeypatch):
     def broken(*_):
         raise RuntimeError("out of registers\nand more")
 
-    monkeypatch.setattr(gpu, "forward", broken)
+    monkeypatch.setattr(triton_backend, "forward", broken)
     with pytest.warns(UserWarning, match="RuntimeError: out of registers; blocked serves"):
         assert not trusted("cpu", BF16)
 
@@ -79,17 +79,17 @@ def test_the_check_is_left_alone_by_what_surrounds_the_call(unchecked):
 
 
 def test_nothing_is_checked_while_a_graph_is_captured(monkeypatch):
-    monkeypatch.setattr(gpu, "_verdicts", {})
+    monkeypatch.setattr(triton_backend, "_verdicts", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    monkeypatch.setattr(gpu, "_verdict", lambda *_: pytest.fail("checked"))
+    monkeypatch.setattr(triton_backend, "_verdict", lambda *_: pytest.fail("checked"))
     with pytest.warns(UserWarning, match=r"before kithkin.ops.trusted\(\) was called; blocked serves"):
         assert dispatch._choose(None, torch.device("cuda"), BF16, USUAL) == "blocked"
-    assert gpu._verdicts == {}
+    assert triton_backend._verdicts == {}
 
 
 def test_tf32_and_float32_are_checked_apart(unchecked, monkeypatch):
     checked = []
-    monkeypatch.setattr(gpu, "_verdict", lambda *_: checked.append(gpu._name_of(torch.float32)))
+    monkeypatch.setattr(triton_backend, "_verdict", lambda *_: checked.append(triton_backend._name_of(torch.float32)))
     trusted("cpu")
     try:
         torch.set_float32_matmul_precision("high")

@@ -208,7 +208,7 @@ def test_files_are_restored_in_it_and_the_record_says_so(able, tmp_path, monkeyp
 def test_paths_and_tasks_pass_it_on(tmp_path, monkeypatch):
     pixels = np.rint(IMAGE.permute(1, 2, 0).numpy() * 255).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    want = restore(GATED, pixels, precision="bfloat16", **QUIET)
+    want = restore(GATED, pixels, precision="bfloat16", preset="natural", **QUIET)
     monkeypatch.setattr("kithkin.tasks._network", lambda task, device: GATED)
     path = denoise(tmp_path / "a.png", device="cpu", precision="bfloat16")
     np.testing.assert_array_equal(np.asarray(Image.open(path)), want)

@@ -4,7 +4,7 @@
 ``knn_local_attention`` lets them meet (Eqs. 8-10, floats, differentiable).
 
 A call goes from ``dispatch``, which chooses a backend, to ``reference`` (the equations as printed), or through
-``fused`` (operators with a gradient) to ``native`` (C++, by ``kernels/``), ``gpu`` (Triton) or ``blocked``.
+``attention_operator`` (with a gradient) to ``native`` (C++, by ``kernels/``), ``triton_backend`` or ``blocked``.
 """
 
 from kithkin.ops.baselines import global_attention, local_attention
@@ -12,7 +12,6 @@ from kithkin.ops.depthwise import gelu_depthwise_gelu
 from kithkin.ops.dispatch import available_backends, knn_local_attention
 from kithkin.ops.feedforward import feed_forward
 from kithkin.ops.gated import gated_block
-from kithkin.ops.gpu import trusted
 from kithkin.ops.grouping import (
     PatchGroups,
     default_n_buckets,
@@ -27,6 +26,7 @@ from kithkin.ops.norm import layer_norm
 from kithkin.ops.patches import partition, unpartition
 from kithkin.ops.precision import in_float32, multiplies_bfloat16
 from kithkin.ops.reference import WEIGHTINGS, aggregate, pairwise_attention, pairwise_weights
+from kithkin.ops.triton_backend import trusted
 
 __all__ = [
     "WEIGHTINGS",

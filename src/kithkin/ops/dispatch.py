@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kithkin.errors import BackendError, InputError
-from kithkin.ops import blocked, fused, gpu, native, reference
+from kithkin.ops import attention_operator, blocked, native, reference, triton_backend
 from kithkin.ops.backend import Problem
 from kithkin.ops.grouping import PatchGroups
 from kithkin.ops.library import constant_when_compiled
@@ -12,7 +12,10 @@ from kithkin.ops.library import constant_when_compiled
 # In order of preference: the first that can serve is taken where none is asked for.
 BACKENDS = {
     backend.name: backend
-    for backend in (*map(fused.register, (native.BACKEND, gpu.BACKEND, blocked.BACKEND)), reference.BACKEND)
+    for backend in (
+        *map(attention_operator.register, (native.BACKEND, triton_backend.BACKEND, blocked.BACKEND)),
+        reference.BACKEND,
+    )
 }
 
 
@@ -66,7 +69,7 @@ def knn_local_attention(
     if plain := BACKENDS[chosen].plain:
         out = plain(query, key, value, groups, weighting, n_heads)
         return out.float() if torch.is_autocast_enabled(out.device.type) and out.dtype != torch.float64 else out
-    return fused.attention(query, key, value, groups, weighting, n_heads, chosen)
+    return attention_operator.attention(query, key, value, groups, weighting, n_heads, chosen)
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, groups: PatchGroups, weighting: str, n_heads: int) -> None:

@@ -124,10 +124,10 @@ struct Norm {
     float epsilon;
     Lanes lanes;
 
-    struct Found {
+    struct Statistics {
         float mean, factor;
     };
-    Found statistics(const float* x) const {
+    Statistics statistics(const float* x) const {
         Vec sum{}, squares{};
         lanes.each([&](int64_t c, Vec counts) { sum += counts * load(x + c); });
         const float mean = sum_of(sum) / lanes.channels;
@@ -138,7 +138,7 @@ struct Norm {
         return {mean, 1.0f / std::sqrt(sum_of(squares) / lanes.channels + epsilon)};
     }
     void apply(const float* x, float* out) const {
-        const Found found = statistics(x);
+        const Statistics found = statistics(x);
         lanes.each([&](int64_t c, Vec) {
             store(out + c, (load(x + c) - found.mean) * found.factor * load(weight + c) + load(bias + c));
         });
@@ -146,7 +146,7 @@ struct Norm {
     // d_x from the gradient of the result, added to `passed`; shares in the gradients of weight and bias go to `sums`
     // (2, C).
     void differentiate(const float* x, const float* grad, const float* passed, float* d_x, float* sums) const {
-        const Found found = statistics(x);
+        const Statistics found = statistics(x);
         Vec sum{}, product{};
         lanes.each([&](int64_t c, Vec counts) {
             const Vec g = load(grad + c), normal = (load(x + c) - found.mean) * found.factor;

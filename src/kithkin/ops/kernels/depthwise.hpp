@@ -37,12 +37,12 @@ inline Vec gelu(Vec x) {
     return x * (y * p / q + 0.5f);
 }
 
-struct Bend {
+struct Gelu {
     Vec value, slope;
 };
 
 // GELU and its derivative. Error function by Abramowitz and Stegun 7.1.26, within 1.5e-7.
-inline Bend bend(Vec x) {
+inline Gelu gelu_and_slope(Vec x) {
     const Vec size = larger(x, -x), t = 1.0f / (1.0f + 0.23164189f * size);
     // exp(-x^2 / 2); not so small that products with it lose their leading bits, which takes long.
     const Vec fall = exp2_nonpositive(larger(x * x * -0.72134752f, Vec{} - 64.0f));
@@ -97,8 +97,8 @@ inline void activate_row(const Strips& s, int64_t image, int64_t y, Rows& rows, 
     for (int64_t i = 0; i < s.call.width; ++i, x += s.call.channels, to += s.pitch)
         if (slopes) {
             s.each_vector([&](int64_t from, int64_t) {
-                const Bend found = bend(load(x + from));
-                store(to + from, found.value), store(slope + from, found.slope);
+                const Gelu gelu = gelu_and_slope(load(x + from));
+                store(to + from, gelu.value), store(slope + from, gelu.slope);
             });
             slope += s.pitch;
         } else {
@@ -162,10 +162,10 @@ inline void backward_row(const Strips& s, int64_t image, int64_t y, const float*
     float *to = w.grads.at(y), *out = sums ? c.out + s.row(image, y) : nullptr;
     s.each_vector([&](int64_t from, int64_t place) {
         const auto differentiate = [&](int64_t x, Vec sum) {
-            const Bend found = bend(sum);
-            const Vec slope = load(grad + x * c.channels + from) * found.slope;
+            const Gelu gelu = gelu_and_slope(sum);
+            const Vec slope = load(grad + x * c.channels + from) * gelu.slope;
             store(to + x * s.pitch + from, slope);
-            if (out) store(out + x * c.channels + from, found.value);
+            if (out) store(out + x * c.channels + from, gelu.value);
             return slope;
         };
         if (!sums) {

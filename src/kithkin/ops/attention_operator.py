@@ -13,12 +13,12 @@ from kithkin.ops.backend import Backend
 from kithkin.ops.grouping import PatchGroups
 from kithkin.ops.library import exporting, operator
 
-FUSED: dict[str, Backend] = {}
+REGISTERED: dict[str, Backend] = {}
 
 
 def register(backend: Backend) -> Backend:
     """Make a backend known to the operators below, by its name."""
-    FUSED[backend.name] = backend
+    REGISTERED[backend.name] = backend
     return backend
 
 
@@ -28,7 +28,7 @@ def attention(
     """k-NN local attention by a registered backend; arguments as in ``kithkin.ops.knn_local_attention``."""
     paper, wide = weighting == "paper", torch.is_autocast_enabled(query.device.type)
     if exporting() == "steps":
-        return FUSED[backend].forward(query, key, value, groups, paper, n_heads)[0]  # type: ignore[misc]
+        return REGISTERED[backend].forward(query, key, value, groups, paper, n_heads)[0]  # type: ignore[misc]
     out: Tensor = _forward(
         query, key, value, groups.order, groups.neighbors, groups.k, groups.look_back, paper, n_heads, backend, wide
     )[0]
@@ -50,7 +50,7 @@ def _forward(
     wide: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The output, in the dtype of its sums where it is ``wide``, and what the backward pass wants of the weights."""
-    run = FUSED[backend].forward
+    run = REGISTERED[backend].forward
     assert run is not None
     if not query.numel():  # nothing to divide into blocks
         exact = torch.float64 if value.dtype == torch.float64 else torch.float32
@@ -88,7 +88,7 @@ def _backward(
     n_heads: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    run = FUSED[backend].backward
+    run = REGISTERED[backend].backward
     assert run is not None
     if not query.numel():
         return torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
