@@ -142,6 +142,13 @@ class Torchrun:
         pid = self.process.pid
         return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
+    def wait_for_words(self, words, seconds=PATIENCE):
+        """Until it has said this."""
+        deadline = time.monotonic() + seconds
+        while words not in (said := self.log.read_text()):
+            assert time.monotonic() < deadline, said
+            time.sleep(0.05)
+
     def kill(self):
         """As when the machine fails: nobody has time to say goodbye."""
         for pid in (*self.workers(), self.process.pid):
