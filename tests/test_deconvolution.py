@@ -26,6 +26,20 @@ from kithkin.tasks import deblur
 from kithkin.zoo import load_model
 
 MARGIN = 20
+KERNELS = {}
+
+
+def kernel_of(picture):
+    """``estimate_kernel``, which takes seconds, once for each picture."""
+    key = tuple(picture.shape), picture.numpy().tobytes()
+    if key not in KERNELS:
+        KERNELS[key] = estimate_kernel(picture)
+    return KERNELS[key].clone()
+
+
+@pytest.fixture(autouse=True)
+def found_once(monkeypatch):
+    monkeypatch.setattr("kithkin.deconvolution.removal.estimate_kernel", kernel_of)
 
 
 def generator(seed=0):
@@ -102,8 +116,8 @@ def test_the_kernel_of_a_shaken_picture_is_found():
     assert max(mirrored) < 0.5
 
 
-def test_a_kernel_is_not_negative_of_sum_one_and_its_centroid_in_the_middle():
-    found = estimate_kernel(blur(discs(), hook()))
+def test_a_kernel_is_not_negative_of_sum_one_and_its_centroid_in_the_middle(shaken):
+    found = kernel_of(shaken[2])
     assert found.shape == (SIZE, SIZE)
     assert found.dtype == torch.float32
     assert found.min() >= 0
@@ -295,8 +309,7 @@ def test_gray_and_16_bits_come_back_as_they_were():
     assert decibels(values[0], torch.from_numpy(clean)) > decibels(values[1], torch.from_numpy(clean)) + 3
 
 
-@pytest.mark.parametrize("curve", CURVES)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("curve", "seed"), [("stored", 0), ("light", 0), ("stored", 1), ("light", 2)])
 def test_a_sharp_picture_is_left_to_the_network_and_said_so(curve, seed):
     clean, model, said = inner(discs(seed=seed)), load_model("deblur-tiny"), []
     result = restore(model, clean, uniform_blur=curve, note=said.append)
