@@ -1,5 +1,6 @@
 """What holds for every test."""
 
+import gc
 import os
 import shutil
 
@@ -19,15 +20,17 @@ MOST_PROCESSES = 4  # each holds PyTorch and starts processes of its own
 
 # The files that take longest. "cluster" and "distributed" each keep two cores busy: they stand apart.
 LONGEST = (
-    *("cluster", "training", "gpu_command", "docs", "distributed", "web_browser", "export", "web", "compile_gpu"),
-    *("triton", "deconvolution", "ops_attention", "cli", "ops_attention_operator", "shards"),
+    *("cluster", "training", "export", "docs", "distributed", "web_browser", "gpu_command", "web", "native_emulated"),
+    *("compile_gpu", "deconvolution", "triton", "darktable", "ops_attention", "cli", "ops_attention_operator"),
+    "shards",
 )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """Run the whole suite in a process for each core, a file at a time, and a part of it in this process.
+    """Run the whole suite in a process for each core and one more, a file at a time, and a part of it in this process.
 
+    The tests wait for other processes, browsers and clocks a fifth of the time: the one more uses it.
     The option ``-n`` of pytest-xdist takes precedence. Tests that share a GPU run one after the other.
     """
     option = config.option
@@ -36,7 +39,18 @@ def pytest_cmdline_main(config):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if part or chosen or cores == 1 or torch.cuda.is_available() or hasattr(config, "workerinput"):
         return
-    option.numprocesses, option.dist, option.loadscopereorder = min(cores, MOST_PROCESSES), "loadfile", False
+    option.numprocesses, option.dist, option.loadscopereorder = min(cores + 1, MOST_PROCESSES), "loadfile", False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What the tests import stays: to look through it for garbage takes a quarter of the time that importing does."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items):
