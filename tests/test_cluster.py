@@ -204,8 +204,8 @@ def test_nothing_left_to_do_needs_no_workers_and_is_no_failure(run, monkeypatch)
     import pyarrow.parquet
 
     (row,) = pyarrow.parquet.read_table("list.parquet").to_pylist()
-    expected = {"input": "trip/a.png", "output": "done/a.png", "status": "skipped", "seconds": 0.0, "error": ""}
-    assert row == expected | {"model": "tiny.safetensors", "precision": ""}
+    expected = {"input": "trip/a.png", "output": "done/a.png", "status": "skipped", "seconds": 0.0, "error": None}
+    assert row == expected | {"model": "tiny.safetensors", "precision": None}
 
 
 def test_from_a_store_and_back_with_overwriting(run, cluster, model):
@@ -508,15 +508,20 @@ def test_a_manifest_is_complete_or_not_there(tmp_path, monkeypatch, name):
         manifest.add(Outcome(os.fsdecode(b"\xff.png"), "written", "b.png", precision="bfloat16"))
     if name.endswith("csv"):
         with open(name, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            found = list(csv.DictReader(file))
+            found, nothing = list(csv.DictReader(file)), ""
     else:
         import pyarrow.parquet
 
-        found = pyarrow.parquet.read_table(name).to_pylist()
+        found, nothing = pyarrow.parquet.read_table(name).to_pylist(), None
     assert len(found) == 2501
     assert list(found[0]) == ["input", "output", "status", "seconds", "error", "model", "precision"]
-    assert found[7] == found[7] | {"input": "7.png", "output": "", "error": 'a "reason", quoted', "model": "a[k=8,h=2]"}
-    assert (found[7]["precision"], found[2500]["precision"]) == ("", "bfloat16")
+    assert found[7] == found[7] | {
+        "input": "7.png",
+        "output": nothing,
+        "error": 'a "reason", quoted',
+        "model": "a[k=8,h=2]",
+    }
+    assert (found[7]["precision"], found[2500]["precision"]) == (nothing, "bfloat16")
     assert float(found[7]["seconds"]) == pytest.approx(7 / 3, abs=1e-3)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 

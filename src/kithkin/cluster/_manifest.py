@@ -134,8 +134,11 @@ class _Parquet:
 
     def write(self, rows: list[Any]) -> None:
         if rows:
-            # Text alone: of a name that is none, the bytes that don't fit are replaced.
-            named = [[v.encode(errors="replace").decode() if isinstance(v, str) else v for v in row] for row in rows]
+            # Null for what is empty, as in CSV. Of a name that is no text, the bytes that don't fit are replaced.
+            named = [
+                [(v.encode(errors="replace").decode() or None) if isinstance(v, str) else v for v in row]
+                for row in rows
+            ]
             table = [dict(zip(COLUMNS, row, strict=True)) for row in named]
             self._writer.write_table(self._pyarrow.Table.from_pylist(table, self._schema))
 
