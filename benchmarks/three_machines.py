@@ -298,7 +298,7 @@ def lose_while_restoring(
         "seconds until the end": time.monotonic() - lost,
         "exit code": process.returncode,
         "results named twice": len(said.splitlines()) - len(set(said.splitlines())),
-        "last words": errors.splitlines()[-2:],
+        "last words": errors.replace(f"{out.parent}/", "").splitlines()[-2:],
     }
 
 

@@ -145,6 +145,18 @@ def test_presets_and_amounts_mean_what_they_mean_on_the_command_line(client, com
     assert found.content != post(client, data=data, model="tiny").content
 
 
+def test_a_shipped_denoiser_keeps_some_texture_and_a_file_of_its_name_does_not(command, weights, tmp_path):
+    data, own = encoded(pixels=levels(40, 50)), tmp_path / "denoise.safetensors"
+    own.write_bytes(Path(weights).read_bytes())
+    with TestClient(create_app(served_models(["denoise-tiny", str(own)])), base_url="http://127.0.0.1") as client:
+        presets = {model["name"]: model["preset"] for model in client.get("/about").json()["models"]}
+        assert presets == {"denoise-tiny": "natural", "denoise": "strong"}
+        found = post(client, data=data).content
+        assert found == command("default.png", data, "-m", "denoise-tiny")
+        assert found == post(client, data=data, preset="natural").content
+        assert found != post(client, data=data, preset="strong").content
+
+
 def test_what_the_result_could_not_keep_is_said(client):
     buffer = io.BytesIO()
     Image.fromarray(levels()).convert("CMYK").save(buffer, "JPEG")
@@ -846,7 +858,7 @@ def test_the_commands_of_the_documents_work(tmp_path):
         for line in lines:
             called = line.replace("http://127.0.0.1:8000", address).replace("curl ", "curl --fail -sS --noproxy '*' ")
             subprocess.run(called, shell=True, cwd=tmp_path, check=True, timeout=60)
-    for name in ("photo-restored.png", "dry.png", "soft.jpg"):
+    for name in ("photo-restored.png", "dry.png", "strong.jpg"):
         assert read_picture(tmp_path / name).pixels.shape == (56, 40, 3)
     assert json.loads((tmp_path / "neighbors.json").read_text())["size"] == [40, 56]
 

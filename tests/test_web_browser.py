@@ -361,6 +361,17 @@ def test_a_photograph_keeps_some_texture_unless_told_otherwise(visit, command):
         assert downloaded(page)[1] == command("photo.png", data, "-m", "denoise-tiny", "--preset", "strong")
 
 
+def test_the_amounts_follow_the_model_until_they_are_changed(visit, weights):
+    with running("-m", "denoise-tiny", "-m", weights) as (address, _):
+        page = visit(at=address)
+        for model, preset in ("tiny", "strong"), ("denoise-tiny", "natural"):
+            page.check(f"input[name=model][value={model}]", force=True)
+            assert page.is_checked(f"input[name=preset][value={preset}]")
+        page.check("input[name=preset][value=keep-grain]", force=True)
+        page.check("input[name=model][value=tiny]", force=True)
+        assert page.is_checked("input[name=preset][value=keep-grain]")
+
+
 def test_neighbors_are_disabled_where_no_model_has_attention(visit):
     with running("-m", "denoise-tiny") as (address, _):
         page = visit(at=address)

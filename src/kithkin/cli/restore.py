@@ -71,7 +71,7 @@ def restore(
         "--preset",
         metavar="strong|natural|keep-grain",
         help="strong: remove all noise. natural: leave some texture. keep-grain: remove colour speckle and half of the "
-        "grain. Default: natural for denoise models, strong for all others.",
+        "grain. Default: natural for denoise-small and denoise-tiny, strong for all others.",
     ),
     luma: float = typer.Option(
         None, "--luma", metavar="0..1", help="How much of the grain (luminance) to remove. Default: by --preset."

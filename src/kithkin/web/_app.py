@@ -119,7 +119,7 @@ def _add_about(app: "FastAPI", models: Mapping[str, ServedModel], limits: Limits
         {
             "name": model.name,
             "task": model.task,
-            "removes": TASKS.get(model.task, model.task),
+            "removes": TASKS.get(model.task, model.name),
             "summary": model.summary,
             "preset": default_preset(model.task),
             "precision": settled_precision(model.precision, model.network),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ServedModel:
     """A network or another restorer, what the page says about it, and the ``precision`` that it
-    restores in."""
+    restores in. ``task`` is that of its card, and empty for a user's own file."""
 
     name: str
     task: str
@@ -61,7 +61,7 @@ def served_models(names: Sequence[str] = (), *, device: str = "cpu", precision: 
             own_name = Path(plain).stem + grouping_text(grouping)
         if own_name in served:
             raise InputError(f"serve: two models are called {own_name!r}; leave one out or rename its file")
-        task, summary = (own_name, f"From {Path(name).name}.") if card is None else (card.task, card.summary)
+        task, summary = ("", f"From {Path(name).name}.") if card is None else (card.task, card.summary)
         summary = f"{summary} {remark}." if remark else summary
         served[own_name] = ServedModel(own_name, task, summary, network, settled_precision(precision, network))
     return served

@@ -376,7 +376,7 @@ const addItem = el("li", {}, el("button", { type: "button", class: "add", onclic
 function drawOptions() {
   for (const name of ["strength", ...AMOUNTS]) byId(`${name}-shown`).textContent = `${byId(name).value} %`;
   byId("noise").hidden = !isNoise(option("model"));
-  const preset = presetOf(Object.fromEntries(AMOUNTS.map((name) => [name, share(name)])));
+  const preset = shownPreset();
   for (const input of byId("presets").querySelectorAll("input")) input.checked = input.value === preset;
 }
 
@@ -466,6 +466,16 @@ function setPreset(preset) {
   for (const name of AMOUNTS) byId(name).value = 100 * about.presets[preset][name];
 }
 
+const shownPreset = () => presetOf(Object.fromEntries(AMOUNTS.map((name) => [name, share(name)])));
+
+let ownPreset; // Of the model that the amounts were last set for.
+/* The amounts begin as the model's own preset. Another model sets them again unless they were changed. */
+function setFor(model) {
+  if (!isNoise(model.name) || (ownPreset && shownPreset() !== ownPreset)) return;
+  ownPreset = model.preset;
+  setPreset(ownPreset);
+}
+
 const presetTitle = (name) => name[0].toUpperCase() + name.slice(1).replace("-", " ");
 const title = ({ removes }) => removes[0].toUpperCase() + removes.slice(1);
 
@@ -486,6 +496,7 @@ function listen() {
     batch.filter(active).forEach(cancel);
     draw();
   });
+  byId("tasks").addEventListener("change", ({ target }) => setFor(modelOf(target.value)));
   byId("presets").addEventListener("change", ({ target }) => setPreset(target.value));
   for (const event of ["input", "change"]) byId("options").addEventListener(event, drawOptions);
   byId("options").addEventListener("input", draw);
@@ -542,8 +553,7 @@ async function begin() {
     const input = el("input", { type: "radio", name: "preset", value: name });
     byId("presets").append(el("label", {}, input, el("span", {}, presetTitle(name))));
   }
-  const noise = about.models.find((model) => isNoise(model.name));
-  if (noise) setPreset(noise.preset);
+  setFor(modelOf(option("model")));
   const attention = about.models.some((model) => model.attention);
   byId("no-neighbors").hidden = attention;
   byId("neighbors").hidden = byId("about-neighbors").hidden = !attention;
