@@ -309,7 +309,8 @@ def test_gray_and_16_bits_come_back_as_they_were():
     assert decibels(values[0], torch.from_numpy(clean)) > decibels(values[1], torch.from_numpy(clean)) + 3
 
 
-@pytest.mark.parametrize(("curve", "seed"), [("stored", 0), ("light", 0), ("stored", 1), ("light", 2)])
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("seed", range(3))
 def test_a_sharp_picture_is_left_to_the_network_and_said_so(curve, seed):
     clean, model, said = inner(discs(seed=seed)), load_model("deblur-tiny"), []
     result = restore(model, clean, uniform_blur=curve, note=said.append)

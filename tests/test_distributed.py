@@ -264,11 +264,12 @@ def test_a_run_goes_on_whatever_ends_its_processes(recipe, photos, runs, tmp_pat
         killed = job.workers()[1]
         os.kill(killed, signal.SIGKILL)
         job.wait_for_words(f"exitcode: -9) local_rank: 1 (pid: {killed})")
-        wait_for_step(out, wait_for_step(out, 1) + 3)
+        signalled_at = wait_for_step(out, wait_for_step(out, 1) + 3)
         for pid in (*job.workers(), job.process.pid):
             os.kill(pid, signal.SIGTERM)
         assert job.wait() != 0  # torchrun's own way to say that it was terminated
     assert "stopped before the end; continue with --resume" in job.log.read_text()
+    assert signalled_at <= int(checkpoints(out)[-1].name.removeprefix("step-")) < 50
     assert not list(out.glob("*.part"))
     with Torchrun(recipe, out, *options) as job:
         failed_at = wait_for_step(out, wait_for_step(out, 1) + 3)

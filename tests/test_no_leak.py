@@ -166,10 +166,13 @@ def test_the_command_refuses_an_empty_folder(folders, capsys):
 
 
 def test_the_command_s_exit_status(folders):
-    command = [sys.executable, str(Path(leaks.__file__)), str(folders / "train"), "--test", str(folders / "train")]
-    found = subprocess.run(command, capture_output=True, text=True)
-    assert found.returncode == 1, found.stderr
-    assert "4 alike" in found.stdout
+    command = [sys.executable, str(Path(leaks.__file__)), str(folders / "train"), "--test"]
+    clean, alike = (
+        subprocess.run([*command, str(folders / n)], capture_output=True, text=True) for n in ("test", "train")
+    )
+    assert clean.returncode == 0, clean.stderr
+    assert alike.returncode == 1, alike.stderr
+    assert "4 alike" in alike.stdout
 
 
 # The photographs set aside to compare networks on

@@ -18,7 +18,8 @@ def denoise(
 ) -> Restorable:
     """Remove camera noise and film grain from a picture, with the model ``denoise`` of ``kithkin.zoo.list_models``.
 
-    The weights are read at the first call and kept.
+    A little grain and texture stays (the preset ``natural``); ``preset="strong"`` removes all noise that the network
+    finds. The weights are read at the first call and kept.
 
     Args:
         image: a path, a PIL image, a numpy array or a torch tensor, as in ``kithkin.restoration.restore``; the
@@ -36,7 +37,7 @@ def denoise(
 def derain(
     image: Restorable, *, device: str | None = None, progress: Progress | None = None, **options: Unpack[Options]
 ) -> Restorable:
-    """Remove rain from a picture, with the model ``derain``; all else is as in ``denoise``."""
+    """Remove rain from a picture, with the model ``derain``, in full; all else is as in ``denoise``."""
     return _run("derain", device, image, progress=progress, **options)
 
 

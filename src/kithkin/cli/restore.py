@@ -70,8 +70,8 @@ def restore(
         None,
         "--preset",
         metavar="strong|natural|keep-grain",
-        help="strong: remove all noise. natural: leave some texture. keep-grain: remove colour speckle and half of the "
-        "grain. Default: natural for denoise-small and denoise-tiny, strong for all others.",
+        help="strong: all noise goes. natural: some texture stays. keep-grain: half of the grain stays. "
+        "Default: natural for denoise-small and denoise-tiny, else strong.",
     ),
     luma: float = typer.Option(
         None, "--luma", metavar="0..1", help="How much of the grain (luminance) to remove. Default: by --preset."
