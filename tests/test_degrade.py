@@ -160,11 +160,16 @@ def test_noise_levels_follow_the_published_line(share, low, high, slope, offset,
     rest = log(read) - slope * log(shot) - offset
     assert rest.mean() == pytest.approx(0, abs=0.02)
     assert rest.std() == pytest.approx(spread, rel=0.08)
+    assert abs(np.corrcoef(np.abs(rest), log(shot))[0, 1]) < 0.1
 
 
 def test_a_share_of_the_levels_is_that_of_phones():
-    shot, _ = draw_noise_levels(Draws.of_step(0, 0, range(4000)), 0.5)
-    assert (shot > 0.012).mean() == pytest.approx(0.5 * np.log(2.195 / 1.2) / np.log(219.5 / 6.8674), abs=0.02)
+    shot, read = (x.astype(float) for x in draw_noise_levels(Draws.of_step(0, 0, range(20_000)), 0.3))
+    phones = shot > 0.012  # more than any camera has
+    assert phones.mean() == pytest.approx(0.3 * np.log(2.195 / 1.2) / np.log(219.5 / 6.8674), abs=0.01)
+    rest = (np.log10(read) - 1.85 * np.log10(shot) - 0.30)[phones]
+    assert rest.mean() == pytest.approx(0, abs=0.03)
+    assert rest.std() == pytest.approx(0.20, rel=0.08)
 
 
 def test_sensor_noise_has_the_variance_of_shot_and_read():

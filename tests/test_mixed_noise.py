@@ -224,7 +224,7 @@ def test_the_shares_hold():
     numbers = draw_noise(draws_of(count), (40, 40), settings)
     assert len(numbers.cameras) / count == pytest.approx(0.1, abs=0.01)
     assert len(numbers.gray) / count == pytest.approx(0.3, abs=0.015)
-    assert len(numbers.stored) / count == pytest.approx(0.6, abs=0.015)
+    assert len(numbers.stored) / count == pytest.approx(0.6 + 0.4 * 0.1, abs=0.015)  # and those of cameras
     assert len(numbers.packed) / count == pytest.approx(0.25, abs=0.015)
     others = len(numbers.others)
     assert len(numbers.varying) / others == pytest.approx(0.5, abs=0.015)
@@ -236,6 +236,27 @@ def test_the_shares_hold():
     assert (chroma == 0).mean() == pytest.approx(neutral, abs=0.015)
     assert numbers.sigma.min() < 0.1
     assert numbers.sigma.max() > 54.9
+
+
+def test_what_a_camera_does_is_apart_from_what_is_done_to_its_picture():
+    numbers = draw_noise(draws_of(20_000), (40, 40), NoiseConfig(kind="noise", jpeg_share=0.5))
+    cameras, sensor = numbers.cameras, numbers.sensor
+    defaults = CameraConfig(kind="camera")
+    assert len(sensor.correlated) / len(cameras) == pytest.approx(defaults.correlated_share, abs=0.02)
+    first = cameras[sensor.packed]
+    for part in (numbers.gray, np.setdiff1d(cameras, numbers.gray)):
+        own = np.intersect1d(cameras, part)
+        assert np.isin(own, first).mean() == pytest.approx(defaults.jpeg_share, abs=0.03)
+    twice, a, b = np.intersect1d(first, numbers.packed, return_indices=True)
+    assert len(twice) > 1000
+    alike = (sensor.files.corner[a] == numbers.files.corner[b]).all(axis=1)
+    assert alike.mean() < 0.02  # of 256 places
+
+
+def test_a_gray_picture_of_a_camera_has_8_bits():
+    degraded, _ = degrade_photos(colorful(4), draws_of(4), only("camera", gray_share=1.0))
+    steps = degraded * 255
+    assert (steps - steps.round()).abs().max() < 1e-3
 
 
 def test_the_target_of_a_colour_picture_is_the_picture():

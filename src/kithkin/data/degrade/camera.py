@@ -110,7 +110,7 @@ def draw_noise_levels(draws: Draws, sidd_share: float) -> tuple[np.ndarray, np.n
     al.). SIDD: log10 shot ~ U(log10 6.8674e-4, log10 0.02195), log10 read ~ 1.85 log10 shot + 0.30 + N(0, 0.20)
     (Zamir et al., CycleISP, CVPR 2020).
     """
-    (place, kind), normal = draws.uniform("level", 2).T, draws.normal("level", 1)[:, 0]
+    (place, kind), normal = draws.uniform("level", 2).T, draws.normal("read", 1)[:, 0]
     shot = 1e-4 * (0.012 / 1e-4) ** place
     read = np.exp(2.18 * np.log(shot) + 1.20 + 0.26 * normal)
     phone_shot = 6.8674e-4 * (0.02195 / 6.8674e-4) ** place

@@ -98,10 +98,13 @@ class NoiseNumbers(NamedTuple):
 
 def draw_noise(draws: Draws, size: tuple[int, int], settings: NoiseConfig) -> NoiseNumbers:
     """Draw what ``apply_noise`` does to pictures of this size."""
-    kind, gray, bits, file = draws.uniform("kind", 4).T
+    # ``draw_camera`` draws from the same keys. Under one of its names its own numbers would come again.
+    kind, gray, bits, file = draws.uniform("picture", 4).T
     kinds = choose((settings.white, settings.luminance, settings.film, settings.camera), kind)
     is_gray, packed = gray < settings.gray_share, np.flatnonzero(file < settings.jpeg_share)
-    cameras, others = np.flatnonzero(kinds == _CAMERAS), np.flatnonzero(kinds != _CAMERAS)
+    is_camera = kinds == _CAMERAS
+    cameras, others = np.flatnonzero(is_camera), np.flatnonzero(~is_camera)
+    files = Draws(np.where(is_camera, draws.child("second file").seeds, draws.seeds)).take(packed)
     draws_of_others, film = draws.take(others), kinds[others] == _FILM
     # Gray noise of one kernel is the same whether it lies in the gray field or in three equal ones.
     colored = np.where(film, draws_of_others.between("chroma", settings.chroma), 1.0)
@@ -136,9 +139,9 @@ def draw_noise(draws: Draws, size: tuple[int, int], settings: NoiseConfig) -> No
         second[varying],
         single(np.where(hard < 0.5, _HARD, _SOFT))[varying],
         draws_of_others.take(varying).keys("map"),
-        np.flatnonzero(bits < settings.stored_share),
+        np.flatnonzero((bits < settings.stored_share) | is_camera),
         packed,
-        draw_compression(draws.take(packed), _inner(size), settings.jpeg_quality),
+        draw_compression(files, _inner(size), settings.jpeg_quality),
     )
 
 
@@ -156,14 +159,14 @@ def apply_noise(clean: Tensor, numbers: NoiseNumbers, settings: NoiseConfig) -> 
     if len(numbers.others):
         parts.append(_noisy(target.index_select(0, numbers.others), numbers, settings))
     degraded = parts[0] if len(parts) == 1 else torch.cat(parts).index_select(0, numbers.order)
+    if len(numbers.gray):
+        # A camera's noise has colours until here; all other gray pictures have equal channels already.
+        degraded.index_copy_(0, numbers.gray, as_gray(degraded.index_select(0, numbers.gray)))
     if len(numbers.stored):
         rounded = degraded.index_select(0, numbers.stored).clamp_(0, 1).mul_(255).round_().div_(255)
         degraded.index_copy_(0, numbers.stored, rounded)
     if len(numbers.packed):
         degraded.index_copy_(0, numbers.packed, compressed(degraded.index_select(0, numbers.packed), numbers.files))
-    if len(numbers.gray):
-        # A camera's noise has colours until here; all other gray pictures have equal channels already.
-        degraded.index_copy_(0, numbers.gray, as_gray(degraded.index_select(0, numbers.gray)))
     return degraded, target
 
 
