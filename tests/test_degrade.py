@@ -280,7 +280,8 @@ def test_jpeg_is_what_pillow_makes(subsample, size):
     ours = jpeg(picture, torch.tensor(qualities), subsample=subsample)
     for quality, result in zip(qualities, ours, strict=True):
         theirs = through_pillow(picture[0], quality, 2 if subsample else 0)
-        assert db(result[:, :80, :96], theirs[:, :80, :96]) > 43, quality
+        # Of the large steps few are rounded otherwise, so there it shows that decoders keep 8 bits of each plane.
+        assert db(result[:, :80, :96], theirs[:, :80, :96]) > (51 if quality <= 50 and not subsample else 43), quality
         assert db(result, picture[0]) == pytest.approx(db(theirs, picture[0]), abs=0.4), quality
 
 

@@ -118,7 +118,7 @@ def _chroma(planes: Tensor, steps: Tensor, plan: Compression) -> Tensor:
     if len(plan.halved):
         subset = planes.index_select(0, plan.halved), steps.index_select(0, plan.halved)
         small = _compress(F.avg_pool2d(subset[0], 2), subset[1])
-        parts.append(F.interpolate(small, scale_factor=2, mode="bilinear"))
+        parts.append(F.interpolate(small, scale_factor=2, mode="bilinear").round_())
     return parts[0] if len(parts) == 1 else torch.cat(parts).index_select(0, plan.order)
 
 
@@ -136,7 +136,7 @@ def _window(planes: Tensor, corner: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _compress(planes: Tensor, table: Tensor) -> Tensor:
-    """(B, C, H, W) through the transform of 8×8 blocks, quantisation and back, clipped as 8 bits less 128."""
+    """(B, C, H, W) through the transform of 8×8 blocks, quantisation and back, in 8 bits less 128."""
     batch, channels, height, width = planes.shape
     # A GPU may multiply float32 with the 10 bits of TensorFloat-32, which decide other roundings.
     exact = torch.float64 if planes.is_cuda else planes.dtype
@@ -144,7 +144,7 @@ def _compress(planes: Tensor, table: Tensor) -> Tensor:
     blocks = planes.view(batch, channels, height // 8, 8, width // 8, 8).transpose(3, 4).reshape(batch, -1, 64)
     coefficients = (blocks.to(exact) @ transform).div_(table).round_().mul_(table)
     blocks = (coefficients @ transform.T).to(planes.dtype).view(batch, channels, height // 8, width // 8, 8, 8)
-    return blocks.transpose(3, 4).reshape(planes.shape).clamp_(-128, 127)
+    return blocks.transpose(3, 4).reshape(planes.shape).round_().clamp_(-128, 127)
 
 
 def mix_channels(picture: Tensor, matrices: Tensor) -> Tensor:
