@@ -99,6 +99,16 @@ def test_the_bytes_are_those_of_the_command_line(client, command, name):
     assert Image.open(io.BytesIO(found.content)).size == ((40, 56) if name == "turned.jpg" else (56, 40))
 
 
+def test_another_application_can_mount_the_server(models, command):
+    from fastapi import FastAPI
+
+    outer = FastAPI()
+    outer.mount("/photos", create_app(models))
+    with TestClient(outer, base_url="http://127.0.0.1/photos") as client:
+        job = post(client, "/jobs", data=FILES["rgb.png"]).json()["id"]
+        assert finished(client, job)[1].content == command("a.png", FILES["rgb.png"])
+
+
 @pytest.mark.parametrize("name", ["rgb.png", "alpha.png", "gray16.png"])
 def test_a_result_may_be_a_jpeg(client, command, name):
     found = post(client, name=name, data=FILES[name], format="jpg")

@@ -144,6 +144,8 @@ class Jobs:
             self.check_room(job.size)
             self._known[job.id] = job
             self._waiting.append(job)
+            if self._thread.ident is None:  # Mounted in another application, which does not start its parts.
+                self._thread.start()
             self._changed.notify_all()
 
     def check_room(self, size: int) -> None:
