@@ -216,6 +216,9 @@ def test_eval_fills_a_table_of_the_paper(tmp_path):
     table = call("eval", tmp_path / "sets", "--table", "3", "-m", "input").output
     assert "| KiT | 30.26 |" in table
     assert "Rain100L: 1 of 100 pictures" in table
+    as_csv = call("eval", tmp_path / "sets", "--table", "3", "-m", "input", "--format", "csv")
+    assert as_csv.stdout.startswith("group,method,")
+    assert "Rain100L: 1 of 100 pictures" in as_csv.stderr
     assert "Not measured, for lack of data: Test100, Rain100H, Test2800, Test1200." in table
     arguments = ("--data", f"HIDE={tmp_path / 'sets/Rain100L'}", "-m", "input", "--json")
     values = json.loads(call("eval", tmp_path, "--table", "2", *arguments).output)

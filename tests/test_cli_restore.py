@@ -321,6 +321,7 @@ def test_existing_results_are_skipped_and_replaced_on_request(run):
     result = run("a.png", "b.png")
     assert (result.exit_code, result.stdout) == (0, "b.png -> b-restored.png\n")
     assert result.stderr.startswith("kithkin: a-restored.png: exists already")
+    assert "allow --overwrite to replace it" in result.stderr
     assert Path("a-restored.png").read_bytes() == before
     result = run("a.png", "b.png", "--overwrite")
     assert (result.exit_code, result.stderr) == (0, "")

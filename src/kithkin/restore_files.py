@@ -74,7 +74,7 @@ def restore_file(
 def make_room(target: Path, overwrite: bool) -> None:
     """Make the target's folder; raise ImageError if that fails, or if the target must stay."""
     if not overwrite and os.path.lexists(target):
-        raise ImageError(f"{shown(target)}: exists already; choose another name, or allow overwriting")
+        raise ImageError(f"{shown(target)}: exists already; choose another name, or allow `overwrite`")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -104,7 +104,7 @@ def restore_files(
     precision = settled_precision(options.precision, model)
     for job in jobs:
         if not options.overwrite and os.path.lexists(job.target):
-            reason = f"{shown(job.target)}: exists already, so it is left as it is; allow overwriting to replace it"
+            reason = f"{shown(job.target)}: exists already, so it is left as it is; allow `overwrite` to replace it"
             yield Outcome(job.source, "skipped", job.target, reason=reason)
             continue
         start = time.perf_counter()

@@ -222,7 +222,7 @@ def _with_own_names(drafts: list[tuple[Job, bool]], overwrite: bool) -> list[tup
             if wanted[identity(compare)] > 1:
                 compare = compare.with_name(f"{own_name}-compare.png")
             if not overwrite and os.path.lexists(compare) and not os.path.lexists(target):
-                notes.append(f"{shown(compare)} exists already and stays as it is; allow overwriting to replace it")
+                notes.append(f"{shown(compare)} exists already and stays as it is; allow `overwrite` to replace it")
                 compare = None
         named.append((replace(job, target=target, compare=compare, notes=tuple(notes)), in_folder))
     return named

@@ -290,6 +290,8 @@ def _print_table(table: "FilledTable", form: Format) -> None:
         typer.echo(json.dumps(table.to_dict(), indent=1))
     elif form == "csv":
         typer.echo(table.to_csv(), nl=False)
+        for remark in table.remarks():  # The other formats hold them.
+            say(remark)
     else:
         typer.echo(table.to_markdown(), nl=False)
 

@@ -57,7 +57,7 @@ def plan_tasks(
     for job in plan.jobs:
         target = str(job.target)
         if not overwrite and (target in present or (not is_url(target) and os.path.lexists(target))):
-            reason = f"{shown(target)}: exists already, so it is left as it is; allow overwriting to replace it"
+            reason = f"{shown(target)}: exists already, so it is left as it is; allow `overwrite` to replace it"
             skipped.append(Outcome(job.source, "skipped", target, reason=reason))
         else:
             tasks.append(Task(str(job.source), target, job.size or _size(job.source)))

@@ -200,7 +200,7 @@ class Worker:
 def _there_already(target: str) -> str:
     return (
         f"{shown(target)}: was there already when its turn came, from a worker that died or from somebody else, so it "
-        "is left as it is; allow overwriting to replace it"
+        "is left as it is; allow `overwrite` to replace it"
     )
 
 

@@ -84,7 +84,7 @@ def write_picture(
     except Refusal as refusal:
         raise ImageError(f"{shown(path)}: {refusal}") from refusal.__cause__
     except FileExistsError as error:
-        instead = "choose another name" if overwrite else "choose another name, or allow overwriting"
+        instead = "choose another name" if overwrite else "choose another name, or allow `overwrite`"
         raise ImageError(f"{shown(path)}: {error.strerror}; {instead}") from error
     except (FileNotFoundError, NotADirectoryError) as error:
         folder = shown(Path(error.filename).parent)
