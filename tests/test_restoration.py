@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torch import nn
 
+from kithkin import restore_files as files
 from kithkin.cluster._together import restore_together
 from kithkin.errors import ImageError, InputError, KithkinError
 from kithkin.images import Picture, read_picture, write_picture
@@ -664,6 +665,45 @@ def test_restore_file_refuses_before_it_computes(tmp_path):
     with pytest.raises(ImageError, match="has the ending"):
         restore_file(model, a, tmp_path / "b.gif")
     assert model.sizes == []
+
+
+def test_a_comparison_replaces_neither_input_nor_result(tmp_path):
+    a, b, model = save(tmp_path / "a.png"), tmp_path / "b.png", Local()
+    before = a.read_bytes()
+    for compare, match in ((a, "own input"), (b, "replace the result")):
+        with pytest.raises(InputError, match=match):
+            restore_file(model, a, b, compare=compare, options=RestoreOptions(overwrite=True))
+    assert a.read_bytes() == before
+    assert model.sizes == []
+
+
+@pytest.mark.parametrize(("name", "match"), [("c.gif", "has the ending"), ("c.jpg", "at most 65500 pixels a side")])
+def test_a_comparison_that_no_file_can_hold_is_refused_before_the_work(tmp_path, name, match):
+    a, model = save(tmp_path / "a.png", (1, 40_000)), Local()
+    with pytest.raises(ImageError, match=match):
+        restore_file(model, a, tmp_path / "b.png", compare=tmp_path / name)
+    assert model.sizes == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png"]
+
+
+def test_a_run_that_was_stopped_while_it_wrote_makes_up_for_it(tmp_path, monkeypatch):
+    folder, done = save(tmp_path / "trip/a.png").parent, tmp_path / "done"
+    real = files.write_picture
+
+    def stop(picture, path, **options):
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        real(picture, path, **options)
+
+    written = []
+    monkeypatch.setattr(files, "write_picture", stop)
+    with pytest.raises(KeyboardInterrupt):
+        list(restore_files(MODEL, plan_files([folder], out=done, compare=True).jobs))
+    monkeypatch.undo()
+    (outcome,) = restore_files(MODEL, plan_files([folder], out=done, compare=True).jobs)
+    assert outcome.status == "written"
+    assert sorted(path.name for path in done.iterdir()) == ["a-compare.png", "a.png"]
 
 
 def test_restore_file_tells_what_was_lost(tmp_path):

@@ -48,26 +48,30 @@ def restore_file(
         them.
 
     Raises:
-        ImageError: the source can't be read, the target exists already (without ``overwrite``) or
-            can't be written.
-        InputError: the target is the source.
+        ImageError: the source can't be read, a file that is to be written exists already (without
+            ``overwrite``) or can't be written.
+        InputError: a file that is to be written is the source, or both are one.
         KithkinError: the memory does not suffice.
     """
     options = options or RestoreOptions()
-    source, target = Path(source), Path(target)
-    if os.path.realpath(source) == os.path.realpath(target):
-        raise InputError(f"restore: {shown(target)} would replace its own input; choose another place for the result")
+    outputs = [Path(place) for place in (target, compare) if place is not None]
+    taken = {os.path.realpath(source): "its own input"}
+    for output in outputs:
+        if (place := os.path.realpath(output)) in taken:
+            raise InputError(f"restore: {shown(output)} would replace {taken[place]}; choose another place for it")
+        taken[place] = "the result"
     picture = read_picture(source)
-    check_fits(picture.pixels.shape[1], picture.pixels.shape[0], target)
+    height, width = picture.pixels.shape[:2]
+    for output, columns in zip(outputs, (width, 2 * width + _GAP), strict=False):
+        check_fits(columns, height, output)
     notes = [*picture.notes, *losses(picture, target)]
-    for place in (target, compare):
-        if place is not None:
-            make_room(Path(place), options.overwrite)
+    for output in outputs:
+        make_room(output, options.overwrite)
     restorer = options.compose(model, note=notes.append)
     result = restore_image(restorer, picture, progress=progress or silent, note=notes.append)
-    write_picture(result, target, overwrite=options.overwrite, quality=options.quality)
-    if compare is not None:
+    if compare is not None:  # First, for a run that is stopped and repeated passes over what has a result.
         write_picture(side_by_side(picture, result), compare, overwrite=options.overwrite)
+    write_picture(result, target, overwrite=options.overwrite, quality=options.quality)
     return tuple(notes)
 
 
