@@ -149,6 +149,15 @@ def test_every_cell_is_what_the_document_says():
     assert found == "\n".join(table()) + "\n"
 
 
+@pytest.mark.parametrize("shape", ARRAYS)
+@pytest.mark.parametrize("dtype", [">u2", ">f4", ">f8"])
+def test_arrays_keep_the_order_of_their_bytes(shape, dtype):
+    image = stored(RNG.random(shape), dtype)
+    result = restore(Square(), image)
+    assert result.dtype == image.dtype
+    np.testing.assert_array_equal(result, restore(Square(), image.astype(image.dtype.newbyteorder("="))))
+
+
 @pytest.mark.parametrize(
     ("image", "advice"),
     [

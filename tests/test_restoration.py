@@ -137,15 +137,26 @@ def test_pillow_images_keep_size_alpha_and_profile(mode):
         np.testing.assert_array_equal(np.asarray(result)[..., :3], restore(MODEL, colour))
 
 
-@pytest.mark.parametrize(("mode", "key", "want"), [("RGB", (1, 2, 3), "RGBA"), ("L", 7, "LA")])
-def test_a_transparent_colour_becomes_an_alpha_channel(mode, key, want):
+@pytest.mark.parametrize(
+    ("mode", "key", "other", "want"),
+    [("RGB", (1, 2, 3), (9, 9, 9), "RGBA"), ("L", 7, 9, "LA"), ("1", 1, 0, "LA"), ("1", 0, 1, "LA")],
+)
+def test_a_transparent_colour_becomes_an_alpha_channel(mode, key, other, want):
     image = Image.new(mode, (4, 3), key)
-    image.putpixel((0, 0), (9, 9, 9) if mode == "RGB" else 9)
+    image.putpixel((0, 0), other)
     image.info["transparency"] = key
     result = restore(MODEL, image)
     assert result.mode == want
     assert np.asarray(result.getchannel("A")).ravel().tolist() == [255] + [0] * 11
     assert "transparency" not in result.info
+
+
+def test_a_transparent_colour_of_16_bits_is_dropped_with_a_sentence():
+    image, notes = Image.fromarray(np.full((3, 4), 7, np.uint16)), []
+    image.info["transparency"] = 7
+    result = restore(MODEL, image, note=notes.append)
+    assert (result.mode, "transparency" in result.info) == ("I;16", False)
+    assert notes == ["Pillow holds no transparency beside 16 bits a pixel: it is dropped"]
 
 
 def test_a_palette_with_transparency_comes_back_as_rgba():

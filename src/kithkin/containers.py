@@ -150,14 +150,21 @@ def _open_channels(image: np.ndarray) -> tuple[Tensor, Rebuild]:
     planes, rebuild_colour = _open_array(image[..., :3] if colours == 3 else image[..., 0])
 
     def rebuild(result: Tensor) -> np.ndarray:
-        return np.dstack([rebuild_colour(result), image[..., colours:]])
+        return np.dstack([rebuild_colour(result), image[..., colours:]]).astype(image.dtype, copy=False)
 
     return planes, rebuild
 
 
 def _open_pillow(image: Image.Image, note: Callable[[str], None]) -> tuple[Tensor, Rebuild]:
-    if image.mode in ("L", "RGB") and image.has_transparency_data:  # One colour stands for transparent.
-        image = image.convert({"L": "LA", "RGB": "RGBA"}[image.mode])
+    if image.has_transparency_data:  # In these modes, one colour stands for transparent.
+        if image.mode == "1":
+            key = image.info["transparency"]
+            image = image.convert("L")
+            image.info["transparency"] = 255 * bool(key)
+        if image.mode in ("L", "RGB"):
+            image = image.convert({"L": "LA", "RGB": "RGBA"}[image.mode])
+        elif image.mode.startswith("I;16"):
+            note("Pillow holds no transparency beside 16 bits a pixel: it is dropped")
     info = {key: value for key, value in image.info.items() if key != "transparency"}
     if image.mode in ("I", "F"):  # As the arrays that they are: floats in [0, 1] are taken, 32 bit integers are not.
         samples = np.asarray(image)
