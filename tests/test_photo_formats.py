@@ -1,6 +1,7 @@
 """HEIC, AVIF and cameras' raw files: what goes in and comes out. The files are made here."""
 
 import io
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from kithkin.cli import app
 from kithkin.errors import ImageError
 from kithkin.images import (
     Picture,
+    _ifd,
     decode_picture,
     encode_picture,
     ending_of,
@@ -56,12 +58,30 @@ def test_pixels_and_all_that_the_file_says_come_back(suffix):
     block = Image.Exif()
     block.load(found.exif)
     assert (block[0x010F], block.get(0x0112, 1), block.get_ifd(0x8769)[0x8827]) == ("Kit", 1, 1600)
-    if suffix != ".avif":  # into which Pillow lays it out anew
+    if suffix != ".avif":  # in which EXIF data name no orientation
         assert found.exif == picture.exif
     assert np.abs(found.pixels - PIXELS).max() < 6 / 255
     assert np.abs(found.alpha - picture.alpha).max() < 6 / 255
     assert measure_picture(data, "p") == (70, 48)
     assert Image.open(io.BytesIO(encode_picture(picture, "p.png"))).size == (70, 48)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_exif_in_an_avif_moves_nothing_and_may_be_of_rare_types(order):
+    note, page = bytes(range(256)), struct.pack(order + "II", 1, 2)
+    tags = {0x010D: _ifd.Entry(5, page), 0x0112: _ifd.Entry(3, struct.pack(order + "H", 1))}
+    block = _ifd.exif_block(tags, order, {_ifd.EXIF_IFD: {_ifd.MAKER_NOTE: _ifd.Entry(7, note)}})
+    found = decode_picture(encode_picture(Picture(PIXELS, exif=block), "p.avif"), "p").exif
+    first = _ifd.first_directory(found)
+    assert sorted(first) == [0x010D, _ifd.EXIF_IFD]
+    assert first[0x010D].raw == page
+    assert (len(found), found.index(note)) == (len(block), block.index(note))
+
+
+def test_damaged_exif_is_left_out_of_an_avif_with_a_sentence():
+    picture = Picture(PIXELS, exif=b"no EXIF data")
+    assert losses(picture, "p.avif") == ["the EXIF data are damaged, and AVIF holds only sound ones: they are dropped"]
+    assert decode_picture(encode_picture(picture, "p.avif"), "p").exif is None
 
 
 def test_heic_holds_ten_bits():

@@ -115,6 +115,18 @@ def has_maker_note(exif: bytes) -> bool:
     return EXIF_IFD in first and MAKER_NOTE in _below(exif, first[EXIF_IFD], byte_order(exif), False)
 
 
+def without(exif: bytes, tag: int) -> bytes:
+    """Return a sound EXIF block without a tag of its first directory; nothing else that it points to moves."""
+    order = byte_order(exif)
+    (at,) = struct.unpack_from(order + "I", exif, 4)
+    (count,) = struct.unpack_from(order + "H", exif, at)
+    end = at + 2 + 12 * count
+    entries = [exif[entry : entry + 12] for entry in range(at + 2, end, 12)]
+    kept = [entry for entry in entries if struct.unpack_from(order + "H", entry) != (tag,)]
+    directory = struct.pack(order + "H", len(kept)) + b"".join(kept) + exif[end : end + 4]
+    return exif[:at] + directory.ljust(end + 4 - at, b"\0") + exif[end + 4 :]
+
+
 def _below(data: bytes, pointer: Entry, order: str, big: bool) -> Tags:
     if len(pointer.raw) != 4:
         raise ValueError("a pointer of another size")

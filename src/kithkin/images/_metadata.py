@@ -85,9 +85,10 @@ def _exif(picture: Picture, kind: str) -> Choice:
         return None, "BMP holds no EXIF data: they are dropped"
     if kind == "JPEG" and len(exif) > most:
         return None, f"JPEG holds at most {most} bytes of EXIF data: they are dropped"
-    if kind == "TIFF" and not _ifd.is_sound(exif):
-        return None, "the EXIF data are damaged, and TIFF holds only sound ones: they are dropped"
-    return exif, None
+    if kind in ("TIFF", "AVIF") and not _ifd.is_sound(exif):
+        return None, f"the EXIF data are damaged, and {kind} holds only sound ones: they are dropped"
+    # Pillow lays EXIF data that name an orientation out anew for an AVIF. That moves makers' notes, and fails for some.
+    return _ifd.without(exif, _ifd.ORIENTATION) if kind == "AVIF" else exif, None
 
 
 def _xmp(picture: Picture, kind: str) -> Choice:
