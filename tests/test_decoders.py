@@ -209,6 +209,43 @@ def test_a_png_without_its_end_is_complete_only_with_all_pixels():
         decode_picture(data[:33] + halves[0], "p.png")
 
 
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize(
+    ("colour", "samples"),
+    [(2, RGB8), (0, ONE8), (0, ONE16), (6, np.dstack([RGB8, ONE8]))],
+    ids=lambda value: str(value)[:1],
+)
+def test_a_png_of_fewer_pixels_than_its_header_says_is_refused(colour, samples, interlaced):
+    """Its checksums are right and its pixel data reach their end."""
+    every = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    passes = every if interlaced else ((0, 0, 1, 1),)
+    bits = 8 * samples.itemsize
+
+    def png(samples, rows=None):
+        big = samples.astype(samples.dtype.newbyteorder(">"))
+        lines = [b"\0" + row.tobytes() for x, y, across, down in passes for row in big[y::down, x::across]]
+        header = struct.pack(">IIBBBBB", 14, 10, bits, colour, 0, 0, interlaced)
+        body = chunk(b"IDAT", zlib.compress(b"".join(lines[:rows])))
+        return PNG[:8] + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
+
+    for whole in (samples, np.zeros_like(samples)):  # A picture may be black.
+        found = decode_picture(png(whole), "p.png").pixels
+        unit = whole[..., :3] / np.iinfo(samples.dtype).max
+        np.testing.assert_allclose(found, np.broadcast_to(unit, found.shape), atol=1e-6)
+        for rows in (-1, -3, 1):
+            with pytest.raises(ImageError, match="fewer pixels than the PNG says"):
+                decode_picture(png(whole, rows), "p.png")
+
+
+def test_a_png_of_single_bits_may_be_black_and_must_be_whole():
+    for width in (1, 8, 9):
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 10, 1, 0, 0, 0, 0))
+        row = b"\0" + bytes(-(-width // 8))
+        assert decode_picture(PNG[:8] + header + chunk(b"IDAT", zlib.compress(row * 10)), "p.png").pixels.max() == 0
+        with pytest.raises(ImageError, match="fewer pixels than the PNG says"):
+            decode_picture(PNG[:8] + header + chunk(b"IDAT", zlib.compress(row * 9)) + chunk(b"IEND", b""), "p.png")
+
+
 @pytest.mark.parametrize("quality", [20, 90])
 @pytest.mark.parametrize("what", ["noise", "smooth", "flat"])
 def test_a_jpeg_without_its_end_is_complete_only_with_all_pixels(what, quality):

@@ -45,6 +45,8 @@ _LENGTHS = {
     b"tIME": (7,),
 }
 _END = b"\0\0\0\0IEND\xaeB`\x82"
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""Of an interlaced picture: where its pixels begin across and down, and how far apart they are."""
 
 
 def png_size(data: bytes) -> tuple[int, int]:
@@ -71,13 +73,16 @@ def read_png(data: bytes) -> Picture:
     """Decode a PNG file. Raises Refusal, or what Pillow and imagecodecs raise on damage."""
     check_size(*png_size(data))
     bits, colour = data[24:26]
-    pixels, others, notes = _checked_chunks(data)
+    pixels, packed, others, notes = _checked_chunks(data)
     chunks = dict(reversed(others))
     image = PngImagePlugin.PngImageFile(io.BytesIO(pixels))
     if bits == 16 and colour != _GRAY:
         samples = imagecodecs_for("PNG with 16 bit colour").png_decode(pixels)
     else:
         image.load()
+        # Pillow leaves rows without data black: the last ones, or every other one of an interlaced picture.
+        if not all(row.any() for row in np.asarray(image)[-2:]) and _unpacked(packed)[0] < _size_of_pixels(data):
+            raise Refusal("is damaged: it has fewer pixels than the PNG says; use another copy of it")
         samples = samples_of(image)
         if b"tRNS" in chunks and colour in (_GRAY, _RGB):
             samples = _with_key_alpha(samples, chunks[b"tRNS"], bits)
@@ -129,8 +134,9 @@ def _dpi(body: bytes) -> tuple[float, float] | None:
     return x * 0.0254, y * 0.0254
 
 
-def _checked_chunks(data: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], tuple[str, ...]]:
-    """Return the file with nothing but what its pixels need, kind and body of the other chunks, and what was damaged.
+def _checked_chunks(data: bytes) -> tuple[bytes, list[memoryview], list[tuple[bytes, bytes]], tuple[str, ...]]:
+    """Return the file with nothing but what its pixels need, those packed, kind and body of the other chunks, and what
+    was damaged.
 
     Raises Refusal where a checksum of what the pixels need is wrong, or their end is missing.
     """
@@ -166,10 +172,10 @@ def _checked_chunks(data: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], tupl
         at = end + 4
     notes = _damage([kind for kind, _ in damaged])
     if not ended:
-        if not _complete(packed):
+        if not _unpacked(packed)[1]:
             raise Refusal("is cut off: the end of the PNG is missing; use a complete copy of it")
         notes = (*notes, "the end of the PNG is missing; the pixels are complete")
-    return b"".join((*kept, _END)), others, notes
+    return b"".join((*kept, _END)), packed, others, notes
 
 
 def _needed(kind: bytes) -> bool:
@@ -189,18 +195,30 @@ def _damage(kinds: list[bytes]) -> tuple[str, ...]:
     return (f"parts of the PNG that say nothing of its pixels are damaged and not kept ({names})",) if kinds else ()
 
 
-def _complete(packed: list[memoryview]) -> bool:
-    """Whether the packed pixel data reach their end; little of what they hold is in memory at a time."""
-    unpacker = zlib.decompressobj()
+def _unpacked(packed: list[memoryview]) -> tuple[int, bool]:
+    """Return how many bytes the pixel data unpack to, little of it at a time, and whether they reach their end."""
+    unpacker, size = zlib.decompressobj(), 0
     try:
         for part in packed:
             rest: bytes | memoryview = part
             while rest and not unpacker.eof:
-                unpacker.decompress(rest, 1 << 20)
+                size += len(unpacker.decompress(rest, 1 << 20))
                 rest = unpacker.unconsumed_tail
+        size += len(unpacker.flush())
     except zlib.error:
-        return False
-    return unpacker.eof
+        return size, False
+    return size, unpacker.eof
+
+
+def _size_of_pixels(data: bytes) -> int:
+    """Return the size of unpacked pixel data that the header of a PNG asks for: rows, and a byte before each."""
+    width, height, bits, colour, *_, interlaced = struct.unpack(">IIBBBBB", data[16:29])
+    bits *= {2: 3, 4: 2, 6: 4}.get(colour, 1)
+    size = 0
+    for x, y, across, down in _PASSES if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - x) // across), -(-(height - y) // down)
+        size += rows * (1 + -(-columns * bits // 8)) if columns else 0
+    return size
 
 
 def _with_key_alpha(samples: np.ndarray, key: bytes, bits: int) -> np.ndarray:
