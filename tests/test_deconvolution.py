@@ -22,7 +22,7 @@ from kithkin.deconvolution import (
 from kithkin.errors import InputError
 from kithkin.methods import open_method
 from kithkin.restoration import restore
-from kithkin.tasks import deblur
+from kithkin.tasks import deblur, denoise, derain
 from kithkin.zoo import load_model
 
 MARGIN = 20
@@ -350,8 +350,11 @@ def test_models_for_something_else_are_refused(tmp_path):
     Image.new("RGB", (90, 90)).save(tmp_path / "photo.png")
     said = CliRunner().invoke(app, ["restore", str(tmp_path / "photo.png"), "--uniform-blur", "light"])
     assert said.exit_code == 2
-    assert "--uniform-blur: denoise-small is for denoise; add --model deblur" in said.output
+    assert "--uniform-blur is for models that deblur, denoise-small is for denoise" in said.output
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+    for task in (denoise, derain):
+        with pytest.raises(InputError, match=f"`uniform_blur` is for models that deblur, {task.__name__} is for"):
+            task(np.zeros((90, 90, 3), np.uint8), uniform_blur="light")
 
 
 def test_a_method_names_its_curve():

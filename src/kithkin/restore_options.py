@@ -213,8 +213,14 @@ class RestoreOptions:
         """These options with the preset of a model's task, where none was chosen.
 
         Raises:
-            InputError: detail is asked of a model that removes other things than noise.
+            InputError: a uniform blur is to be undone by a model that doesn't deblur, or detail is asked of one that
+                removes other things than noise.
         """
+        if self.task not in (None, task):
+            raise InputError(
+                f"restore: `uniform_blur` is for models that {self.task}, {name} is for {task}; take the model "
+                f"{self.task}, or leave it out"
+            )
         options = self if self.preset else replace(self, preset=default_preset(task))
         if options.amounts.detail and task in ("derain", "deblur"):
             raise InputError(

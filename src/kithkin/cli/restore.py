@@ -238,11 +238,7 @@ def _for_model(name: str, options: "RestoreOptions") -> "RestoreOptions":
     from kithkin.zoo import find_model, split_grouping
 
     card = find_model(split_grouping(name)[0])
-    if card is None:
-        return options
-    if options.task not in (None, card.task):
-        raise InputError(f"--uniform-blur: {card.name} is for {card.task}; add --model {options.task}, or leave it out")
-    return options.for_model(card.name, card.task)
+    return options if card is None else options.for_model(card.name, card.task)
 
 
 def _open(name: str, device: str | None, backend: str | None) -> "OpenedModel[Any]":
