@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import kithkin
+from kithkin import blending, load_model
 from kithkin.errors import ImageError, InputError
 from kithkin.images import Picture, read_picture, write_picture
 from kithkin.model import KiT
@@ -120,6 +121,35 @@ def test_denoise_removes_noise_and_reads_the_weights_once(monkeypatch):
     assert np.square(first - clean).mean() < np.square(noisy - clean).mean() / 10
     monkeypatch.setattr(kithkin.tasks, "load_model", lambda *a, **k: pytest.fail("the weights were read again"))
     np.testing.assert_array_equal(kithkin.denoise(noisy, device="cpu"), first)
+
+
+@pytest.mark.parametrize("name", ["denoise-tiny", "deblur-tiny", "denoise-gaussian-tiny[k=2]"])
+@pytest.mark.parametrize("default", ["float64", "another device"])
+def test_defaults_that_a_caller_set_in_torch_change_nothing(name, default):
+    rng = np.random.default_rng(0)
+    image = rng.random((9, 10, 3)).repeat(8, 0).repeat(8, 1).astype(np.float32)
+    image[:, 4:] = sum(image[:, 4 - i : 80 - i] for i in range(5)) / 5  # for the uniform blur
+
+    def results():
+        blending._transform.cache_clear()
+        network = load_model(name)
+        asked = {"uniform_blur": "stored"} if name == "deblur-tiny" else {"preset": "natural"}
+        return [
+            restore(network, image[:8], tile=64, overlap=16),
+            restore(network, image[:, :72, 0], note=str, **asked),
+        ]
+
+    expected = results()
+    # The meta device stands in for a GPU.
+    torch.set_default_dtype(torch.float64) if default == "float64" else torch.set_default_device("meta")
+    try:
+        found = results()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        blending._transform.cache_clear()
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def imported_by(code):

@@ -99,7 +99,7 @@ def _noise(padded: Tensor, bright: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # Where nothing was changed, as in black borders, there is nothing to learn.
     noisy = energies.sum((1, 2)) > 0
     if not noisy.any():
-        return energies[0], torch.ones(_LEVELS), torch.zeros(_LEVELS - 1)
+        return energies[0], energies.new_ones(_LEVELS), energies.new_zeros(_LEVELS - 1)
     energies, means = energies[noisy], means[noisy]
     noise = energies.median(0).values.clamp_min(1e-20)
     groups = means.argsort().tensor_split(_LEVELS)
@@ -122,8 +122,9 @@ def _coefficients(plane: Tensor) -> Tensor:
 @cache
 def _transform() -> tuple[Tensor, Tensor]:
     """The orthonormal cosine transform (8, 8), and a window whose squares add up to one where blocks overlap."""
-    at = torch.arange(_SIDE) + 0.5
-    transform = torch.cos(torch.pi / _SIDE * torch.arange(_SIDE)[:, None] * at) * (2 / _SIDE) ** 0.5
+    order = torch.arange(_SIDE, dtype=torch.float32, device="cpu")
+    at = order + 0.5
+    transform = torch.cos(torch.pi / _SIDE * order[:, None] * at) * (2 / _SIDE) ** 0.5
     transform[0] /= 2**0.5
     sine = torch.sin(torch.pi / _SIDE * at)
     return transform, sine[:, None] * sine

@@ -71,7 +71,7 @@ def read_model(path: str | Path) -> KiT:
             model = outline(KiTConfig.from_dict(json.loads(header["config"])), _shapes_of(file))
             for module in model.modules():
                 if isinstance(module, KNNLocalAttention):
-                    module.rotations = torch.empty(tuple(module.rotations.shape))
+                    module.rotations = torch.empty(tuple(module.rotations.shape), dtype=torch.float32, device="cpu")
                     module.redraw_rotations()
             # Copies, since what the file gives may lie in the file.
             weights = {name: file.get_tensor(name).to(torch.float32, copy=True) for name in model.state_dict()}

@@ -255,7 +255,7 @@ class Tiled(Composition):
         ]
         waiting, early = list(tiles), dict[Tile, Tensor]()
 
-        out, band = torch.empty(image.shape), torch.empty(channels, rows.size, width)
+        out, band = (image.new_empty(size, dtype=torch.float32) for size in (image.shape, (channels, rows.size, width)))
         progress(0.0)
         for i, top in enumerate(rows.starts):
             bottom = min(top + rows.size, height)
@@ -294,7 +294,7 @@ def _crossfade(canvas: Tensor, piece: Tensor, start: int, covered: int, *, dim: 
     """
     length = piece.shape[dim]
     shared = min(max(covered - start, 0), length)
-    ramp = ((torch.arange(shared) + 0.5) / max(shared, 1)).view([-1 if d == dim else 1 for d in range(3)])
+    ramp = ((canvas.new_tensor(range(shared)) + 0.5) / max(shared, 1)).view([-1 if d == dim else 1 for d in range(3)])
     canvas.narrow(dim, start, shared).lerp_(piece.narrow(dim, 0, shared), ramp)
     canvas.narrow(dim, start + shared, length - shared).copy_(piece.narrow(dim, shared, length - shared))
 

@@ -177,10 +177,10 @@ def regrouped(model: KiT, *, k: int, n_hashes: int) -> KiT:
     """
     if not _has_attention(model):
         raise InputError("regrouped: this network has no k-NN attention, so there is no k or h to change; take another")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         changed = KiT(replace(model.config, k=k, n_hashes=n_hashes))
     changed.load_state_dict(model.state_dict())
-    return changed.to(next(model.parameters()).device).eval()
+    return changed.to(next(model.parameters()).device, torch.float32).eval()
 
 
 def _has_attention(model: KiT) -> bool:

@@ -1,6 +1,7 @@
 """Undo a known blur, measure what a blur leaves unexplained, and estimate the noise in a picture."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def deconvolve(image: Tensor, kernel: Tensor, *, sigma: float) -> Tensor:
     transfer = spectrum(kernel.float(), size)
     weight = max((sigma / 25.5) ** 2, LEAST_WEIGHT)
     inverse = transfer.conj() / (transfer.abs() ** 2 + weight * gradient_power(size) + DAMPING)
-    result = torch.empty(image.shape, dtype=torch.float32)
+    result = image.new_empty(image.shape, dtype=torch.float32)
     for plane, out in zip(image.float(), result, strict=True):
         wide = closed(plane, margin)
         for fill in range(FILLS):
@@ -74,8 +75,9 @@ def noise_level(image: Tensor) -> float:
     It is told from what a mask leaves of the picture that takes out planes and straight edges; in a blurred picture
     little else is left.
     """
-    mask = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])
-    left = F.conv2d(image.float()[:, None], mask[None, None]).abs().mean()
+    image = image.float()
+    mask = image.new_tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])
+    left = F.conv2d(image[:, None], mask[None, None]).abs().mean()
     return max(255 * math.sqrt(math.pi / 2) / 6 * float(left), QUIETEST)
 
 
@@ -84,9 +86,9 @@ def closed(plane: Tensor, margin: int) -> Tensor:
     height, width = plane.shape
     right = _fast(width + margin) - width
     below = _fast(height + margin) - height
-    ramp = torch.arange(1, right + 1) / (right + 1)
+    ramp = plane.new_tensor(range(1, right + 1)) / (right + 1)
     plane = torch.cat([plane, torch.lerp(plane[:, -1:], plane[:, :1], ramp)], dim=1)
-    ramp = (torch.arange(1, below + 1) / (below + 1))[:, None]
+    ramp = (plane.new_tensor(range(1, below + 1)) / (below + 1))[:, None]
     return torch.cat([plane, torch.lerp(plane[-1:], plane[:1], ramp)], dim=0)
 
 
@@ -103,8 +105,9 @@ def _fast(length: int) -> int:
 
 
 def difference_spectra(size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    across = torch.exp(2j * math.pi * torch.fft.rfftfreq(size[1])) - 1
-    down = torch.exp(2j * math.pi * torch.fft.fftfreq(size[0])) - 1
+    kind: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    across = torch.exp(2j * math.pi * torch.fft.rfftfreq(size[1], **kind)) - 1
+    down = torch.exp(2j * math.pi * torch.fft.fftfreq(size[0], **kind)) - 1
     return across[None], down[:, None]
 
 

@@ -42,7 +42,7 @@ def estimate_kernel(image: Tensor, *, size: int = constants.SIZE) -> Tensor:
     gray = image[:, top : top + constants.WINDOW, left : left + constants.WINDOW].float().mean(0)
     gray = closed(gray, size)
     edges = constants.EDGES
-    kernel = torch.zeros(3, 3)
+    kernel = gray.new_zeros(3, 3)
     kernel[1, :2] = 0.5
     for scale, radius in _sizes(size // 2):
         small = _resized(gray, [round(side * scale) for side in gray.shape])
@@ -94,7 +94,7 @@ def _kernel_between(
     power = sum(a.abs() ** 2 for a in given)
     whole = torch.fft.irfft2(shared / (power + smooth), s=sharp.shape)
     around = whole.roll((2 * radius, 2 * radius), (0, 1))[: 4 * radius + 1, : 4 * radius + 1]
-    row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    row = around.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
     local = F.conv2d(around[None, None], torch.outer(row, row)[None, None], padding=2)[0, 0]
     inside = (slice(radius, 3 * radius + 1),) * 2
     beside = torch.ones_like(local, dtype=torch.bool)
@@ -111,14 +111,14 @@ def _kernel_between(
 def _large_parts(kernel: Tensor) -> Tensor:
     """Where the connected parts lie that have a share of the sum which isn't small, and the largest in any case."""
     positive = kernel > 0
-    labels = torch.arange(1.0, kernel.numel() + 1).view_as(kernel) * positive
+    labels = kernel.new_tensor(range(1, kernel.numel() + 1)).view_as(kernel) * positive
     while True:
         grown = F.max_pool2d(labels[None, None], 3, stride=1, padding=1)[0, 0] * positive
         if torch.equal(grown, labels):
             break
         labels = grown
     index = labels.long()
-    sums = torch.zeros(kernel.numel() + 1).index_add(0, index.flatten(), kernel.flatten())
+    sums = kernel.new_zeros(kernel.numel() + 1).index_add(0, index.flatten(), kernel.flatten())
     return positive & (sums[index] >= min(constants.SMALL_PART * kernel.sum(), sums.max()))
 
 
@@ -127,7 +127,7 @@ def _centred(kernel: Tensor) -> Tensor:
     its square is cut off."""
     kernel = kernel / kernel.sum()
     side = len(kernel)
-    places = torch.arange(side) - (side - 1) / 2
+    places = kernel.new_tensor(range(side)) - (side - 1) / 2
     steps = [-round(float((kernel.sum(1 - axis) * places).sum())) for axis in (0, 1)]
     moved = F.pad(kernel, [side] * 4).roll(steps, (0, 1))[side:-side, side:-side]
     return moved / moved.sum()

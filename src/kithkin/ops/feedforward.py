@@ -51,7 +51,7 @@ def feed_forward(x: Tensor, parameters: Sequence[Tensor], epsilon: float = 1e-5)
 @operator("feed_forward", gradient=True)
 def _forward(x: Tensor, parameters: Sequence[Tensor], epsilon: float) -> tuple[Tensor, Tensor]:
     """The result, and the widened map for the backward pass."""
-    out, hidden = torch.empty(x.shape), torch.empty(*x.shape[:3], parameters[2].shape[0])
+    out, hidden = x.new_empty(x.shape), x.new_empty(*x.shape[:3], parameters[2].shape[0])
     if x.numel():
         native.feed_forward("kithkin_feed_forward", (x, *parameters), epsilon, out=out, hidden=hidden)
     return out, hidden
@@ -67,7 +67,7 @@ def _backward(
     grad: Tensor, x: Tensor, parameters: Sequence[Tensor], hidden: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x, and of all parameters in one row of numbers."""
-    d_x, d_parameters = torch.empty(x.shape), torch.empty(sum(p.numel() for p in parameters))
+    d_x, d_parameters = x.new_empty(x.shape), x.new_empty(sum(p.numel() for p in parameters))
     if not x.numel():
         return d_x, d_parameters.zero_()
     given = {"hidden": hidden, "grad": grad, "d_x": d_x, "d_parameters": d_parameters}

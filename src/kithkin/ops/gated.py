@@ -70,7 +70,7 @@ def _gate(x: Tensor) -> Tensor:
 
 @operator("gated_block", gradient=True)
 def _forward(x: Tensor, parameters: Sequence[Tensor], epsilon: float) -> Tensor:
-    out = torch.empty(x.shape)
+    out = x.new_empty(x.shape)
     if x.numel():
         native.gated_block("kithkin_gated_block", (x, *parameters), epsilon, out=out)
     return out
@@ -84,7 +84,7 @@ def _(x: Tensor, parameters: Sequence[Tensor], epsilon: float) -> Tensor:
 @operator("gated_block_backward", gradient=False)
 def _backward(grad: Tensor, x: Tensor, parameters: Sequence[Tensor], epsilon: float) -> tuple[Tensor, Tensor]:
     """Gradients of x, and of all parameters in one row of numbers."""
-    d_x, d_parameters = torch.empty(x.shape), torch.empty(sum(p.numel() for p in parameters))
+    d_x, d_parameters = x.new_empty(x.shape), x.new_empty(sum(p.numel() for p in parameters))
     if not x.numel():
         return d_x, d_parameters.zero_()
     given = {"grad": grad, "d_x": d_x, "d_parameters": d_parameters}

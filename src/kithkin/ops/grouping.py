@@ -79,7 +79,7 @@ class PatchGroups:
 
     def _check_values(self) -> None:
         """Kernels read and write at these places, so a wrong one is refused before."""
-        seen = torch.zeros(self.order.shape, dtype=torch.bool)
+        seen = self.order.new_zeros(self.order.shape, dtype=torch.bool)
         try:
             named = bool(seen.scatter_(2, self.order, True).all())
         except RuntimeError:  # a place that is none

@@ -244,7 +244,7 @@ def forward(
         InputError: a shape, dtype or device doesn't fit.
     """
     _check_patches(groups, n_heads, query, key, value)
-    out = torch.empty(query.shape, dtype=torch.float32)
+    out = query.new_empty(query.shape, dtype=torch.float32)
     total = out.new_empty(query.shape[0] * query.shape[1], n_heads)
     tensors = {"query": query, "key": key, "value": value, "out": out, "total": total}
     top = torch.empty_like(total)
@@ -273,7 +273,7 @@ def backward(
     _expect("native", torch.float32, norm=(norm, (query.shape[0] * query.shape[1], n_heads)))
     grad, norm = grad.contiguous(), norm.contiguous()
     delta = (_by_head(grad.float(), n_heads) * _by_head(out.float(), n_heads)).sum(dim=(1, 3))
-    sums = [torch.zeros(x.shape, dtype=torch.float32) for x in (query, key, value)]
+    sums = [x.new_zeros(x.shape, dtype=torch.float32) for x in (query, key, value)]
     gradients = dict(zip(("d_query", "d_key", "d_value"), sums, strict=True))
     tensors = {"query": query, "key": key, "value": value, "grad": grad, "norm": norm, "delta": delta}
     _run("kithkin_backward", {**tensors, **gradients}, groups, paper, n_heads)
