@@ -8,7 +8,7 @@ ours and peers, in one process and under one clock.
 PSNR is of protocol ``gaussian``, on the sets that are named and on the photographs set aside from TRAINING
 (``validation_sets.tsv``); ``--csv`` keeps what is measured, so a second run takes its values over and measures times
 alone. ``-m`` takes what ``kithkin eval`` takes: our models, ``nlm``, ``bm3d``, an .onnx file. Our networks and FFDNet
-run in float32 and under bfloat16 autocast.
+run in float32 and, where the CPU has instructions for products in bfloat16, under its autocast too.
 
 Times: one picture with noise of sigma 25, the same for all. The methods alternate, round after round; a method leaves
 when it has spent its budget, so that a slow one holds up nobody. The least time counts; beside it stands the median
@@ -39,6 +39,7 @@ from kithkin.errors import InputError
 from kithkin.evaluation import evaluate
 from kithkin.images import read_picture
 from kithkin.methods import Method, ModelMethod, open_method, run_method
+from kithkin.ops import multiplies_bfloat16
 
 from ffdnet import FFDNet, open_ffdnet
 from measure import RESULTS, in_a_new_process, keep, peak_extra_megabytes
@@ -108,12 +109,13 @@ class Listed:
 
 
 def open_all(specs: list[str], wheel: Path | None) -> list[InPrecision]:
-    """Every method in every precision that it has."""
+    """Every method in every precision that it has. Without instructions for it, bfloat16 takes ten times as long."""
     found = []
     for spec in [REFERENCE] * bool(wheel) + specs:
         method = open_one(spec, wheel)
         # `kithkin restore` computes in bfloat16 for networks of this kind alone.
-        both = isinstance(method, FFDNet) or (isinstance(method, ModelMethod) and bool(method.model.config.blocks))
+        blocks = isinstance(method, ModelMethod) and bool(method.model.config.blocks)
+        both = (blocks or isinstance(method, FFDNet)) and multiplies_bfloat16("cpu")
         found.append(InPrecision(spec, method, "float32"))
         found += [InPrecision(spec, open_one(spec, wheel, "bfloat16"), "bfloat16")] if both else []
     if len({method.name for method in found}) < len(found):

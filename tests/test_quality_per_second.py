@@ -72,6 +72,7 @@ def test_a_run_measures_writes_and_draws(tmp_path, monkeypatch, weights, ours):
     monkeypatch.setattr(quality_per_second, "RESULTS", tmp_path)
     # In a process of its own it takes seconds; what that process does is the next test.
     monkeypatch.setattr(quality_per_second, "peak", lambda method, args: 1.5)
+    monkeypatch.setattr(quality_per_second, "multiplies_bfloat16", lambda device: True)
     (tmp_path / "toy").mkdir()
     for i in range(2):
         pixels = np.random.default_rng(i).random((40, 48, 3), dtype=np.float32)
@@ -123,6 +124,12 @@ def test_bfloat16_runs_under_autocast(ours):
     assert seen == [False, ("spy", "-float32"), True, ("spy bfloat16", "-bfloat16")]
     with pytest.raises(InputError, match="named twice"):
         quality_per_second.open_all([str(ours), str(ours)], None)
+
+
+def test_a_cpu_without_bfloat16_products_runs_float32_alone(monkeypatch, weights, ours):
+    for able, expected in ((True, ["float32", "bfloat16"] * 2), (False, ["float32"] * 2)):
+        monkeypatch.setattr(quality_per_second, "multiplies_bfloat16", lambda device, able=able: able)
+        assert [m.precision for m in quality_per_second.open_all([str(ours)], weights)] == expected
 
 
 def test_a_slow_method_leaves_and_ratios_are_of_one_round():
