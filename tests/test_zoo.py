@@ -4,12 +4,14 @@ import hashlib
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from kithkin import cli, zoo
+from kithkin import cli, restore, zoo
 from kithkin.checkpoint import save_model
 from kithkin.config import load_config
+from kithkin.data.degrade import noise_example
 from kithkin.errors import CheckpointError, InputError
 from kithkin.images import read_picture
 from kithkin.metrics import psnr
@@ -38,6 +40,15 @@ def test_shipped_weights_are_sound(name):
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
     assert card.sources
     assert card.measured
+
+
+def test_white_under_the_noise_of_a_file_stays_white():
+    """A file clips noise, so that the mean of noisy white lies below white. The default denoiser has learned that."""
+    noisy, _ = noise_example("luminance25", np.ones((64, 64, 3), np.float32), 0)
+    assert noisy.max() == 1
+    assert 255 * (1 - noisy.mean()) > 9
+    restored = restore(zoo.load_model("denoise-small"), noisy)
+    assert 255 * (1 - restored[8:-8, 8:-8].mean()) < 1.5
 
 
 def test_a_task_names_its_default():
