@@ -8,6 +8,7 @@ block: ``c`` two dense 3×3 convolutions, ``n`` the same after a LayerNorm, ``g`
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,8 @@ class Plan:
             scaled cosine to Eq. 10's logit; 0 has none.
         temperature: Eq. 10's logit is the cosine of query and key, flattened patches, times a factor that each layer
             learns; a candidate that several rounds find counts once.
+        heads: of the attention; with more than one, a layer mixes their results.
+        stencils: a 3×3 depth-wise convolution of query, key and value before they are cut into patches.
         meter: the noise level, measured in windows of 32 pixels, scales the features of every stage.
         full: channels of two convolutions at the picture's own resolution, before and after the U; 0 has none, and
             the picture is folded to half its sides (pixel unshuffle).
@@ -55,6 +58,8 @@ class Plan:
     grouping: str = "hash"
     descriptor: int = 0
     temperature: bool = False
+    heads: int = 1
+    stencils: bool = False
     meter: bool = False
     full: int = 0
 
@@ -69,9 +74,13 @@ class Attention(KNNLocalAttention):
     clean: Tensor | None = None
 
     def __init__(self, channels: int, plan: Plan, seed: int) -> None:
-        if plan.descriptor and (plan.temperature or plan.grouping.endswith("scales")):
-            raise InputError("variant_networks: a descriptor goes with neither a temperature nor two scales")
-        super().__init__(channels, k=1 if plan.grouping == "self" else plan.k, n_hashes=plan.n_hashes, seed=seed)
+        scales, several = plan.grouping.endswith("scales"), plan.heads > 1
+        if plan.descriptor and (several or plan.stencils):
+            raise InputError("variant_networks: a descriptor goes with neither heads nor stencils")
+        if ((plan.descriptor or several) and (plan.temperature or scales)) or (plan.stencils and scales):
+            raise InputError("variant_networks: a temperature or two scales go with no descriptor, heads or stencils")
+        k = 1 if plan.grouping == "self" else plan.k
+        super().__init__(channels, k=k, n_hashes=plan.n_hashes, n_heads=plan.heads, seed=seed)
         self.sorted_by, self.descriptor = plan.grouping, plan.descriptor
         if plan.descriptor:
             inner = channels - plan.descriptor
@@ -82,7 +91,9 @@ class Attention(KNNLocalAttention):
                 self.rotations = torch.empty(plan.n_hashes, plan.descriptor, self.rotations.shape[-1])
                 self.redraw_rotations()
         self.log_temperature = nn.Parameter(torch.tensor(10.0).log()) if plan.temperature else None
-        self.coarse_bias = nn.Parameter(torch.zeros(channels)) if plan.grouping.endswith("scales") else None
+        self.coarse_bias = nn.Parameter(torch.zeros(channels)) if scales else None
+        wide = 3 * channels
+        self.stencils = nn.Conv2d(wide, wide, 3, padding=1, groups=wide) if plan.stencils else None
 
     def group(self, hashed: Tensor) -> PatchGroups:
         count = hashed.shape[1]
@@ -147,9 +158,20 @@ class Attention(KNNLocalAttention):
             if self.coarse_bias is not None:
                 coarse = self._coarse(x)
                 hashed, projected = (torch.cat([patches, y], dim=1) for y in (coarse, coarse + self.coarse_bias))
-            attend = knn_local_attention if self.log_temperature is None else self._tempered
-            out = attend(*self._project(projected), self.group(hashed))[:, : patches.shape[1]]
+            attend = partial(knn_local_attention, n_heads=self.n_heads)
+            if self.log_temperature is not None:
+                attend = self._tempered
+            out = self.output_proj(attend(*self._seen(projected), self.group(hashed))[:, : patches.shape[1]])
         return unpartition(out, size, (x.shape[1], x.shape[2]))[:, :height, :width]
+
+    def _seen(self, patches: Tensor) -> tuple[Tensor, ...]:
+        """Query, key and value of (B, N, P, C)."""
+        projected = self._project(patches)
+        if self.stencils is None:
+            return projected
+        sides = (self.shape[0] * self.patch_size, self.shape[1] * self.patch_size)
+        wide = unpartition(torch.cat(projected, dim=-1), self.patch_size, sides).permute(0, 3, 1, 2)
+        return partition(self.stencils(wide).permute(0, 2, 3, 1), self.patch_size).chunk(3, dim=-1)
 
     def _coarse(self, x: Tensor) -> Tensor:
         """The patches of a map (B, H, W, C) at half its size, which is extended to whole ones: (B, N', P, C)."""

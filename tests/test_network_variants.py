@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from kithkin.errors import InputError
+from kithkin.layers import KNNLocalAttention
 from kithkin.ops import partition, unpartition
 from kithkin.ops.reference import aggregate, candidates_of_each_patch, pairwise_attention, pairwise_weights
 
@@ -85,6 +87,36 @@ def test_a_descriptor_adds_a_scaled_cosine_to_the_pair_s_logit():
     torch.testing.assert_close(layer(x), unpartition(expected[None], 4, (16, 32)), rtol=1e-4, atol=1e-5)
 
 
+def test_heads_are_those_of_the_package():
+    layer, package = Attention(8, Plan(grouping="self", heads=2), seed=0), KNNLocalAttention(8, k=1, n_heads=2)
+    package.load_state_dict(layer.state_dict())
+    x = normal(1, 16, 32, 8)
+    torch.testing.assert_close(layer(x), package(x))
+    package.n_heads = 1
+    assert not torch.allclose(layer(x), package(x), atol=1e-3)
+
+
+def test_stencils_reach_over_the_edges_of_patches():
+    """A stencil of one step to the left is the same as a picture that is moved to the left."""
+    layer = Attention(8, Plan(grouping="windows", stencils=True), seed=0)
+    for projection in (layer.query_proj, layer.key_proj, layer.value_proj):
+        torch.nn.init.zeros_(projection.bias)
+    torch.nn.init.zeros_(layer.stencils.bias)
+    layer.stencils.weight.data = torch.zeros(24, 1, 3, 3).index_fill(3, torch.tensor([2]), 1) * torch.eye(3)[1][:, None]
+    x = normal(1, 16, 32, 8)
+    left = F.pad(x[:, :, 1:], (0, 0, 0, 1))
+    moved = layer(x)
+    layer.stencils = None
+    torch.testing.assert_close(moved, layer(left))
+
+
+@pytest.mark.parametrize("choice", [{"heads": 2}, {"stencils": True}])
+def test_choices_that_do_not_go_together_are_refused(choice):
+    for other in ({"descriptor": 2}, {"grouping": "scales"}):
+        with pytest.raises(InputError, match="go"):
+            Attention(8, Plan(**choice, **other), seed=0)
+
+
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_a_temperature_weighs_every_candidate_once_by_its_cosine(rounds):
     layer = Attention(8, Plan(temperature=True, n_hashes=rounds), seed=0).eval()
@@ -131,6 +163,7 @@ def test_two_scales_meet_in_one_row_and_the_fine_patches_are_returned(grouping):
         Plan(blocks="na cf g ac n", width=8, grouping="scales"),
         Plan(blocks="na cf g ac n", width=8, temperature=True),
         Plan(blocks="na cf g ac n", width=8, descriptor=2, meter=True),
+        Plan(blocks="na cf g ac n", width=8, heads=2, stencils=True),
         Plan(blocks="c c c c c", width=8, full=4),
         Plan(width=8, grouping="windows"),
     ],
