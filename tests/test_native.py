@@ -233,7 +233,7 @@ def test_where_networks_are_slow_for_want_of_a_compiler_the_command_says_so_once
     arguments = ["restore", str(tmp_path / "a.png"), "-m", "denoise-tiny", "--device", "cpu"]
     found = CliRunner().invoke(app, arguments)
     assert found.exit_code == 0
-    assert found.stderr.count("python -m kithkin.ops.kernels.build") == 1
+    assert found.stderr.count("python -m kithkin.ops.kernels") == 1
     with pytest.warns(UserWarning, match=r"python -m kithkin\.ops\.kernels\.build"):
         kithkin.restore(load_model("denoise-tiny"), torch.rand(3, 32, 32))
 

@@ -20,7 +20,7 @@ from kithkin.ops.kernels.build import INSTRUCTION_SETS, level, library
 from kithkin.ops.library import constant_when_compiled
 
 DTYPES = (torch.float32, torch.bfloat16)
-REMEDY = "python -m pip install ziglang && python -m kithkin.ops.kernels.build"
+REMEDY = "python -m pip install ziglang && python -m kithkin.ops.kernels"
 MOST_LANES = 16  # floats of the widest vector that any instruction set has
 
 _MAP = ("threads", "batch", "height", "width", "channels")

@@ -1,8 +1,8 @@
 """Compile the CPU kernels with the C++ compiler of the machine.
 
-Installing the package does this; in a source tree: ``python -m kithkin.ops.kernels.build``. That
-makes the library for the richest instruction set that this processor runs. Where there is no
-compiler, ``pip install ziglang`` brings one. Environment variables change what is made:
+Installing the package does this; in a source tree: ``python -m kithkin.ops.kernels``. That makes
+the library for the richest instruction set that this processor runs. Where there is no compiler,
+``pip install ziglang`` brings one. Environment variables change what is made:
 
 - ``KITHKIN_TARGET=TAG``: every instruction set for another system or an older one (``TARGETS``), by
   zig's compiler.
@@ -145,10 +145,3 @@ def _run(command: list[str], to: Path) -> Path:
         lines = [line for line in found.stderr.splitlines() if "error" in line] or ["no message"]
         raise RuntimeError(f"{command[0]} failed: {lines[0]}")
     return to
-
-
-if __name__ == "__main__":
-    try:
-        print("\n".join(path.name for path in build()))
-    except RuntimeError as error:
-        sys.exit(f"kithkin: {error}")
