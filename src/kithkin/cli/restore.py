@@ -197,7 +197,7 @@ def restore(
             reporter = restore_with(pool, model, places, manifest, options, as_json)
         else:
             plan = plan_files(paths, out=out, ending=ending, compare=compare, overwrite=overwrite)
-            options = _for_model(model, options)
+            options = _for_model(model, options)  # loads PyTorch, so it comes after the plan
             opened = _open(model, device, backend)
             from kithkin.restore_files import look_ahead, restore_files
 
