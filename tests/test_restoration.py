@@ -21,6 +21,7 @@ from kithkin.restoration import restore
 from kithkin.restore_files import Job, RestoreOptions, plan_files, restore_file, restore_files, side_by_side
 from kithkin.restorers import out_of_memory
 from kithkin.tiles import CPU_TILE, OVERLAP, cuts
+from kithkin.zoo import load_model
 
 RNG = np.random.default_rng(11)
 
@@ -425,9 +426,9 @@ def test_auto_cuts_where_a_tile_of_the_cpu_ends():
 
 
 def test_tiles_of_the_network_come_near_the_whole():
-    image = random_image(80, 150)
-    whole, tiled = restore(MODEL, image, tile="off"), restore(MODEL, image, tile=64)
-    assert (whole - image).abs().mean() > 4 * (whole - tiled).abs().mean()
+    image, model = random_image(80, 150), load_model("denoise-gaussian-tiny")
+    whole, tiled = restore(model, image, tile="off"), restore(model, image, tile=64)
+    assert (whole - image).abs().mean() > 20 * (whole - tiled).abs().mean()
 
 
 @pytest.mark.parametrize("tile", [63, 0, -64, 100.0, "512", "on", None, True])
